@@ -1,0 +1,73 @@
+# One target a folder, with its dependencies said.
+#
+#   almost_library(text SRCS rouge_l.cc … DEPS base absl::strings [TORCH])   -> target almost_text, alias almost::text
+#   almost_binary(almost-reward SRCS main.cc DEPS … [TORCH])
+#   almost_test(text_test SRCS rouge_l_test.cc … DEPS text [TORCH] [LABELS full])
+#
+# A DEPS entry that names one of our libraries is written without its prefix.
+# TORCH: the sources may include LibTorch (they then share one precompiled header).
+
+function(_almost_link target visibility)
+  foreach(dep IN LISTS ARGN)
+    if(dep MATCHES "::" OR dep MATCHES "^-" OR dep MATCHES "/")
+      target_link_libraries(${target} ${visibility} ${dep})
+    else()
+      target_link_libraries(${target} ${visibility} almost_${dep})
+    endif()
+  endforeach()
+endfunction()
+
+function(_almost_common target visibility)
+  target_include_directories(${target} ${visibility} ${CMAKE_SOURCE_DIR})
+endfunction()
+
+function(almost_library name)
+  cmake_parse_arguments(A "TORCH" "" "SRCS;DEPS" ${ARGN})
+  set(target almost_${name})
+  if(A_SRCS)
+    add_library(${target} STATIC ${A_SRCS})
+    set(visibility PUBLIC)
+    target_link_libraries(${target} PRIVATE almost_warnings)
+  else()
+    add_library(${target} INTERFACE)
+    set(visibility INTERFACE)
+  endif()
+  _almost_common(${target} ${visibility})
+  _almost_link(${target} ${visibility} ${A_DEPS})
+  if(A_TORCH)
+    almost_use_torch(${target} ${visibility})
+  endif()
+endfunction()
+
+function(almost_binary name)
+  cmake_parse_arguments(A "TORCH" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${A_SRCS})
+  target_link_libraries(${name} PRIVATE almost_warnings)
+  _almost_common(${name} PRIVATE)
+  _almost_link(${name} PRIVATE ${A_DEPS})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+  if(A_TORCH)
+    almost_use_torch(${name} PRIVATE)
+  endif()
+endfunction()
+
+function(almost_test name)
+  if(NOT ALMOST_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(A "TORCH" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${A_SRCS})
+  target_link_libraries(${name} PRIVATE almost_warnings GTest::gmock GTest::gtest_main)
+  _almost_common(${name} PRIVATE)
+  _almost_link(${name} PRIVATE ${A_DEPS})
+  if(A_TORCH)
+    almost_use_torch(${name} PRIVATE)
+  endif()
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 120)
+  endif()
+  # One test a binary: starting a process that links LibTorch costs a second.
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}"
+    ENVIRONMENT "ALMOST_SOURCE_DIR=${CMAKE_SOURCE_DIR};ALMOST_BINARY_DIR=${CMAKE_BINARY_DIR}")
+endfunction()

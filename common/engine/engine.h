@@ -1,0 +1,126 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/model/model_folder.h"
+
+// Text generation and scoring with one model: token ids in, token ids out. It knows no text and no network.
+namespace almost::engine {
+
+// How the next token is drawn. Order: logits / temperature, then top-k, top-p and min-p cut the distribution.
+struct SamplingParams {
+  double temperature = 1.0;  // 0: greedy
+  double top_p = 1.0;        // keep the smallest set of tokens whose probability reaches it; in (0, 1]
+  int top_k = 0;             // keep the k likeliest; 0: all
+  double min_p = 0.0;        // drop tokens below min_p times the likeliest's probability; in [0, 1)
+  int max_new_tokens = 16;
+  uint64_t seed = 0;
+  bool logprobs = false;
+};
+
+enum class FinishReason { kStop, kLength, kCancelled, kDeadline };
+
+struct TokenLogprobs {
+  float model;    // of the model's own distribution, in nats
+  float sampled;  // of the distribution it was drawn from, after temperature and truncation
+};
+
+struct Candidate {
+  int index = 0;                   // counted from 0, whatever first_candidate was
+  std::vector<int32_t> token_ids;  // without the end-of-text token that ended it
+  std::vector<TokenLogprobs>
+      logprobs;  // with SamplingParams::logprobs: of token_ids, then of the ending token
+  FinishReason finish_reason = FinishReason::kLength;
+};
+
+// What on_token says of the candidate it has just been shown a token of.
+enum class Continue { kYes, kStop };
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt_ids;  // not empty
+  SamplingParams sampling;
+  int first_candidate = 0;  // candidate c draws from (seed, c, position) alone: asking for 2..3 later
+  int num_candidates = 1;   // gives what asking for 0..3 at once would have given
+  std::vector<int32_t> stop_token_ids;
+  absl::Time deadline = absl::InfiniteFuture();
+
+  // Each on the engine's thread; must not block. on_token may be empty; it sees every token but a stop token.
+  std::function<Continue(int candidate, int32_t token, const TokenLogprobs&)> on_token;
+  // Once per request, the last call of all: the candidates in order, or an error.
+  std::function<void(absl::StatusOr<std::vector<Candidate>>)> on_done;
+};
+
+// Scores given continuations: log-likelihood of each token of `completion_ids` after `prompt_ids`.
+struct CompletionScoreRequest {
+  std::vector<int32_t> prompt_ids;
+  std::vector<int32_t> completion_ids;
+};
+
+struct EngineOptions {
+  // Performance.
+  int64_t kv_cache_bytes = int64_t{512} << 20;
+  int block_tokens = 16;
+  int max_batch_sequences = 64;  // running at once
+  int max_batch_tokens = 512;    // a step's prefill and decode tokens together
+  int num_threads = 1;
+  // Limits.
+  int max_queued_requests = 1024;
+};
+
+struct EngineStats {
+  int running_sequences = 0;
+  int waiting_sequences = 0;
+  double kv_cache_usage = 0;  // of the blocks, in [0, 1]
+  int64_t prompt_tokens = 0;  // since the start, prefix hits included
+  int64_t prefix_hit_tokens = 0;
+  int64_t output_tokens = 0;
+  int64_t preemptions = 0;
+  int64_t free_blocks = 0;
+  int64_t total_blocks = 0;
+};
+
+// One model, one owner thread that runs steps while there is work: continuous batching over a block KV cache.
+// Thread-safe. Results depend on the model, the request and `numerics_id` alone: not on the batch, the order,
+// the cache, chunked prefill or preemption.
+class Engine {
+ public:
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(std::shared_ptr<const ModelFolder> model,
+                                                        const EngineOptions& options);
+  // Cancels what is left (on_done with kCancelled) and joins the thread.
+  virtual ~Engine() = default;
+
+  // Queues the request; its id is for Cancel.
+  // kInvalidArgument: empty prompt, a token out of the vocabulary, a parameter out of range, or
+  // prompt + max_new_tokens over the context; kResourceExhausted: the queue is full. Nothing was queued then.
+  virtual absl::StatusOr<uint64_t> Submit(GenerationRequest request) = 0;
+  // on_done follows with kCancelled, unless it is already done. Its blocks are free after the step under way.
+  virtual void Cancel(uint64_t request_id) = 0;
+
+  // Submit and wait; results in the requests' order (their on_done is ignored).
+  std::vector<absl::StatusOr<std::vector<Candidate>>> Generate(std::vector<GenerationRequest> requests);
+
+  // Log-likelihoods, one vector per request, as long as its completion. Waits.
+  virtual absl::StatusOr<std::vector<std::vector<float>>> ScoreCompletions(
+      std::span<const CompletionScoreRequest> requests) = 0;
+
+  // The reward head's output on each sequence's last token; batch-invariant. Waits.
+  // kFailedPrecondition: the model has no reward head.
+  virtual absl::StatusOr<std::vector<float>> ScoreSequences(
+      std::span<const std::vector<int32_t>> sequences) = 0;
+
+  virtual EngineStats Stats() const = 0;
+  virtual const ModelConfig& config() const = 0;
+  // Engine version, dtype and instruction set: equal ids promise equal bits.
+  virtual const std::string& numerics_id() const = 0;
+};
+
+}  // namespace almost::engine

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace almost {
+
+// Text to token ids and back, as the model's own folder defines it. Immutable and thread-safe.
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+
+  // From a Hugging Face model folder: tokenizer.json (the `tokenizers` crate) where there is one, else
+  // tokenizer.model (SentencePiece). Special token ids come from tokenizer_config.json and, where that is
+  // silent, from config.json.
+  // kNotFound: neither file; kDataLoss: a file that does not parse; each names the path.
+  static absl::StatusOr<std::shared_ptr<const Tokenizer>> Load(const std::filesystem::path& folder);
+
+  // `text` must be valid UTF-8. With `add_special_tokens` the model's own markers (usually BOS) come too.
+  virtual std::vector<int32_t> Encode(absl::string_view text, bool add_special_tokens) const = 0;
+
+  // Valid UTF-8; bytes that end inside a character become U+FFFD. Ids out of range are skipped.
+  virtual std::string Decode(std::span<const int32_t> ids, bool skip_special_tokens) const = 0;
+
+  virtual int32_t vocab_size() const = 0;
+  virtual std::optional<int32_t> bos_id() const = 0;
+  virtual std::optional<int32_t> eos_id() const = 0;
+  // The id of a token as the vocabulary spells it, e.g. "<|endoftext|>".
+  virtual std::optional<int32_t> TokenId(absl::string_view token) const = 0;
+};
+
+// Decodes a growing sequence of ids piece by piece: the pieces joined equal Decode of the whole, and no piece
+// ends inside a character. Not thread-safe; the tokenizer must outlive it.
+class StreamDecoder {
+ public:
+  explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+
+  // The text that `id` completes; empty while a character is still partial.
+  std::string Append(int32_t id);
+  // What is still withheld, with U+FFFD for a partial character.
+  std::string Finish();
+
+ private:
+  const Tokenizer* tokenizer_;
+  std::vector<int32_t> ids_;
+  size_t prefix_begin_ =
+      0;  // ids_[prefix_begin_, emitted_end_) give the context in which new ids are decoded
+  size_t emitted_end_ = 0;
+};
+
+}  // namespace almost
