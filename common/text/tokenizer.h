@@ -35,10 +35,13 @@ class Tokenizer {
   virtual std::optional<int32_t> eos_id() const = 0;
   // The id of a token as the vocabulary spells it, e.g. "<|endoftext|>".
   virtual std::optional<int32_t> TokenId(absl::string_view token) const = 0;
+  // Whether `id` is a single raw byte of a byte-fallback vocabulary ("<0xE4>"). A run of these is decoded
+  // together, so the text of one depends on those beside it.
+  virtual bool IsBytePiece(int32_t /*id*/) const { return false; }
 };
 
-// Decodes a growing sequence of ids piece by piece: the pieces joined equal Decode of the whole, and no piece
-// ends inside a character. Not thread-safe; the tokenizer must outlive it.
+// Decodes a growing sequence of ids piece by piece: the pieces joined equal Decode of the whole (special
+// tokens skipped), and no piece ends inside a character. Not thread-safe; the tokenizer must outlive it.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
@@ -50,10 +53,8 @@ class StreamDecoder {
 
  private:
   const Tokenizer* tokenizer_;
-  std::vector<int32_t> ids_;
-  size_t prefix_begin_ =
-      0;  // ids_[prefix_begin_, emitted_end_) give the context in which new ids are decoded
-  size_t emitted_end_ = 0;
+  std::vector<int32_t> ids_;  // the last emitted ones, as the context in which new ids are decoded, and those
+  size_t emitted_end_ = 0;    // from here on, whose text is still withheld
 };
 
 }  // namespace almost
