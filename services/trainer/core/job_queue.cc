@@ -1,0 +1,358 @@
+#include "services/trainer/core/job_queue.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/ids.h"
+#include "common/base/status_macros.h"
+#include "nlohmann/json.hpp"
+
+namespace almost::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr absl::string_view kStateNames[] = {"queued", "running", "succeeded", "failed", "cancelled"};
+
+absl::Status IoError(absl::string_view what, const fs::path& path) {
+  const int error = errno;
+  const std::string message = absl::StrCat(what, " ", path.string(), ": ", std::strerror(error));
+  return error == ENOSPC || error == EDQUOT ? absl::ResourceExhaustedError(message)
+                                            : absl::InternalError(message);
+}
+
+absl::Status Synced(const fs::path& path, int flags, absl::string_view bytes) {
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+  if (fd < 0) return IoError("opening", path);
+  absl::Status status;
+  while (status.ok() && !bytes.empty()) {
+    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
+    if (written < 0 && errno != EINTR) status = IoError("writing", path);
+    if (written > 0) bytes.remove_prefix(static_cast<size_t>(written));
+  }
+  if (status.ok() && ::fsync(fd) != 0) status = IoError("syncing", path);
+  ::close(fd);
+  return status;
+}
+
+absl::Status Replace(const fs::path& path, absl::string_view bytes) {
+  const fs::path fresh = path.string() + ".new";
+  ALMOST_RETURN_IF_ERROR(Synced(fresh, O_WRONLY | O_CREAT | O_TRUNC, bytes));
+  if (::rename(fresh.c_str(), path.c_str()) != 0) return IoError("renaming", fresh);
+  const int folder = ::open(path.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0) return IoError("opening", path.parent_path());
+  const bool synced = ::fsync(folder) == 0;
+  ::close(folder);
+  return synced ? absl::OkStatus() : IoError("syncing", path.parent_path());
+}
+
+absl::StatusOr<std::string> Read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::DataLossError(absl::StrCat("cannot read ", path.string()));
+  std::ostringstream bytes;
+  bytes << file.rdbuf();
+  return bytes.str();
+}
+
+json ErrorToJson(const absl::Status& error) {
+  return {{"code", static_cast<int>(error.code())}, {"message", std::string(error.message())}};
+}
+absl::Status ErrorFromJson(const json& value) {
+  return absl::Status(static_cast<absl::StatusCode>(value.at("code").get<int>()),
+                      value.at("message").get<std::string>());
+}
+
+JobState StateFromName(const std::string& name) {
+  const auto* found = std::find(std::begin(kStateNames), std::end(kStateNames), name);
+  if (found == std::end(kStateNames)) throw json::other_error::create(600, "unknown state " + name, nullptr);
+  return static_cast<JobState>(found - std::begin(kStateNames));
+}
+
+json EventToJson(const JobEvent& event) {
+  json out = {{"sequence", event.sequence},
+              {"state", std::string(JobStateName(event.state))},
+              {"step", event.step},
+              {"num_steps", event.num_steps}};
+  if (!event.metrics.empty()) out["metrics"] = event.metrics;
+  if (!event.error.ok()) out["error"] = ErrorToJson(event.error);
+  return out;
+}
+
+JobEvent EventFromJson(const json& value) {
+  JobEvent event;
+  event.sequence = value.at("sequence");
+  event.state = StateFromName(value.at("state"));
+  event.step = value.at("step");
+  event.num_steps = value.at("num_steps");
+  event.metrics = value.value("metrics", event.metrics);
+  if (value.contains("error")) event.error = ErrorFromJson(value["error"]);
+  return event;
+}
+
+json RecordToJson(const JobRecord& record) {
+  json out = {{"state", std::string(JobStateName(record.state))},
+              {"step", record.step},
+              {"num_steps", record.num_steps},
+              {"output_digest", record.output_digest},
+              {"numerics_id", record.numerics_id},
+              {"create_time_ns", absl::ToUnixNanos(record.create_time)},
+              {"error", ErrorToJson(record.error)},
+              {"metrics", record.metrics}};
+  if (HasEnded(record.state)) out["end_time_ns"] = absl::ToUnixNanos(record.end_time);
+  return out;
+}
+
+void RecordFromJson(const json& value, JobRecord& record) {
+  record.state = StateFromName(value.at("state"));
+  record.step = value.at("step");
+  record.num_steps = value.at("num_steps");
+  record.output_digest = value.at("output_digest");
+  record.numerics_id = value.at("numerics_id");
+  record.create_time = absl::FromUnixNanos(value.at("create_time_ns").get<int64_t>());
+  record.error = ErrorFromJson(value.at("error"));
+  record.metrics = value.at("metrics").get<std::map<std::string, double>>();
+  if (value.contains("end_time_ns")) {
+    record.end_time = absl::FromUnixNanos(value["end_time_ns"].get<int64_t>());
+  }
+}
+
+}  // namespace
+
+absl::string_view JobStateName(JobState state) { return kStateNames[static_cast<int>(state)]; }
+
+absl::StatusOr<std::unique_ptr<JobQueue>> JobQueue::Open(const fs::path& root, TrainFunction train) {
+  std::error_code error;
+  fs::create_directories(root, error);
+  if (error) return absl::FailedPreconditionError(absl::StrCat(root.string(), ": ", error.message()));
+  std::unique_ptr<JobQueue> queue(new JobQueue(root, std::move(train)));
+  ALMOST_RETURN_IF_ERROR(queue->Recover());
+  queue->worker_ = std::jthread([q = queue.get()](const std::stop_token& shutdown) { q->Run(shutdown); });
+  return queue;
+}
+
+JobQueue::~JobQueue() {
+  worker_.request_stop();
+  {
+    absl::MutexLock lock(&mutex_);
+    shutting_down_ = true;
+    for (auto& [id, job] : jobs_) job.stop.request_stop();
+  }
+  if (worker_.joinable()) worker_.join();  // not started when Recover failed
+}
+
+absl::Status JobQueue::Recover() {
+  absl::MutexLock lock(&mutex_);
+  for (const fs::directory_entry& entry : fs::directory_iterator(root_)) {
+    // A folder without state.json was never acknowledged: Create writes it last.
+    if (!entry.is_directory() || !fs::exists(entry.path() / "state.json")) continue;
+    Job job;
+    job.record.id = entry.path().filename();
+    try {
+      ALMOST_ASSIGN_OR_RETURN(job.record.spec, Read(entry.path() / "spec"));
+      ALMOST_ASSIGN_OR_RETURN(const std::string state, Read(entry.path() / "state.json"));
+      RecordFromJson(json::parse(state), job.record);
+      std::ifstream events(entry.path() / "events.jsonl");
+      for (std::string line; std::getline(events, line);) {
+        const json event = json::parse(line, nullptr, /*allow_exceptions=*/false);
+        if (event.is_discarded()) break;  // the line a crash cut short
+        job.events.push_back(EventFromJson(event));
+      }
+    } catch (const json::exception& e) {
+      return absl::DataLossError(absl::StrCat("job ", entry.path().string(), ": ", e.what()));
+    }
+    // Appending goes on after the last whole line.
+    std::string whole;
+    for (const JobEvent& event : job.events) absl::StrAppend(&whole, EventToJson(event).dump(), "\n");
+    ALMOST_RETURN_IF_ERROR(Replace(entry.path() / "events.jsonl", whole));
+    if (job.record.state == JobState::kRunning) job.record.state = JobState::kQueued;
+    jobs_.emplace(job.record.id, std::move(job));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<JobRecord> JobQueue::Create(absl::string_view id, absl::string_view spec) {
+  ALMOST_RETURN_IF_ERROR(ValidateId("job_id", id));
+  absl::MutexLock lock(&mutex_);
+  if (const auto found = jobs_.find(std::string(id)); found != jobs_.end()) {
+    if (found->second.record.spec == spec) return found->second.record;
+    return absl::AlreadyExistsError(absl::StrCat("jobs/", id, " exists with another spec"));
+  }
+  const fs::path folder = root_ / std::string(id);
+  std::error_code error;
+  fs::create_directories(folder / "work", error);
+  if (error) return absl::InternalError(absl::StrCat(folder.string(), ": ", error.message()));
+  ALMOST_RETURN_IF_ERROR(Replace(folder / "spec", spec));
+  Job job;
+  job.record.id = std::string(id);
+  job.record.spec = std::string(spec);
+  job.record.create_time = absl::Now();
+  ALMOST_RETURN_IF_ERROR(Record(job));
+  return jobs_.emplace(job.record.id, std::move(job)).first->second.record;
+}
+
+absl::StatusOr<JobRecord> JobQueue::Get(absl::string_view id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto found = jobs_.find(std::string(id));
+  if (found == jobs_.end()) return absl::NotFoundError(absl::StrCat("no job jobs/", id));
+  return found->second.record;
+}
+
+std::vector<JobRecord> JobQueue::List() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<JobRecord> records;
+  for (const auto& [id, job] : jobs_) records.push_back(job.record);
+  std::stable_sort(records.begin(), records.end(),
+                   [](const JobRecord& a, const JobRecord& b) { return a.create_time > b.create_time; });
+  return records;
+}
+
+absl::StatusOr<JobRecord> JobQueue::Cancel(absl::string_view id) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = jobs_.find(std::string(id));
+  if (found == jobs_.end()) return absl::NotFoundError(absl::StrCat("no job jobs/", id));
+  Job& job = found->second;
+  if (HasEnded(job.record.state)) return job.record;
+  job.cancel_requested = true;
+  job.stop.request_stop();
+  if (job.record.state == JobState::kQueued) {
+    job.record.state = JobState::kCancelled;
+    job.record.end_time = absl::Now();
+    ALMOST_RETURN_IF_ERROR(Record(job));
+  }
+  return job.record;
+}
+
+absl::StatusOr<std::vector<JobEvent>> JobQueue::Events(absl::string_view id, int64_t after_sequence,
+                                                       absl::Duration timeout) const {
+  absl::MutexLock lock(&mutex_);
+  const auto found = jobs_.find(std::string(id));
+  if (found == jobs_.end()) return absl::NotFoundError(absl::StrCat("no job jobs/", id));
+  const std::vector<JobEvent>& events = found->second.events;
+  const auto there = [&events, after_sequence] {
+    return static_cast<int64_t>(events.size()) > after_sequence;
+  };
+  mutex_.AwaitWithTimeout(absl::Condition(&there), timeout);
+  if (!there()) return std::vector<JobEvent>();
+  return std::vector<JobEvent>(events.begin() + std::max<int64_t>(after_sequence, 0), events.end());
+}
+
+absl::Status JobQueue::Record(Job& job) {
+  const fs::path folder = root_ / job.record.id;
+  JobEvent event;
+  event.sequence = static_cast<int64_t>(job.events.size()) + 1;
+  event.state = job.record.state;
+  event.step = job.record.step;
+  event.num_steps = job.record.num_steps;
+  event.error = job.record.error;
+  ALMOST_RETURN_IF_ERROR(Synced(folder / "events.jsonl", O_WRONLY | O_CREAT | O_APPEND,
+                                absl::StrCat(EventToJson(event).dump(), "\n")));
+  ALMOST_RETURN_IF_ERROR(Replace(folder / "state.json", RecordToJson(job.record).dump()));
+  job.events.push_back(std::move(event));
+  return absl::OkStatus();
+}
+
+void JobQueue::Report(const std::string& id, int64_t step, int64_t num_steps,
+                      const std::map<std::string, double>& metrics) {
+  absl::MutexLock lock(&mutex_);
+  Job& job = jobs_.find(id)->second;
+  job.record.step = step;
+  job.record.num_steps = num_steps;
+  for (const auto& [name, value] : metrics) job.record.metrics[name] = value;
+  JobEvent event;
+  event.sequence = static_cast<int64_t>(job.events.size()) + 1;
+  event.state = job.record.state;
+  event.step = step;
+  event.num_steps = num_steps;
+  event.metrics = metrics;
+  // Not synced: the steps a crash loses here are taken again from the checkpoint.
+  std::ofstream(root_ / id / "events.jsonl", std::ios::app) << EventToJson(event).dump() << "\n";
+  job.events.push_back(std::move(event));
+}
+
+std::string JobQueue::NextQueued() const {
+  const Job* next = nullptr;
+  for (const auto& [id, job] : jobs_) {
+    if (job.record.state != JobState::kQueued) continue;
+    if (next == nullptr || job.record.create_time < next->record.create_time) next = &job;
+  }
+  return next == nullptr ? "" : next->record.id;
+}
+
+void JobQueue::Run(const std::stop_token& shutdown) {
+  while (!shutdown.stop_requested()) {
+    std::string id;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto ready = [this] {
+        mutex_.AssertHeld();
+        return shutting_down_ || !NextQueued().empty();
+      };
+      mutex_.Await(absl::Condition(&ready));
+      if (shutting_down_) return;
+      id = NextQueued();
+    }
+    RunJob(id);
+  }
+}
+
+void JobQueue::RunJob(const std::string& id) {
+  JobContext context;
+  absl::Status recorded;
+  {
+    absl::MutexLock lock(&mutex_);
+    Job& job = jobs_.find(id)->second;
+    job.record.state = JobState::kRunning;
+    recorded = Record(job);
+    context.id = id;
+    context.spec = job.record.spec;
+    context.work_folder = root_ / id / "work";
+    context.stop = job.stop.get_token();
+    context.report = [this, id](int64_t step, int64_t num_steps,
+                                const std::map<std::string, double>& metrics) {
+      Report(id, step, num_steps, metrics);
+    };
+  }
+  absl::StatusOr<TrainedModel> trained =
+      recorded.ok() ? train_(context) : absl::StatusOr<TrainedModel>(recorded);
+
+  absl::MutexLock lock(&mutex_);
+  Job& job = jobs_.find(id)->second;
+  if (trained.ok()) {
+    job.record.state = JobState::kSucceeded;
+    job.record.output_digest = trained->output_digest;
+    job.record.numerics_id = trained->numerics_id;
+  } else if (job.cancel_requested) {
+    job.record.state = JobState::kCancelled;
+  } else if (shutting_down_ && absl::IsCancelled(trained.status())) {
+    return;  // the next Open goes on from the checkpoint
+  } else {
+    job.record.state = JobState::kFailed;
+    job.record.error = trained.status();
+  }
+  job.record.end_time = absl::Now();
+  if (const absl::Status status = Record(job); !status.ok()) {
+    // The end could not be written (a full disk): the job is reported failed now and taken up again after a
+    // restart.
+    job.record.state = JobState::kFailed;
+    job.record.error = status;
+    JobEvent event;
+    event.sequence = static_cast<int64_t>(job.events.size()) + 1;
+    event.state = JobState::kFailed;
+    event.error = status;
+    job.events.push_back(std::move(event));
+    return;
+  }
+  std::error_code ignored;
+  std::filesystem::remove_all(root_ / id / "work", ignored);
+}
+
+}  // namespace almost::trainer

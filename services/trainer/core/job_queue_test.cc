@@ -1,0 +1,151 @@
+#include "services/trainer/core/job_queue.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <fstream>
+
+#include "absl/synchronization/notification.h"
+
+namespace almost::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+
+void WaitForStop(const std::stop_token& stop) {
+  absl::Notification requested;
+  std::stop_callback notify(stop, [&] { requested.Notify(); });
+  requested.WaitForNotification();
+}
+
+class JobQueueTest : public testing::Test {
+ protected:
+  JobQueueTest() : root_(fs::path(testing::TempDir()) / ("jobs-" + std::to_string(getpid()) + "-" + Name())) {
+    fs::remove_all(root_);
+  }
+  ~JobQueueTest() override { fs::remove_all(root_); }
+  static std::string Name() { return testing::UnitTest::GetInstance()->current_test_info()->name(); }
+
+  static JobRecord WaitForEnd(const JobQueue& queue, const std::string& id) {
+    for (int64_t seen = 0;;) {
+      const auto events = queue.Events(id, seen, absl::Seconds(20));
+      EXPECT_TRUE(events.ok() && !events->empty()) << "no event for 20 s";
+      if (!events.ok() || events->empty()) return {};
+      seen = events->back().sequence;
+      if (HasEnded(events->back().state)) return *queue.Get(id);
+    }
+  }
+
+  const fs::path root_;
+};
+
+absl::StatusOr<TrainedModel> ThreeSteps(const JobContext& context) {
+  for (int step = 1; step <= 3; ++step) context.report(step, 3, {{"loss", 1.0 / step}});
+  return TrainedModel{"digest-of-" + context.spec, "numerics"};
+}
+
+TEST_F(JobQueueTest, RunsJobsInTheOrderOfTheirCreation) {
+  absl::Notification go;
+  std::vector<std::string> order;
+  auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+    go.WaitForNotification();
+    order.push_back(context.id);
+    return ThreeSteps(context);
+  });
+  for (const char* id : {"c", "a", "b"}) ASSERT_TRUE(queue->Create(id, "spec").ok());
+  go.Notify();
+  EXPECT_EQ(WaitForEnd(*queue, "b").state, JobState::kSucceeded);
+  EXPECT_THAT(order, testing::ElementsAre("c", "a", "b"));
+}
+
+TEST_F(JobQueueTest, KeepsItsHistoryOverARestart) {
+  {
+    auto queue = *JobQueue::Open(root_, ThreeSteps);
+    ASSERT_TRUE(queue->Create("job", "spec").ok());
+    WaitForEnd(*queue, "job");
+  }
+  auto queue = *JobQueue::Open(root_, ThreeSteps);
+  const JobRecord record = *queue->Get("job");
+  EXPECT_EQ(record.state, JobState::kSucceeded);
+  EXPECT_EQ(record.output_digest, "digest-of-spec");
+  const auto events = *queue->Events("job", 0, absl::ZeroDuration());
+  ASSERT_EQ(events.size(), 6u);  // queued, running, three steps, succeeded
+  EXPECT_EQ(events[4].metrics.at("loss"), 1.0 / 3);
+  EXPECT_EQ(queue->Events("job", 4, absl::ZeroDuration())->front().sequence, 5);
+}
+
+TEST_F(JobQueueTest, GoesOnWithAJobThatARestartInterrupted) {
+  absl::Notification started;
+  {
+    auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+      std::ofstream(context.work_folder / "checkpoint") << "step 7";
+      started.Notify();
+      WaitForStop(context.stop);
+      return absl::CancelledError("stopped");
+    });
+    ASSERT_TRUE(queue->Create("job", "spec").ok());
+    started.WaitForNotification();
+  }
+  std::string found;
+  auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+    std::getline(std::ifstream(context.work_folder / "checkpoint"), found);
+    return ThreeSteps(context);
+  });
+  EXPECT_EQ(WaitForEnd(*queue, "job").state, JobState::kSucceeded);
+  EXPECT_EQ(found, "step 7");
+  EXPECT_FALSE(fs::exists(root_ / "job" / "work")) << "checkpoints of an ended job stay behind";
+}
+
+TEST_F(JobQueueTest, ARepeatIsHarmlessAndAnotherSpecIsRefused) {
+  auto queue = *JobQueue::Open(root_, ThreeSteps);
+  ASSERT_TRUE(queue->Create("job", "spec").ok());
+  EXPECT_TRUE(queue->Create("job", "spec").ok());
+  EXPECT_EQ(queue->List().size(), 1u);
+  EXPECT_EQ(queue->Create("job", "other").status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(queue->Create("../job", "spec").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(queue->Get("none").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(JobQueueTest, CancelsAQueuedJobAtOnceAndARunningOneAfterItsStep) {
+  absl::Notification started;
+  auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+    started.Notify();
+    WaitForStop(context.stop);
+    return absl::CancelledError("stopped");
+  });
+  ASSERT_TRUE(queue->Create("running", "spec").ok());
+  ASSERT_TRUE(queue->Create("queued", "spec").ok());
+  started.WaitForNotification();
+  EXPECT_EQ(queue->Cancel("queued")->state, JobState::kCancelled);
+  ASSERT_TRUE(queue->Cancel("running").ok());
+  EXPECT_EQ(WaitForEnd(*queue, "running").state, JobState::kCancelled);
+}
+
+TEST_F(JobQueueTest, AFailureKeepsItsReason) {
+  auto queue = *JobQueue::Open(root_, [](const JobContext&) -> absl::StatusOr<TrainedModel> {
+    return absl::InvalidArgumentError("dataset: holds no line");
+  });
+  ASSERT_TRUE(queue->Create("job", "spec").ok());
+  const JobRecord record = WaitForEnd(*queue, "job");
+  EXPECT_EQ(record.state, JobState::kFailed);
+  EXPECT_EQ(record.error, absl::InvalidArgumentError("dataset: holds no line"));
+}
+
+TEST_F(JobQueueTest, SurvivesAnEventCutShortAndNamesADamagedState) {
+  {
+    auto queue = *JobQueue::Open(root_, ThreeSteps);
+    ASSERT_TRUE(queue->Create("job", "spec").ok());
+    WaitForEnd(*queue, "job");
+  }
+  std::ofstream(root_ / "job" / "events.jsonl", std::ios::app) << "{\"sequence\":7,\"sta";
+  EXPECT_EQ((*JobQueue::Open(root_, ThreeSteps))->Events("job", 0, absl::ZeroDuration())->size(), 6u);
+
+  std::ofstream(root_ / "job" / "state.json") << "{\"state\":\"runn";
+  const absl::Status status = JobQueue::Open(root_, ThreeSteps).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("job"));
+}
+
+}  // namespace
+}  // namespace almost::trainer
