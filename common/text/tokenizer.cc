@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/text/hugging_face_tokenizer.h"
+#include "common/text/sentencepiece_tokenizer.h"
 #include "common/text/tokenizer_config.h"
 
 namespace almost {
@@ -33,6 +34,14 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::file
     if (!json.ok()) return Annotate(json.status(), hugging_face.string());
     auto tokenizer = HuggingFaceTokenizer::Parse(*json, config);
     if (!tokenizer.ok()) return Annotate(tokenizer.status(), hugging_face.string());
+    return tokenizer;
+  }
+  const std::filesystem::path sentencepiece = folder / "tokenizer.model";
+  if (std::filesystem::exists(sentencepiece, ignored)) {
+    absl::StatusOr<std::string> bytes = ReadFile(sentencepiece);
+    if (!bytes.ok()) return Annotate(bytes.status(), sentencepiece.string());
+    auto tokenizer = SentencePieceTokenizer::Parse(*bytes, config);
+    if (!tokenizer.ok()) return Annotate(tokenizer.status(), sentencepiece.string());
     return tokenizer;
   }
   return absl::NotFoundError(absl::StrCat("neither tokenizer.json nor tokenizer.model in ", folder.string()));
