@@ -15,6 +15,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
 PROTO = re.compile(r"^(grpc|grpcpp|google/protobuf)/|\.pb\.h$")
+GRPC = re.compile(r"^(grpc|grpcpp)/|\.grpc\.pb\.h$")
 
 # Folder -> what its files may not reach. `*` stands for one folder.
 FORBIDDEN = {
@@ -29,7 +30,9 @@ FORBIDDEN = {
     "common/metrics": (TORCH,),
     "common/config": (TORCH,),
     "common/rpc": (TORCH,),
-    "services/*/core": (TORCH, PROTO),
+    **{f"services/{service}/core": (TORCH, PROTO) for service in ("generation", "reward", "simulator", "trainer")},
+    # A recipe is a message, and so is what the orchestrator asks of others.
+    "services/orchestrator/core": (TORCH, GRPC),
     "services/*/torch": (PROTO,),
     "services/*/rpc": (TORCH,),
     "services/simulator": (TORCH,),

@@ -1,0 +1,215 @@
+#include "services/orchestrator/core/retrying_services.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <random>
+#include <utility>
+
+#include "common/base/status_macros.h"
+
+namespace almost::orchestrator {
+namespace {
+
+// A service that loses its models this often in one call is not restarting: it cannot hold them.
+constexpr int kMaxRestores = 8;
+
+// kCancelled before `duration` is over means that `stop` was requested.
+bool SleepUnlessStopped(absl::Duration duration, const std::stop_token& stop) {
+  std::mutex mutex;
+  std::condition_variable_any stopped;
+  std::unique_lock lock(mutex);
+  stopped.wait_for(lock, stop, absl::ToChronoNanoseconds(duration), [] { return false; });
+  return !stop.stop_requested();
+}
+
+double Jitter() {
+  thread_local std::minstd_rand random{std::random_device{}()};
+  return std::uniform_real_distribution<double>(0.5, 1.0)(random);
+}
+
+}  // namespace
+
+bool IsTransient(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+         absl::IsResourceExhausted(status) || absl::IsAborted(status);
+}
+
+RetryingServices::RetryingServices(Services* services, const RetryPolicy& policy, std::stop_token stop,
+                                   PauseListener on_pause, RetryListener on_retry)
+    : services_(services),
+      policy_(policy),
+      stop_(std::move(stop)),
+      on_pause_(std::move(on_pause)),
+      on_retry_(std::move(on_retry)),
+      last_answer_(absl::Now()) {}
+
+absl::Status RetryingServices::BackOff(int attempt, const absl::Status& why) {
+  bool pauses = false;
+  {
+    const absl::MutexLock lock(&mutex_);
+    pauses = !paused_ && absl::Now() - last_answer_ > policy_.pause_after;
+    paused_ = paused_ || pauses;
+  }
+  on_retry_(why);
+  if (pauses) on_pause_(why);
+  const absl::Duration backoff =
+      std::min(policy_.max_backoff, policy_.first_backoff * static_cast<double>(1 << std::min(attempt, 16)));
+  if (!SleepUnlessStopped(backoff * Jitter(), stop_)) return absl::CancelledError("the run was stopped");
+  return absl::OkStatus();
+}
+
+void RetryingServices::Succeeded() {
+  bool resumes = false;
+  {
+    const absl::MutexLock lock(&mutex_);
+    last_answer_ = absl::Now();
+    resumes = std::exchange(paused_, false);
+  }
+  if (resumes) on_pause_(absl::OkStatus());
+}
+
+template <typename T>
+absl::StatusOr<T> RetryingServices::Retry(absl::Duration timeout, bool needs_models,
+                                          const std::function<absl::StatusOr<T>(const CallOptions&)>& call) {
+  int restores = 0;
+  for (int attempt = 0;; ++attempt) {
+    if (stop_.stop_requested()) return absl::CancelledError("the run was stopped");
+    absl::StatusOr<T> answer = call({timeout, stop_});
+    if (stop_.stop_requested() && !answer.ok()) return absl::CancelledError("the run was stopped");
+    absl::Status status = answer.status();
+    if (absl::IsNotFound(status) && needs_models && restores < kMaxRestores) {
+      ++restores;
+      if (const absl::Status restored = RestoreModels(); !restored.ok() && !IsTransient(restored)) {
+        return restored;
+      }
+    } else if (!IsTransient(status) && !absl::IsCancelled(status)) {
+      Succeeded();
+      return answer;
+    }
+    ALMOST_RETURN_IF_ERROR(BackOff(attempt, status));
+  }
+}
+
+absl::Status RetryingServices::RestoreModels() {
+  std::map<std::pair<ModelHost, std::string>, types::v1::LoadModelRequest> kept;
+  {
+    const absl::MutexLock lock(&mutex_);
+    kept = kept_;
+  }
+  for (const auto& [key, request] : kept) {
+    ALMOST_RETURN_IF_ERROR(services_->LoadModel({policy_.load_timeout, stop_}, key.first, request).status());
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<generation::v1::GenerateResponse> RetryingServices::Generate(
+    const generation::v1::GenerateRequest& request) {
+  return Retry<generation::v1::GenerateResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
+    return services_->Generate(options, request);
+  });
+}
+
+absl::StatusOr<generation::v1::ScoreCompletionsResponse> RetryingServices::ScoreCompletions(
+    const generation::v1::ScoreCompletionsRequest& request) {
+  return Retry<generation::v1::ScoreCompletionsResponse>(
+      policy_.call_timeout, true,
+      [&](const CallOptions& options) { return services_->ScoreCompletions(options, request); });
+}
+
+absl::StatusOr<generation::v1::TokenizeResponse> RetryingServices::Tokenize(
+    const generation::v1::TokenizeRequest& request) {
+  return Retry<generation::v1::TokenizeResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
+    return services_->Tokenize(options, request);
+  });
+}
+
+absl::StatusOr<reward::v1::ScoreResponse> RetryingServices::Score(const reward::v1::ScoreRequest& request) {
+  return Retry<reward::v1::ScoreResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
+    return services_->Score(options, request);
+  });
+}
+
+absl::StatusOr<std::vector<simulator::v1::GeneratePromptsResponse>> RetryingServices::GeneratePrompts(
+    const simulator::v1::GeneratePromptsRequest& request) {
+  return Retry<std::vector<simulator::v1::GeneratePromptsResponse>>(
+      policy_.stream_timeout, true,
+      [&](const CallOptions& options) { return services_->GeneratePrompts(options, request); });
+}
+
+absl::StatusOr<std::vector<simulator::v1::SimulateDialoguesResponse>> RetryingServices::SimulateDialogues(
+    const simulator::v1::SimulateDialoguesRequest& request) {
+  return Retry<std::vector<simulator::v1::SimulateDialoguesResponse>>(
+      policy_.stream_timeout, true,
+      [&](const CallOptions& options) { return services_->SimulateDialogues(options, request); });
+}
+
+absl::StatusOr<trainer::v1::Job> RetryingServices::CreateJob(const trainer::v1::CreateJobRequest& request) {
+  return Retry<trainer::v1::Job>(policy_.call_timeout, false, [&](const CallOptions& options) {
+    return services_->CreateJob(options, request);
+  });
+}
+
+absl::StatusOr<trainer::v1::Job> RetryingServices::GetJob(const trainer::v1::GetJobRequest& request) {
+  return Retry<trainer::v1::Job>(policy_.call_timeout, false, [&](const CallOptions& options) {
+    return services_->GetJob(options, request);
+  });
+}
+
+absl::Status RetryingServices::WatchJob(const trainer::v1::WatchJobRequest& request, absl::Duration duration,
+                                        const std::function<bool(const trainer::v1::JobEvent&)>& use) {
+  // A job scores with the models placed for its stage; if their host has restarted, nobody else loads them.
+  if (const absl::Status restored = RestoreModels(); !restored.ok() && !IsTransient(restored)) {
+    return stop_.stop_requested() ? absl::CancelledError("the run was stopped") : restored;
+  }
+  trainer::v1::WatchJobRequest from = request;
+  return Retry<bool>(duration, false,
+                     [&](const CallOptions& options) -> absl::StatusOr<bool> {
+                       ALMOST_RETURN_IF_ERROR(
+                           services_->WatchJob(options, from, [&](const trainer::v1::JobEvent& event) {
+                             from.set_after_sequence(std::max(from.after_sequence(), event.sequence()));
+                             return use(event);
+                           }));
+                       return true;
+                     })
+      .status();
+}
+
+absl::Status RetryingServices::CancelJob(const trainer::v1::CancelJobRequest& request) {
+  return services_->CancelJob({absl::Seconds(5), std::stop_token()}, request).status();
+}
+
+absl::StatusOr<judge::v1::CompareResponse> RetryingServices::Compare(
+    absl::string_view target, const judge::v1::CompareRequest& request) {
+  return Retry<judge::v1::CompareResponse>(policy_.call_timeout, false, [&](const CallOptions& options) {
+    return services_->Compare(options, target, request);
+  });
+}
+
+absl::StatusOr<types::v1::Model> RetryingServices::PlaceModel(ModelHost host,
+                                                              const types::v1::LoadModelRequest& request) {
+  ALMOST_ASSIGN_OR_RETURN(
+      types::v1::Model model,
+      Retry<types::v1::Model>(policy_.load_timeout, false, [&](const CallOptions& options) {
+        return services_->LoadModel(options, host, request);
+      }));
+  types::v1::LoadModelRequest pinned = request;
+  pinned.set_expected_digest(model.digest());
+  const absl::MutexLock lock(&mutex_);
+  kept_[{host, request.name()}] = std::move(pinned);
+  return model;
+}
+
+void RetryingServices::RemoveModel(ModelHost host, const std::string& name) {
+  ForgetModel(host, name);
+  types::v1::UnloadModelRequest request;
+  request.set_name(name);
+  services_->UnloadModel({policy_.call_timeout, stop_}, host, request).IgnoreError();
+}
+
+void RetryingServices::ForgetModel(ModelHost host, const std::string& name) {
+  const absl::MutexLock lock(&mutex_);
+  kept_.erase({host, name});
+}
+
+}  // namespace almost::orchestrator

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "services/orchestrator/core/services.h"
+
+namespace almost::orchestrator {
+
+// How a run bears with services that are away.
+struct RetryPolicy {
+  absl::Duration first_backoff = absl::Milliseconds(200);
+  absl::Duration max_backoff = absl::Seconds(10);
+  // Without any answer for so long, the run counts as paused.
+  absl::Duration pause_after = absl::Seconds(15);
+  // Of one try of an ordinary call, of a call that brings a model into memory, and of a simulator's stream.
+  absl::Duration call_timeout = absl::Minutes(2);
+  absl::Duration load_timeout = absl::Minutes(10);
+  absl::Duration stream_timeout = absl::Minutes(10);
+};
+
+// Whether the same call may succeed later: kUnavailable, kDeadlineExceeded, kResourceExhausted, kAborted.
+bool IsTransient(const absl::Status& status);
+
+// What a run calls other services through: asks again, with backoff and jitter, for as long as an error is
+// transient, and brings models back into memory when a service has lost them. So what returns is an answer,
+// a deterministic error, or kCancelled once `stop` is requested. Thread-safe.
+class RetryingServices {
+ public:
+  // `status` is why the run cannot go on now; OK when it can again. Called from any calling thread.
+  using PauseListener = std::function<void(const absl::Status& status)>;
+  using RetryListener = std::function<void(const absl::Status& status)>;
+
+  // `services` outlives this.
+  RetryingServices(Services* services, const RetryPolicy& policy, std::stop_token stop,
+                   PauseListener on_pause, RetryListener on_retry);
+
+  absl::StatusOr<generation::v1::GenerateResponse> Generate(const generation::v1::GenerateRequest& request);
+  absl::StatusOr<generation::v1::ScoreCompletionsResponse> ScoreCompletions(
+      const generation::v1::ScoreCompletionsRequest& request);
+  absl::StatusOr<generation::v1::TokenizeResponse> Tokenize(const generation::v1::TokenizeRequest& request);
+  absl::StatusOr<reward::v1::ScoreResponse> Score(const reward::v1::ScoreRequest& request);
+  absl::StatusOr<std::vector<simulator::v1::GeneratePromptsResponse>> GeneratePrompts(
+      const simulator::v1::GeneratePromptsRequest& request);
+  absl::StatusOr<std::vector<simulator::v1::SimulateDialoguesResponse>> SimulateDialogues(
+      const simulator::v1::SimulateDialoguesRequest& request);
+  absl::StatusOr<trainer::v1::Job> CreateJob(const trainer::v1::CreateJobRequest& request);
+  absl::StatusOr<trainer::v1::Job> GetJob(const trainer::v1::GetJobRequest& request);
+  // Watches for at most `duration`; brings placed models back now and then, for a job needs them as well.
+  absl::Status WatchJob(const trainer::v1::WatchJobRequest& request, absl::Duration duration,
+                        const std::function<bool(const trainer::v1::JobEvent&)>& use);
+  // One try that `stop` does not end: it is what a stopping run calls.
+  absl::Status CancelJob(const trainer::v1::CancelJobRequest& request);
+  absl::StatusOr<judge::v1::CompareResponse> Compare(absl::string_view target,
+                                                     const judge::v1::CompareRequest& request);
+
+  // Loads a model and keeps it loaded: from now on it is brought back when its host has lost it.
+  absl::StatusOr<types::v1::Model> PlaceModel(ModelHost host, const types::v1::LoadModelRequest& request);
+  // Unloads a model; the host's errors do not matter any more.
+  void RemoveModel(ModelHost host, const std::string& name);
+  // Stops keeping a model, and leaves it where it is for others.
+  void ForgetModel(ModelHost host, const std::string& name);
+
+  std::stop_token stop() const { return stop_; }
+
+ private:
+  // Calls `call` until it has an answer or a deterministic error.
+  template <typename T>
+  absl::StatusOr<T> Retry(absl::Duration timeout, bool needs_models,
+                          const std::function<absl::StatusOr<T>(const CallOptions&)>& call);
+  // Loads every kept model again; harmless for those in memory.
+  absl::Status RestoreModels();
+  // Sleeps before try number `attempt`; kCancelled when stopped.
+  absl::Status BackOff(int attempt, const absl::Status& why);
+  void Succeeded();
+
+  Services* const services_;
+  const RetryPolicy policy_;
+  const std::stop_token stop_;
+  const PauseListener on_pause_;
+  const RetryListener on_retry_;
+
+  absl::Mutex mutex_;
+  std::map<std::pair<ModelHost, std::string>, types::v1::LoadModelRequest> kept_ ABSL_GUARDED_BY(mutex_);
+  absl::Time last_answer_ ABSL_GUARDED_BY(mutex_);
+  bool paused_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace almost::orchestrator

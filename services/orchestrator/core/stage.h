@@ -1,0 +1,132 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "almost/orchestrator/v1/orchestrator.pb.h"
+#include "almost/orchestrator/v1/recipe.pb.h"
+#include "common/storage/artifact_store.h"
+#include "services/orchestrator/core/retrying_services.h"
+
+// What the stages publish. A dataset is an artifact of one JSON Lines file, <name>.jsonl.
+//   stage           artifacts: lines
+//   prompts         prompts: {id, prompt}; dropped: {round, attempt, prompt, drop_reason}
+//   responses       responses: {id, prompt_id, config, response, finish_reason, num_tokens, bad_reason}
+//   comparisons     comparisons: {prompt, chosen, rejected, meta, prompt_id, chosen_id, rejected_id};
+//                   dropped: the same with drop_reason
+//   reward_model    model
+//   demonstrations  demonstrations: {messages, prompt_id, score}; candidates: {prompt_id, drop_reason, turns}
+//   sft             model
+//   rl              model; prompts: {prompt, prompt_id}
+//   evaluation      whatever it measures; report: run_files
+// Training stages also leave runs/<run>/<stage>/curves.jsonl, {step, metrics by name}, outside every hash.
+namespace almost::orchestrator {
+
+// A model that must be in memory while a stage's items run. Exactly one of `recipe_model` and `stage` is set.
+struct ModelNeed {
+  std::string role;  // how the stage calls it; unique within the stage
+  ModelHost host = ModelHost::kGeneration;
+  std::string recipe_model;  // of Recipe.models
+  std::string stage;         // the artifact "model" that this stage published: "reward_model", "sft", "rl"
+};
+
+// A model in memory. Requests name it and pin its digest.
+struct PlacedModel {
+  std::string name;             // models/{id}
+  std::string digest;           // of its weights
+  std::string numerics_id;      // equal for every answer of this stage
+  std::string artifact_digest;  // of the artifact it was loaded from; empty for a folder
+  int32_t context_tokens = 0;
+  std::string prompt_format;
+};
+
+// What a stage's items came to, in item order, read from the journal as they are asked for.
+class ItemResults {
+ public:
+  virtual ~ItemResults() = default;
+  // Calls `use` for each finished item; `result` is what RunItem returned, or the error for which the item
+  // was set aside. Stops at the first error of `use` and returns it.
+  virtual absl::Status ForEach(
+      const std::function<absl::Status(int64_t item, const absl::StatusOr<std::string>& result)>& use)
+      const = 0;
+};
+
+// What a stage may see and use of its run. Thread-safe; lives as long as the stage.
+class StageContext {
+ public:
+  virtual ~StageContext() = default;
+
+  virtual const std::string& run_id() const = 0;
+  // Defaults filled in.
+  virtual const v1::Recipe& recipe() const = 0;
+  virtual RetryingServices& services() = 0;
+  virtual ArtifactStore& store() = 0;
+  // A model of Stage::models(), by role. Only while items run and in Publish.
+  virtual const PlacedModel& model(absl::string_view role) const = 0;
+  // What an earlier stage published under `name`. kNotFound: the recipe leaves that stage out.
+  virtual absl::StatusOr<Artifact> Input(absl::string_view stage, absl::string_view name) const = 0;
+  // Every artifact published so far: "stage/name" -> digest.
+  virtual std::map<std::string, std::string> Artifacts() const = 0;
+  // Every stage of the run as GetRun shows it, in the method's order, the present one included.
+  virtual std::vector<v1::Stage> Stages() const = 0;
+  // Figures while an item runs, and its progress where one item is a long job. Cheap; shown, not journaled.
+  virtual void Report(const std::map<std::string, double>& figures, int64_t items_done,
+                      int64_t items_total) = 0;
+};
+
+// An artifact to publish as runs/<run>/<stage>/<name>.
+struct StageArtifact {
+  std::string name;
+  ArtifactDraft draft;  // stage_version and provenance are filled in
+  std::string digest;   // when set: published already (by the trainer), and `draft` is unused
+};
+
+// What a stage leaves behind.
+struct StageOutput {
+  std::vector<StageArtifact> artifacts;
+  std::map<std::string, double> figures;         // Stage.figures
+  std::map<std::string, std::string> run_files;  // runs/<run>/<path>: for people, outside every hash
+  std::optional<std::string> summary_json;       // becomes Run.summary_json and runs/<run>/summary.json
+};
+
+// A stage of the method, cut into work items. Its artifacts are a function of its inputs and the recipe: not
+// of time, order, number of tries or restarts. One object serves one attempt at the stage in one process.
+//
+// The runner loads models(), calls Begin, then NumItems, runs the items that the journal does not hold yet
+// (several at once), calls NumItems again until it no longer grows, and then Publish.
+class Stage {
+ public:
+  virtual ~Stage() = default;
+
+  // prompts, responses, …; also the folder of its artifacts.
+  virtual absl::string_view id() const = 0;
+  // Raised whenever the same inputs would give another content.
+  virtual int64_t version() const { return 1; }
+  virtual std::vector<ModelNeed> models() const { return {}; }
+
+  // Reads the inputs. Called once, before everything else below.
+  virtual absl::Status Begin(StageContext& context) = 0;
+
+  // How many items there are, given that all that were announced before are in `done`. Where an item depends
+  // on those before it, only the next one is announced.
+  virtual absl::StatusOr<int64_t> NumItems(StageContext& context, const ItemResults& done) = 0;
+
+  // Does one item and returns its result, the bytes that the journal keeps. Thread-safe. May run twice with
+  // the same answer expected; a job elsewhere is therefore created under an id derived from run, stage and
+  // item. kInvalidArgument, kOutOfRange and kDataLoss set the item aside; any other error but kCancelled
+  // fails the stage.
+  virtual absl::StatusOr<std::string> RunItem(StageContext& context, int64_t item) = 0;
+
+  // Makes the artifacts from all results. Called once every item is done; after a crash it may come again.
+  virtual absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) = 0;
+};
+
+}  // namespace almost::orchestrator
