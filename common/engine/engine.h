@@ -68,7 +68,6 @@ struct CompletionScoreRequest {
 struct EngineOptions {
   // Performance.
   int64_t kv_cache_bytes = int64_t{512} << 20;
-  int block_tokens = 16;
   int max_batch_sequences = 64;  // running at once
   int max_batch_tokens = 512;    // a step's prefill and decode tokens together
   int num_threads = 1;

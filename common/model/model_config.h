@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -36,6 +37,8 @@ struct ModelConfig {
   std::optional<int> sliding_window;
   std::vector<int> eos_token_ids;
   std::optional<int> bos_token_id;
+  std::shared_ptr<const nlohmann::json>
+      source;  // config.json as read; what we do not interpret is written back
 
   // Parses config.json. kUnimplemented names a field whose value would change the computation and is not
   // supported (an unknown rope_scaling, activation, quantization_config, …): refused, never run wrong.
@@ -43,6 +46,9 @@ struct ModelConfig {
   static absl::StatusOr<ModelConfig> FromFolder(const std::filesystem::path& folder);
   // What transformers reads back to the same model.
   nlohmann::json ToJson() const;
+
+  // The same model with a reward head in place of its LM head, or the other way round.
+  ModelConfig WithRewardHead(bool wanted) const;
 
   int64_t NumParameters() const;
 };

@@ -11,22 +11,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/model/model_config.h"
+#include "common/model/safetensors.h"
 
 // Hugging Face model folders: config.json, model.safetensors or its shards with model.safetensors.index.json.
 namespace almost {
-
-enum class DType { kF32, kF16, kBF16, kF64 };
-
-// A tensor inside a memory-mapped safetensors file; valid while its ModelFolder lives.
-struct TensorView {
-  DType dtype;
-  std::vector<int64_t> shape;
-  std::span<const std::byte> bytes;  // row-major, little-endian
-
-  int64_t num_elements() const;
-  // Widened to float32.
-  std::vector<float> ToFloat() const;
-};
 
 // An opened, verified folder. Immutable and thread-safe; keeps its files mapped.
 // Every header length, offset, shape product and overlap is checked before use: a hostile or truncated file
@@ -49,14 +37,6 @@ class ModelFolder {
   struct Impl;
   explicit ModelFolder(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
-};
-
-// A tensor to be written; `bytes` must stay alive during the call.
-struct TensorToWrite {
-  std::string name;
-  DType dtype;
-  std::vector<int64_t> shape;
-  std::span<const std::byte> bytes;
 };
 
 // Writes config.json and model.safetensors into the existing `folder`, each by write, fsync, rename.

@@ -1,0 +1,242 @@
+#include "common/engine/cpu_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace almost::engine {
+namespace {
+
+// Reads tensors as float32 and keeps the first failure.
+class Reader {
+ public:
+  explicit Reader(const ModelFolder& folder) : folder_(folder) {}
+
+  std::vector<float> operator()(const std::string& name, std::initializer_list<int64_t> shape) {
+    const absl::StatusOr<TensorView> view = folder_.Tensor(name, std::vector<int64_t>(shape));
+    if (view.ok()) return view->ToFloat();
+    if (status_.ok()) status_ = view.status();
+    int64_t count = 1;
+    for (const int64_t extent : shape) count *= extent;
+    return std::vector<float>(count);
+  }
+  const absl::Status& status() const { return status_; }
+
+ private:
+  const ModelFolder& folder_;
+  absl::Status status_;
+};
+
+std::vector<float> Concatenate(const std::vector<std::vector<float>>& parts) {
+  std::vector<float> all;
+  for (const std::vector<float>& part : parts) all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
+// Rows of `out` begin as the bias, or as zeros.
+void FillRows(const std::vector<float>& bias, int rows, int width, std::vector<float>& out) {
+  out.assign(size_t(rows) * width, 0.0f);
+  if (bias.empty()) return;
+  for (int row = 0; row < rows; ++row) std::copy(bias.begin(), bias.end(), out.begin() + size_t(row) * width);
+}
+
+}  // namespace
+
+KvCache::KvCache(const ModelConfig& config, int num_blocks)
+    : num_blocks_(num_blocks),
+      heads_(config.num_kv_heads),
+      block_head_floats_(size_t(kBlockTokens) * config.head_dim),
+      data_(new float[size_t(config.num_layers) * num_blocks * heads_ * 2 * block_head_floats_]) {}
+
+int64_t KvCache::BlockBytes(const ModelConfig& config) {
+  return int64_t{config.num_layers} * config.num_kv_heads * 2 * kBlockTokens * config.head_dim *
+         sizeof(float);
+}
+
+absl::StatusOr<std::unique_ptr<const CpuModel>> CpuModel::Load(const ModelFolder& folder) {
+  if (!CpuIsSupported()) {
+    return absl::FailedPreconditionError("the CPU engine needs a processor with AVX2 and FMA");
+  }
+  std::unique_ptr<CpuModel> model(new CpuModel);
+  const ModelConfig& c = model->config_ = folder.config();
+  Reader read(folder);
+  const int d = c.hidden_size, q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
+  model->embedding_ = read("model.embed_tokens.weight", {c.vocab_size, d});
+  for (int i = 0; i < c.num_layers; ++i) {
+    const std::string at = absl::StrCat("model.layers.", i, ".");
+    const std::string attention = at + "self_attn.", mlp = at + "mlp.";
+    Layer layer;
+    layer.input_norm = read(at + "input_layernorm.weight", {d});
+    layer.post_attention_norm = read(at + "post_attention_layernorm.weight", {d});
+    layer.qkv = PackedMatrix::Stack(
+        {read(attention + "q_proj.weight", {q, d}), read(attention + "k_proj.weight", {kv, d}),
+         read(attention + "v_proj.weight", {kv, d})},
+        d);
+    layer.output = PackedMatrix(read(attention + "o_proj.weight", {d, q}), d, q);
+    layer.gate_up = PackedMatrix::Stack({read(mlp + "gate_proj.weight", {c.intermediate_size, d}),
+                                         read(mlp + "up_proj.weight", {c.intermediate_size, d})},
+                                        d);
+    layer.down =
+        PackedMatrix(read(mlp + "down_proj.weight", {d, c.intermediate_size}), d, c.intermediate_size);
+    if (c.attention_bias) {
+      layer.qkv_bias =
+          Concatenate({read(attention + "q_proj.bias", {q}), read(attention + "k_proj.bias", {kv}),
+                       read(attention + "v_proj.bias", {kv})});
+    }
+    if (c.attention_output_bias) layer.output_bias = read(attention + "o_proj.bias", {d});
+    if (c.mlp_bias) {
+      layer.gate_up_bias = Concatenate({read(mlp + "gate_proj.bias", {c.intermediate_size}),
+                                        read(mlp + "up_proj.bias", {c.intermediate_size})});
+      layer.down_bias = read(mlp + "down_proj.bias", {d});
+    }
+    if (c.qk_norm) {
+      layer.query_norm = read(attention + "q_norm.weight", {c.head_dim});
+      layer.key_norm = read(attention + "k_norm.weight", {c.head_dim});
+    }
+    model->layers_.push_back(std::move(layer));
+    ALMOST_RETURN_IF_ERROR(read.status());
+  }
+  model->final_norm_ = read("model.norm.weight", {d});
+  if (c.reward_head) {
+    // The official code calls its head v_head.
+    const bool official =
+        !folder.tensors().contains("score.weight") && folder.tensors().contains("v_head.weight");
+    model->reward_head_ = read(official ? "v_head.weight" : "score.weight", {1, d});
+  } else if (c.tie_word_embeddings) {
+    model->head_ = PackedMatrix(model->embedding_, c.vocab_size, d);
+  } else {
+    model->head_ = PackedMatrix(read("lm_head.weight", {c.vocab_size, d}), c.vocab_size, d);
+  }
+  ALMOST_RETURN_IF_ERROR(read.status());
+
+  const int half = c.head_dim / 2;
+  model->cosines_.resize(size_t(c.max_positions) * half);
+  model->sines_.resize(size_t(c.max_positions) * half);
+  for (int position = 0; position < c.max_positions; ++position) {
+    for (int i = 0; i < half; ++i) {
+      // As transformers: the angle is rounded to float before its cosine is taken.
+      const float angle = static_cast<float>(position) * static_cast<float>(c.rope_inverse_frequencies[i]);
+      model->cosines_[size_t(position) * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
+      model->sines_[size_t(position) * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
+    }
+  }
+  return std::unique_ptr<const CpuModel>(std::move(model));
+}
+
+void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
+                       std::vector<float>& hidden) const {
+  const ModelConfig& c = config_;
+  const int d = c.hidden_size, q_width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
+  const int qkv_width = q_width + 2 * kv_width, half = c.head_dim / 2;
+  const int queries_per_head = c.num_heads / c.num_kv_heads;
+  const float eps = static_cast<float>(c.rms_norm_eps);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+
+  int rows = 0, longest = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    rows += static_cast<int>(chunk.tokens.size());
+    longest = std::max(longest, chunk.first_position + static_cast<int>(chunk.tokens.size()));
+  }
+  std::vector<float> x(size_t(rows) * d), normed(size_t(rows) * d), qkv, attended(size_t(rows) * q_width),
+      gate_up, activated(size_t(rows) * c.intermediate_size);
+  const int longest_blocks = (longest + kBlockTokens - 1) / kBlockTokens;
+  std::vector<float> scores(size_t(longest_blocks) * kBlockTokens);
+  std::vector<const float*> key_blocks(longest_blocks), value_blocks(longest_blocks);
+
+  float* row = x.data();
+  for (const SequenceChunk& chunk : chunks) {
+    for (const int32_t token : chunk.tokens) {
+      std::memcpy(row, embedding_.data() + size_t(token) * d, d * sizeof(float));
+      row += d;
+    }
+  }
+  for (int l = 0; l < c.num_layers; ++l) {
+    const Layer& layer = layers_[l];
+    RmsNorm(x.data(), layer.input_norm.data(), eps, rows, d, normed.data());
+    FillRows(layer.qkv_bias, rows, qkv_width, qkv);
+    MatMulAdd(normed.data(), rows, layer.qkv, qkv.data());
+
+    float* at = qkv.data();
+    float* out = attended.data();
+    for (const SequenceChunk& chunk : chunks) {
+      const int count = static_cast<int>(chunk.tokens.size());
+      for (int t = 0; t < count; ++t) {
+        const int position = chunk.first_position + t;
+        float* token_qkv = at + size_t(t) * qkv_width;
+        const float* cosines = cosines_.data() + size_t(position) * half;
+        const float* sines = sines_.data() + size_t(position) * half;
+        for (int h = 0; h < c.num_heads + c.num_kv_heads; ++h) {
+          float* head = token_qkv + h * c.head_dim;
+          if (c.qk_norm) {
+            RmsNorm(head, (h < c.num_heads ? layer.query_norm : layer.key_norm).data(), eps, 1, c.head_dim,
+                    head);
+          }
+          Rotate(head, cosines, sines, c.head_dim);
+        }
+        const int block = chunk.blocks[position / kBlockTokens], slot = position % kBlockTokens;
+        for (int h = 0; h < c.num_kv_heads; ++h) {
+          const float* key = token_qkv + q_width + h * c.head_dim;
+          float* keys = cache.keys(l, block, h);
+          for (int i = 0; i < c.head_dim; ++i) keys[i * kBlockTokens + slot] = key[i];
+          std::memcpy(cache.values(l, block, h) + slot * c.head_dim, key + kv_width,
+                      c.head_dim * sizeof(float));
+        }
+      }
+      const int num_blocks = (chunk.first_position + count + kBlockTokens - 1) / kBlockTokens;
+      for (int h = 0; h < c.num_kv_heads; ++h) {
+        for (int b = 0; b < num_blocks; ++b) {
+          key_blocks[b] = cache.keys(l, chunk.blocks[b], h);
+          value_blocks[b] = cache.values(l, chunk.blocks[b], h);
+        }
+        for (int t = 0; t < count; ++t) {
+          for (int g = 0; g < queries_per_head; ++g) {
+            const int query = h * queries_per_head + g;
+            Attend(at + size_t(t) * qkv_width + query * c.head_dim, key_blocks.data(), value_blocks.data(),
+                   chunk.first_position + t + 1, c.head_dim, scale, scores.data(),
+                   out + size_t(t) * q_width + query * c.head_dim);
+          }
+        }
+      }
+      at += size_t(count) * qkv_width;
+      out += size_t(count) * q_width;
+    }
+    const auto add_bias = [&](const std::vector<float>& bias) {
+      for (int r = 0; r < rows && !bias.empty(); ++r) {
+        for (int i = 0; i < d; ++i) x[size_t(r) * d + i] += bias[i];
+      }
+    };
+    add_bias(layer.output_bias);
+    MatMulAdd(attended.data(), rows, layer.output, x.data());
+
+    RmsNorm(x.data(), layer.post_attention_norm.data(), eps, rows, d, normed.data());
+    FillRows(layer.gate_up_bias, rows, 2 * c.intermediate_size, gate_up);
+    MatMulAdd(normed.data(), rows, layer.gate_up, gate_up.data());
+    SiluMul(gate_up.data(), rows, c.intermediate_size, activated.data());
+    add_bias(layer.down_bias);
+    MatMulAdd(activated.data(), rows, layer.down, x.data());
+  }
+
+  row = x.data();
+  for (const SequenceChunk& chunk : chunks) {
+    row += chunk.tokens.size() * d;
+    const size_t before = hidden.size();
+    hidden.resize(before + size_t(chunk.num_outputs) * d);
+    RmsNorm(row - size_t(chunk.num_outputs) * d, final_norm_.data(), eps, chunk.num_outputs, d,
+            hidden.data() + before);
+  }
+}
+
+void CpuModel::Logits(std::span<const float> hidden, std::vector<float>& logits) const {
+  const int rows = static_cast<int>(hidden.size()) / config_.hidden_size;
+  logits.assign(size_t(rows) * config_.vocab_size, 0.0f);
+  MatMulAdd(hidden.data(), rows, head_, logits.data());
+}
+
+float CpuModel::Reward(std::span<const float> hidden) const {
+  return Dot(hidden.data(), reward_head_.data(), config_.hidden_size);
+}
+
+}  // namespace almost::engine

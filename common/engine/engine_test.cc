@@ -1,0 +1,224 @@
+#include "common/engine/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cstdlib>
+
+#include "absl/synchronization/notification.h"
+#include "common/base/random.h"
+
+namespace almost::engine {
+namespace {
+
+std::shared_ptr<const ModelFolder> SmallModel() {
+  static const auto* model = new std::shared_ptr<const ModelFolder>(
+      *ModelFolder::Open(std::string(getenv("ALMOST_SOURCE_DIR")) + "/common/world/models/S"));
+  return *model;
+}
+
+std::unique_ptr<Engine> MakeEngine(EngineOptions options = {}) {
+  auto engine = Engine::Create(SmallModel(), options);
+  EXPECT_TRUE(engine.ok()) << engine.status();
+  return std::move(*engine);
+}
+
+std::vector<int32_t> Tokens(uint64_t seed, int count) {
+  RandomStream stream(seed);
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(stream.Between(1, 895)));
+  return tokens;
+}
+
+// Mixed requests: lengths 1 to 120, greedy and sampled, truncated in every way, some behind a common prefix.
+std::vector<GenerationRequest> MixedRequests() {
+  const std::vector<int32_t> prefix = Tokens(99, 50);
+  std::vector<GenerationRequest> requests(64);
+  for (int i = 0; i < 64; ++i) {
+    GenerationRequest& r = requests[i];
+    if (i % 3 == 0) r.prompt_ids = prefix;
+    const std::vector<int32_t> own = Tokens(i, 1 + (i * 37) % 70);
+    r.prompt_ids.insert(r.prompt_ids.end(), own.begin(), own.end());
+    r.sampling.temperature = i % 5 == 0 ? 0.0 : 0.5 + 0.1 * (i % 7);
+    r.sampling.top_p = i % 4 == 1 ? 0.9 : 1.0;
+    r.sampling.top_k = i % 4 == 2 ? 20 : 0;
+    r.sampling.min_p = i % 4 == 3 ? 0.05 : 0.0;
+    r.sampling.max_new_tokens = 1 + i % 40;
+    r.sampling.seed = 1000 + i;
+    r.sampling.logprobs = true;
+    r.num_candidates = 1 + i % 3;
+  }
+  return requests;
+}
+
+using Results = std::vector<absl::StatusOr<std::vector<Candidate>>>;
+
+void ExpectSameBits(const Results& a, const Results& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    ASSERT_TRUE(a[i].ok() && b[i].ok()) << i << " " << a[i].status() << " " << b[i].status();
+    ASSERT_EQ(a[i]->size(), b[i]->size());
+    for (size_t c = 0; c < a[i]->size(); ++c) {
+      const Candidate &x = (*a[i])[c], &y = (*b[i])[c];
+      EXPECT_EQ(x.index, y.index);
+      EXPECT_EQ(x.token_ids, y.token_ids) << "request " << i << " candidate " << c;
+      ASSERT_EQ(x.logprobs.size(), y.logprobs.size());
+      for (size_t t = 0; t < x.logprobs.size(); ++t) {
+        EXPECT_EQ(std::bit_cast<uint32_t>(x.logprobs[t].model), std::bit_cast<uint32_t>(y.logprobs[t].model));
+        EXPECT_EQ(std::bit_cast<uint32_t>(x.logprobs[t].sampled), std::bit_cast<uint32_t>(y.logprobs[t].sampled));
+      }
+    }
+  }
+}
+
+Results OneByOne() {
+  Results results;
+  for (GenerationRequest& request : MixedRequests()) {
+    const auto engine = MakeEngine({.max_batch_tokens = 4096});  // a fresh one: nothing cached
+    std::vector<GenerationRequest> alone;
+    alone.push_back(std::move(request));
+    results.push_back(std::move(engine->Generate(std::move(alone))[0]));
+  }
+  return results;
+}
+
+class BitIdentity : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { alone_ = new Results(OneByOne()); }
+  static const Results* alone_;
+};
+const Results* BitIdentity::alone_ = nullptr;
+
+TEST_F(BitIdentity, InABatchOf64) { ExpectSameBits(*alone_, MakeEngine()->Generate(MixedRequests())); }
+
+TEST_F(BitIdentity, WithAPrefixCacheThatHits) {
+  const auto engine = MakeEngine();
+  engine->Generate(MixedRequests());
+  const int64_t hits = engine->Stats().prefix_hit_tokens;
+  ExpectSameBits(*alone_, engine->Generate(MixedRequests()));
+  engine->Generate({});
+  EXPECT_GT(engine->Stats().prefix_hit_tokens, hits + 1000);
+}
+
+TEST_F(BitIdentity, WithChunkedPrefill) {
+  ExpectSameBits(*alone_, MakeEngine({.max_batch_tokens = 7})->Generate(MixedRequests()));
+}
+
+TEST_F(BitIdentity, AfterPreemption) {
+  const int64_t block_bytes = 2 * 2 * 2 * 16 * 32 * 4;  // layers · heads · (keys, values) · tokens · width · float
+  const auto engine = MakeEngine({.kv_cache_bytes = 12 * block_bytes});
+  ExpectSameBits(*alone_, engine->Generate(MixedRequests()));
+  EXPECT_GT(engine->Stats().preemptions, 0);
+}
+
+TEST_F(BitIdentity, WithTwoThreads) {
+  ExpectSameBits(*alone_, MakeEngine({.num_threads = 2})->Generate(MixedRequests()));
+}
+
+TEST_F(BitIdentity, OfCandidatesAskedForLater) {
+  std::vector<GenerationRequest> requests(2);
+  requests[0].prompt_ids = requests[1].prompt_ids = Tokens(5, 20);
+  requests[0].num_candidates = 4;
+  requests[1].num_candidates = 2;
+  requests[1].first_candidate = 2;
+  const Results results = MakeEngine()->Generate(std::move(requests));
+  EXPECT_EQ((*results[0])[2].token_ids, (*results[1])[0].token_ids);
+  EXPECT_EQ((*results[0])[3].token_ids, (*results[1])[1].token_ids);
+  EXPECT_NE((*results[0])[0].token_ids, (*results[0])[1].token_ids);
+}
+
+TEST(EngineTest, ScoresItsOwnSamplesWithTheLogprobsItReported) {
+  const auto engine = MakeEngine();
+  std::vector<GenerationRequest> requests(1);
+  requests[0].prompt_ids = Tokens(3, 40);
+  requests[0].sampling.logprobs = true;
+  requests[0].sampling.max_new_tokens = 30;
+  const std::vector<Candidate> candidates = *engine->Generate(std::move(requests))[0];
+  const CompletionScoreRequest score{Tokens(3, 40), candidates[0].token_ids};
+  const std::vector<float> scored = (*engine->ScoreCompletions({&score, 1}))[0];
+  ASSERT_EQ(scored.size(), candidates[0].token_ids.size());
+  for (size_t t = 0; t < scored.size(); ++t) EXPECT_EQ(scored[t], candidates[0].logprobs[t].model);
+}
+
+TEST(EngineTest, StopsAtAStopTokenAndWhenItsListenerSaysSo) {
+  const auto engine = MakeEngine();
+  std::vector<GenerationRequest> requests(3);
+  for (GenerationRequest& r : requests) {
+    r.prompt_ids = Tokens(8, 12);
+    r.sampling.max_new_tokens = 10;
+  }
+  const std::vector<int32_t> all = (*engine->Generate({requests[0]})[0])[0].token_ids;
+  requests[1].stop_token_ids = {all[4]};
+  requests[2].on_token = [seen = 0](int, int32_t, const TokenLogprobs&) mutable {
+    return ++seen == 3 ? Continue::kStop : Continue::kYes;
+  };
+  const Results results = engine->Generate(requests);
+  EXPECT_EQ((*results[0])[0].finish_reason, FinishReason::kLength);
+  EXPECT_EQ((*results[1])[0].finish_reason, FinishReason::kStop);
+  EXPECT_LE((*results[1])[0].token_ids.size(), 4u);
+  EXPECT_EQ((*results[2])[0].finish_reason, FinishReason::kStop);
+  EXPECT_EQ((*results[2])[0].token_ids.size(), 3u);
+}
+
+TEST(EngineTest, FreesEveryBlockAfterCancelsAndMissedDeadlines) {
+  const auto engine = MakeEngine();
+  for (int i = 0; i < 50; ++i) {
+    GenerationRequest request;
+    request.prompt_ids = Tokens(i, 30);
+    request.sampling.max_new_tokens = 400;
+    if (i % 2 == 0) request.deadline = absl::Now() + absl::Milliseconds(i);
+    absl::Notification done;
+    absl::Status status;
+    request.on_done = [&](absl::StatusOr<std::vector<Candidate>> result) {
+      status = result.status();
+      done.Notify();
+    };
+    absl::Notification started;
+    request.on_token = [&](int, int32_t, const TokenLogprobs&) {
+      if (!started.HasBeenNotified()) started.Notify();
+      return Continue::kYes;
+    };
+    const uint64_t id = *engine->Submit(std::move(request));
+    if (i % 2 == 1) {
+      started.WaitForNotification();
+      engine->Cancel(id);
+    }
+    done.WaitForNotification();
+    EXPECT_TRUE(status.ok() || absl::IsCancelled(status) || absl::IsDeadlineExceeded(status)) << status;
+  }
+  std::vector<GenerationRequest> last(1);
+  last[0].prompt_ids = {1};
+  engine->Generate(std::move(last));  // statistics are published before a step
+  while (engine->Stats().running_sequences > 0) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(engine->Stats().free_blocks, engine->Stats().total_blocks);
+}
+
+TEST(EngineTest, RefusesWhatCannotBeByField) {
+  const auto engine = MakeEngine({.max_queued_requests = 0});
+  const auto refused = [&](auto change) {
+    GenerationRequest request;
+    request.prompt_ids = {1, 2};
+    change(request);
+    return engine->Submit(std::move(request)).status();
+  };
+  const auto names = [](const absl::Status& status, const char* field) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr(field));
+  };
+  names(refused([](auto& r) { r.prompt_ids.clear(); }), "prompt");
+  names(refused([](auto& r) { r.prompt_ids = {896}; }), "token 896");
+  names(refused([](auto& r) { r.prompt_ids = {-1}; }), "token -1");
+  names(refused([](auto& r) { r.sampling.temperature = -1; }), "temperature");
+  names(refused([](auto& r) { r.sampling.temperature = NAN; }), "temperature");
+  names(refused([](auto& r) { r.sampling.top_p = 0; }), "top_p");
+  names(refused([](auto& r) { r.sampling.min_p = 1; }), "min_p");
+  names(refused([](auto& r) { r.sampling.max_new_tokens = 0; }), "max_new_tokens");
+  names(refused([](auto& r) { r.sampling.max_new_tokens = 511; }), "context");
+  names(refused([](auto& r) { r.num_candidates = 0; }), "n:");
+  EXPECT_EQ(refused([](auto&) {}).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(engine->ScoreSequences({}).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+}  // namespace
+}  // namespace almost::engine

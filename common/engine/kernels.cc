@@ -1,0 +1,271 @@
+#include "common/engine/kernels.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace almost::engine {
+namespace {
+
+// Inputs of one pass over a panel: 512 · 16 floats stay in the first-level cache.
+constexpr int kInputBlock = 512;
+
+float HorizontalSum(__m256 v) {
+  const __m128 quad = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 pair = _mm_add_ps(quad, _mm_movehl_ps(quad, quad));
+  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+
+// exp(x) = 2^n · p(r), r = x - n·ln2 in [-ln2/2, ln2/2]; the polynomial of Cephes' expf.
+__m256 Exp8(__m256 x) {
+  const __m256 underflow = _mm256_cmp_ps(x, _mm256_set1_ps(-87.3f), _CMP_LT_OQ);
+  x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.3f)), _mm256_set1_ps(88.3f));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504088896341f)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+  __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+  for (const float coefficient :
+       {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f}) {
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(coefficient));
+  }
+  p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
+  const __m256i power =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_andnot_ps(underflow, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
+}
+
+// ROWS rows by PANELS panels of 16 outputs, inputs [begin, end): 2·ROWS·PANELS registers accumulate.
+template <int ROWS, int PANELS>
+void Tile(const float* x, size_t x_stride, const float* const* panels, int begin, int end, float* out,
+          size_t out_stride) {
+  __m256 sum[ROWS][2 * PANELS];
+  for (int r = 0; r < ROWS; ++r) {
+    for (int c = 0; c < 2 * PANELS; ++c) sum[r][c] = _mm256_loadu_ps(out + r * out_stride + 8 * c);
+  }
+  for (int k = begin; k < end; ++k) {
+    __m256 w[2 * PANELS];
+    for (int p = 0; p < PANELS; ++p) {
+      w[2 * p] = _mm256_loadu_ps(panels[p] + size_t(k) * PackedMatrix::kPanel);
+      w[2 * p + 1] = _mm256_loadu_ps(panels[p] + size_t(k) * PackedMatrix::kPanel + 8);
+    }
+    for (int r = 0; r < ROWS; ++r) {
+      const __m256 value = _mm256_broadcast_ss(x + r * x_stride + k);
+      for (int c = 0; c < 2 * PANELS; ++c) sum[r][c] = _mm256_fmadd_ps(value, w[c], sum[r][c]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    for (int c = 0; c < 2 * PANELS; ++c) _mm256_storeu_ps(out + r * out_stride + 8 * c, sum[r][c]);
+  }
+}
+
+// `rows` < 6 rows (6 take Tile<6, 1>) by `panels` ≤ 4 whole panels.
+template <int PANELS>
+void TileRows(int rows, const float* x, size_t x_stride, const float* const* panels, int begin, int end,
+              float* out, size_t out_stride) {
+  switch (rows) {
+    case 1:
+      return Tile<1, PANELS>(x, x_stride, panels, begin, end, out, out_stride);
+    case 2:
+      return Tile<2, PANELS>(x, x_stride, panels, begin, end, out, out_stride);
+    case 3:
+      return Tile<3, PANELS>(x, x_stride, panels, begin, end, out, out_stride);
+    case 4:
+      return Tile<4, PANELS>(x, x_stride, panels, begin, end, out, out_stride);
+    case 5:
+      return Tile<5, PANELS>(x, x_stride, panels, begin, end, out, out_stride);
+    default:
+      return Tile<6, PANELS>(x, x_stride, panels, begin, end, out, out_stride);
+  }
+}
+
+}  // namespace
+
+bool CpuIsSupported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+PackedMatrix::PackedMatrix(std::span<const float> weight_NK, int num_outputs, int num_inputs)
+    : num_outputs_(num_outputs), num_inputs_(num_inputs) {
+  data_.resize(size_t(num_panels()) * num_inputs * kPanel);
+  for (int n = 0; n < num_outputs; ++n) {
+    float* column = data_.data() + size_t(n / kPanel) * num_inputs * kPanel + n % kPanel;
+    const float* row = weight_NK.data() + size_t(n) * num_inputs;
+    for (int k = 0; k < num_inputs; ++k) column[size_t(k) * kPanel] = row[k];
+  }
+}
+
+PackedMatrix PackedMatrix::Stack(const std::vector<std::vector<float>>& weights, int num_inputs) {
+  std::vector<float> all;
+  for (const std::vector<float>& weight : weights) all.insert(all.end(), weight.begin(), weight.end());
+  return PackedMatrix(all, static_cast<int>(all.size() / num_inputs), num_inputs);
+}
+
+void MatMulAdd(const float* x_MK, int rows, const PackedMatrix& weight, float* out_MN) {
+  constexpr int kPanel = PackedMatrix::kPanel;
+  const int inputs = weight.num_inputs();
+  const int outputs = weight.num_outputs();
+  const int whole_panels = outputs / kPanel;
+  // Few rows would leave most accumulators idle: they take several panels at once.
+  const int panels_at_once = rows >= 3 ? 1 : rows == 2 ? 2 : 4;
+  for (int begin = 0; begin < inputs; begin += kInputBlock) {
+    const int end = std::min(inputs, begin + kInputBlock);
+    for (int p = 0; p < whole_panels;) {
+      const int count = whole_panels - p >= panels_at_once ? panels_at_once : 1;
+      const float* panels[4];
+      for (int i = 0; i < count; ++i) panels[i] = weight.panel(p + i);
+      for (int row = 0; row < rows; row += 6) {
+        const float* x = x_MK + size_t(row) * inputs;
+        float* out = out_MN + size_t(row) * outputs + size_t(p) * kPanel;
+        const int left = std::min(6, rows - row);
+        if (count == 4) {
+          Tile<1, 4>(x, inputs, panels, begin, end, out, outputs);
+        } else if (count == 2) {
+          Tile<2, 2>(x, inputs, panels, begin, end, out, outputs);
+        } else {
+          TileRows<1>(left, x, inputs, panels, begin, end, out, outputs);
+        }
+      }
+      p += count;
+    }
+    if (const int tail = outputs - whole_panels * kPanel; tail > 0) {
+      const float* panel = weight.panel(whole_panels);
+      for (int row = 0; row < rows; ++row) {
+        float padded[kPanel] = {};
+        float* out = out_MN + size_t(row) * outputs + size_t(whole_panels) * kPanel;
+        std::memcpy(padded, out, tail * sizeof(float));
+        Tile<1, 1>(x_MK + size_t(row) * inputs, inputs, &panel, begin, end, padded, kPanel);
+        std::memcpy(out, padded, tail * sizeof(float));
+      }
+    }
+  }
+}
+
+float Dot(const float* x, const float* y, int count) {
+  __m256 sum = _mm256_setzero_ps();
+  int i = 0;
+  for (; i + 8 <= count; i += 8) sum = _mm256_fmadd_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i), sum);
+  float total = HorizontalSum(sum);
+  for (; i < count; ++i) total = std::fma(x[i], y[i], total);
+  return total;
+}
+
+void RmsNorm(const float* x, const float* weight, float eps, int rows, int width, float* out) {
+  for (int row = 0; row < rows; ++row, x += width, out += width) {
+    const float scale = 1.0f / std::sqrt(Dot(x, x, width) / static_cast<float>(width) + eps);
+    for (int i = 0; i < width; ++i) out[i] = x[i] * scale * weight[i];
+  }
+}
+
+void Rotate(float* head_D, const float* cosines, const float* sines, int head_dim) {
+  const int half = head_dim / 2;
+  for (int i = 0; i < half; ++i) {
+    const float a = head_D[i], b = head_D[i + half];
+    head_D[i] = a * cosines[i] - b * sines[i];
+    head_D[i + half] = b * cosines[i] + a * sines[i];
+  }
+}
+
+void Exp(float* x, int count) {
+  int i = 0;
+  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(x + i, Exp8(_mm256_loadu_ps(x + i)));
+  if (i < count) {
+    float padded[8] = {};
+    std::memcpy(padded, x + i, (count - i) * sizeof(float));
+    _mm256_storeu_ps(padded, Exp8(_mm256_loadu_ps(padded)));
+    std::memcpy(x + i, padded, (count - i) * sizeof(float));
+  }
+}
+
+void SiluMul(const float* gate_up, int rows, int width, float* out) {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  for (int row = 0; row < rows; ++row, gate_up += 2 * width, out += width) {
+    const auto eight = [&](const float* gate, const float* up) {
+      const __m256 g = _mm256_loadu_ps(gate);
+      const __m256 e = Exp8(_mm256_sub_ps(_mm256_setzero_ps(), g));
+      return _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(one, e)), _mm256_loadu_ps(up));
+    };
+    int i = 0;
+    for (; i + 8 <= width; i += 8) _mm256_storeu_ps(out + i, eight(gate_up + i, gate_up + width + i));
+    if (i < width) {
+      float gate[8] = {}, up[8] = {}, result[8];
+      std::memcpy(gate, gate_up + i, (width - i) * sizeof(float));
+      std::memcpy(up, gate_up + width + i, (width - i) * sizeof(float));
+      _mm256_storeu_ps(result, eight(gate, up));
+      std::memcpy(out + i, result, (width - i) * sizeof(float));
+    }
+  }
+}
+
+void Attend(const float* query_D, const float* const* key_blocks, const float* const* value_blocks,
+            int num_tokens, int head_dim, float scale, float* scores, float* out_D) {
+  const int num_blocks = (num_tokens + kBlockTokens - 1) / kBlockTokens;
+  const __m256 scale8 = _mm256_set1_ps(scale);
+  __m256 largest8 = _mm256_set1_ps(-INFINITY);
+  for (int b = 0; b < num_blocks; ++b) {
+    const float* keys = key_blocks[b];
+    __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
+    for (int d = 0; d < head_dim; ++d) {
+      const __m256 q = _mm256_broadcast_ss(query_D + d);
+      low = _mm256_fmadd_ps(q, _mm256_loadu_ps(keys + d * kBlockTokens), low);
+      high = _mm256_fmadd_ps(q, _mm256_loadu_ps(keys + d * kBlockTokens + 8), high);
+    }
+    float* block_scores = scores + b * kBlockTokens;
+    _mm256_storeu_ps(block_scores, _mm256_mul_ps(low, scale8));
+    _mm256_storeu_ps(block_scores + 8, _mm256_mul_ps(high, scale8));
+    // What lies past the query in its own block is another's, or not yet written.
+    for (int t = num_tokens - b * kBlockTokens; t < kBlockTokens; ++t) block_scores[t] = -INFINITY;
+    largest8 = _mm256_max_ps(largest8,
+                             _mm256_max_ps(_mm256_loadu_ps(block_scores), _mm256_loadu_ps(block_scores + 8)));
+  }
+  float lanes[8];
+  _mm256_storeu_ps(lanes, largest8);
+  const float largest = *std::max_element(lanes, lanes + 8);
+
+  __m256 sum8 = _mm256_setzero_ps();
+  for (int i = 0; i < num_blocks * kBlockTokens; i += 8) {
+    const __m256 e = Exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), _mm256_set1_ps(largest)));
+    _mm256_storeu_ps(scores + i, e);
+    sum8 = _mm256_add_ps(sum8, e);
+  }
+  const float inverse = 1.0f / HorizontalSum(sum8);
+
+  // Output dimensions in registers, 32 at a time; tokens in order.
+  for (int d0 = 0; d0 < head_dim; d0 += 32) {
+    const int width = std::min(32, head_dim - d0);
+    if (width == 32) {
+      __m256 out[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+      for (int t = 0; t < num_tokens; ++t) {
+        const float* value = value_blocks[t / kBlockTokens] + (t % kBlockTokens) * head_dim + d0;
+        const __m256 weight = _mm256_broadcast_ss(scores + t);
+        for (int c = 0; c < 4; ++c) out[c] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(value + 8 * c), out[c]);
+      }
+      for (int c = 0; c < 4; ++c) {
+        _mm256_storeu_ps(out_D + d0 + 8 * c, _mm256_mul_ps(out[c], _mm256_set1_ps(inverse)));
+      }
+    } else {
+      for (int d = d0; d < d0 + width; ++d) {
+        float sum = 0;
+        for (int t = 0; t < num_tokens; ++t) {
+          sum = std::fma(scores[t], value_blocks[t / kBlockTokens][(t % kBlockTokens) * head_dim + d], sum);
+        }
+        out_D[d] = sum * inverse;
+      }
+    }
+  }
+}
+
+double LogSumExp(std::span<const float> x) {
+  const float largest = *std::max_element(x.begin(), x.end());
+  double sum = 0;
+  float part[64];
+  for (size_t i = 0; i < x.size(); i += 64) {
+    const int count = static_cast<int>(std::min<size_t>(64, x.size() - i));
+    for (int j = 0; j < count; ++j) part[j] = x[i + j] - largest;
+    Exp(part, count);
+    for (int j = 0; j < count; ++j) sum += part[j];
+  }
+  return largest + std::log(sum);
+}
+
+}  // namespace almost::engine

@@ -1,0 +1,131 @@
+#include "common/engine/scheduler.h"
+
+#include <algorithm>
+
+namespace almost::engine {
+namespace {
+
+int BlocksFor(int num_tokens) { return (num_tokens + kBlockTokens - 1) / kBlockTokens; }
+
+}  // namespace
+
+Scheduler::Scheduler(const EngineOptions& options, int num_blocks) : options_(options), pool_(num_blocks) {}
+
+bool Scheduler::Fits(int num_tokens) const { return BlocksFor(num_tokens) <= pool_.num_blocks(); }
+
+bool Scheduler::Grow(Sequence& sequence, int num_tokens) {
+  const int wanted = BlocksFor(sequence.num_computed + num_tokens);
+  while (static_cast<int>(sequence.blocks.size()) < wanted) {
+    const std::optional<int> block = pool_.Take();
+    if (!block) return false;
+    sequence.blocks.push_back(*block);
+  }
+  // Full blocks of what is known now can be shared; those that decoding fills are announced when they are
+  // full.
+  const int full = (sequence.num_computed + num_tokens) / kBlockTokens;
+  for (int i = sequence.num_completed; i < full; ++i) pool_.Announce(sequence.tokens, i, sequence.blocks[i]);
+  return true;
+}
+
+void Scheduler::Release(Sequence& sequence) {
+  // Last blocks first, so that the beginning of a prefix outlives its end.
+  while (!sequence.blocks.empty()) {
+    pool_.RemoveUser(sequence.blocks.back());
+    sequence.blocks.pop_back();
+  }
+  sequence.num_computed = sequence.num_completed = sequence.num_scheduled = 0;
+}
+
+bool Scheduler::PreemptYoungestAfter(const Sequence& sequence) {
+  if (running_.empty() || running_.back().get() == &sequence) return false;
+  Release(*running_.back());
+  waiting_.push_front(std::move(running_.back()));
+  running_.pop_back();
+  ++num_preemptions_;
+  return true;
+}
+
+std::vector<Sequence*> Scheduler::Schedule() {
+  int tokens_left = options_.max_batch_tokens;
+  std::vector<Sequence*> scheduled;
+  const auto schedule = [&](Sequence& sequence) {
+    tokens_left -= sequence.num_scheduled;
+    scheduled.push_back(&sequence);
+  };
+  bool preempted = false;
+  for (size_t i = 0; i < running_.size() && tokens_left > 0; ++i) {
+    Sequence& sequence = *running_[i];
+    const int wanted =
+        std::min(tokens_left, static_cast<int>(sequence.tokens.size()) - sequence.num_computed);
+    bool grown = Grow(sequence, wanted);
+    while (!grown && PreemptYoungestAfter(sequence)) {
+      preempted = true;
+      grown = Grow(sequence, wanted);
+    }
+    if (!grown) {  // the youngest of all and still no room: it waits itself
+      Release(sequence);
+      waiting_.push_front(std::move(running_[i]));
+      running_.pop_back();
+      ++num_preemptions_;
+      preempted = true;
+      break;
+    }
+    sequence.num_scheduled = wanted;
+    schedule(sequence);
+  }
+  for (size_t i = 0; i < waiting_.size() && !preempted && tokens_left > 0 &&
+                     running_.size() < size_t(options_.max_batch_sequences);) {
+    Sequence& sequence = *waiting_[i];
+    // The last token is always computed: its hidden state is what the next one is drawn from.
+    const int limit = (static_cast<int>(sequence.tokens.size()) - 1) / kBlockTokens;
+    bool pending = false;
+    sequence.blocks = pool_.Match(sequence.tokens, limit, pending);
+    sequence.num_completed = static_cast<int>(sequence.blocks.size());
+    sequence.num_computed = sequence.num_completed * kBlockTokens;
+    if (pending) {
+      Release(sequence);
+      ++i;
+      continue;
+    }
+    const int hit = sequence.num_computed;
+    const int wanted =
+        std::min(tokens_left, static_cast<int>(sequence.tokens.size()) - sequence.num_computed);
+    if (!Grow(sequence, wanted)) {
+      Release(sequence);
+      break;
+    }
+    prefix_hit_tokens_ += hit;
+    sequence.num_scheduled = wanted;
+    schedule(sequence);
+    running_.push_back(std::move(waiting_[i]));
+    waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  return scheduled;
+}
+
+void Scheduler::Commit(std::span<Sequence* const> scheduled) {
+  for (Sequence* sequence : scheduled) {
+    sequence->num_computed += sequence->num_scheduled;
+    sequence->num_scheduled = 0;
+    for (; sequence->num_completed < sequence->num_computed / kBlockTokens; ++sequence->num_completed) {
+      pool_.Complete(sequence->blocks[sequence->num_completed]);
+    }
+  }
+}
+
+std::vector<std::unique_ptr<Sequence>> Scheduler::TakeFinished() {
+  std::vector<std::unique_ptr<Sequence>> finished;
+  const auto take = [&](auto& sequences) {
+    for (auto& sequence : sequences) {
+      if (!sequence->finished) continue;
+      Release(*sequence);
+      finished.push_back(std::move(sequence));
+    }
+    std::erase_if(sequences, [](const auto& sequence) { return sequence == nullptr; });
+  };
+  take(running_);
+  take(waiting_);
+  return finished;
+}
+
+}  // namespace almost::engine

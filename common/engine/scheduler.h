@@ -1,0 +1,53 @@
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "common/engine/block_pool.h"
+#include "common/engine/sequence.h"
+
+namespace almost::engine {
+
+// Decides what the next step computes; knows no tensors. Running sequences come first, one token or the next
+// chunk of their prompt each; then waiting ones are admitted in order, as tokens, sequences and blocks allow.
+// When blocks run out the youngest running sequence is preempted: it gives its blocks back, waits at the
+// front, and is recomputed later to the same bits. A waiting sequence whose next block someone else is
+// computing stays back until it can share it. Not thread-safe: owned by the engine's thread.
+class Scheduler {
+ public:
+  Scheduler(const EngineOptions& options, int num_blocks);
+
+  // Takes over a sequence that fits the pool (see Fits).
+  void Add(std::unique_ptr<Sequence> sequence) { waiting_.push_back(std::move(sequence)); }
+  // Whether a sequence of so many tokens could ever run.
+  bool Fits(int num_tokens) const;
+
+  // The sequences to compute now, each with num_scheduled > 0 and blocks for it. Empty: nothing can run.
+  std::vector<Sequence*> Schedule();
+  // After the step: the scheduled tokens are computed, full blocks can be shared.
+  void Commit(std::span<Sequence* const> scheduled);
+  // Drops finished sequences and frees their blocks.
+  std::vector<std::unique_ptr<Sequence>> TakeFinished();
+
+  BlockPool& pool() { return pool_; }
+  int num_running() const { return static_cast<int>(running_.size()); }
+  int num_waiting() const { return static_cast<int>(waiting_.size()); }
+  int64_t num_preemptions() const { return num_preemptions_; }
+  int64_t prefix_hit_tokens() const { return prefix_hit_tokens_; }
+
+ private:
+  bool Grow(Sequence& sequence, int num_tokens);
+  void Release(Sequence& sequence);
+  bool PreemptYoungestAfter(const Sequence& sequence);
+
+  const EngineOptions options_;
+  BlockPool pool_;
+  std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+  int64_t num_preemptions_ = 0;
+  int64_t prefix_hit_tokens_ = 0;
+};
+
+}  // namespace almost::engine
