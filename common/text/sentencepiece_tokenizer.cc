@@ -11,6 +11,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
+#include "common/text/unicode.h"
 
 namespace almost {
 namespace {
@@ -23,30 +24,6 @@ constexpr absl::string_view kReplacementCharacter = "\uFFFD";
 // Bytes of the character that begins with `lead`, judged by that byte alone.
 size_t CharacterLength(char lead) {
   return "\1\1\1\1\1\1\1\1\1\1\1\1\2\2\3\4"[static_cast<uint8_t>(lead) >> 4];
-}
-
-// Bytes of the valid UTF-8 character that `text` (not empty) begins with; 0: it begins with none.
-size_t ValidCharacterLength(absl::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const auto trails = [&](size_t count) {
-    if (text.size() <= count) return false;
-    for (size_t i = 1; i <= count; ++i) {
-      if ((byte(i) & 0xC0) != 0x80) return false;
-    }
-    return true;
-  };
-  if (byte(0) < 0x80) return 1;
-  if (byte(0) >= 0xC2 && byte(0) < 0xE0 && trails(1)) return 2;
-  if ((byte(0) & 0xF0) == 0xE0 && trails(2)) {
-    const uint32_t c = (byte(0) & 0x0Fu) << 12 | (byte(1) & 0x3Fu) << 6 | (byte(2) & 0x3Fu);
-    return c >= 0x800 && (c < 0xD800 || c >= 0xE000) ? 3 : 0;
-  }
-  if ((byte(0) & 0xF8) == 0xF0 && trails(3)) {
-    const uint32_t c =
-        (byte(0) & 0x07u) << 18 | (byte(1) & 0x3Fu) << 12 | (byte(2) & 0x3Fu) << 6 | (byte(3) & 0x3Fu);
-    return c >= 0x10000 && c <= 0x10FFFF ? 4 : 0;
-  }
-  return 0;
 }
 
 }  // namespace
@@ -178,9 +155,9 @@ std::pair<absl::string_view, size_t> SentencePieceTokenizer::NormalizePrefix(abs
     if (longest > 0 && value < normalization_texts_.size())
       return {normalization_texts_.data() + value, longest};
   }
-  const size_t length = ValidCharacterLength(text);
-  if (length == 0) return {kReplacementCharacter, 1};
-  return {text.substr(0, length), length};
+  const CodePoint first = FirstCodePoint(text);
+  const bool is_character = first.value != 0xFFFD || first.size == 3;
+  return {is_character ? text.substr(0, first.size) : kReplacementCharacter, first.size};
 }
 
 std::string SentencePieceTokenizer::Normalize(absl::string_view text) const {
@@ -371,9 +348,9 @@ std::string SentencePieceTokenizer::Decode(std::span<const int32_t> ids, bool sk
   bool begun = false;  // whether a visible piece, or the blank that begins every text, has been seen
   const auto flush_bytes = [&] {
     for (absl::string_view rest = bytes; !rest.empty();) {
-      const size_t length = ValidCharacterLength(rest);
-      absl::StrAppend(&out, length > 0 ? rest.substr(0, length) : kReplacementCharacter);
-      rest.remove_prefix(std::max<size_t>(length, 1));
+      const CodePoint first = FirstCodePoint(rest);
+      absl::StrAppend(&out, first.value == 0xFFFD ? kReplacementCharacter : rest.substr(0, first.size));
+      rest.remove_prefix(first.size);
       begun = true;
     }
     bytes.clear();

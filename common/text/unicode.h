@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+
+// What the filters need of Unicode, as Python's str has it: lengths in code points and blanks of every kind.
+namespace almost {
+
+// The first code point of `text` (not empty) and its size in bytes. Bytes that are no character count as one
+// of U+FFFD each.
+struct CodePoint {
+  uint32_t value;
+  size_t size;
+};
+CodePoint FirstCodePoint(absl::string_view text);
+
+// Python's len().
+size_t NumCodePoints(absl::string_view text);
+
+// Python's str.isspace() for one character: what \s matches and split() splits at.
+bool IsSpace(uint32_t code_point);
+
+// How many bytes of blanks `text` begins with.
+size_t LeadingSpace(absl::string_view text);
+
+// Python's strip() and split().
+absl::string_view StripSpace(absl::string_view text);
+std::vector<absl::string_view> SplitAtSpace(absl::string_view text);
+
+}  // namespace almost
