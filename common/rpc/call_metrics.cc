@@ -1,0 +1,170 @@
+#include "common/rpc/call_metrics.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/metrics/metrics_server.h"
+
+namespace almost {
+namespace {
+
+using grpc::experimental::InterceptionHookPoints;
+using grpc::experimental::InterceptorBatchMethods;
+
+// The families of one side.
+class Families {
+ public:
+  Families(prometheus::Registry& registry, const std::string& side)
+      : started_(Counter(registry, side, "started_total", "Calls started.")),
+        handled_(Counter(registry, side, "handled_total", "Calls ended, by code.")),
+        received_(Counter(registry, side, "msg_received_total", "Messages received.")),
+        sent_(Counter(registry, side, "msg_sent_total", "Messages sent.")),
+        seconds_(prometheus::BuildHistogram()
+                     .Name(absl::StrCat("grpc_", side, "_handling_seconds"))
+                     .Help("Time from start to end of calls.")
+                     .Register(registry)) {}
+
+  // One call, from its start to its end.
+  class Call {
+   public:
+    Call(Families& families, absl::string_view method, const char* type)
+        : families_(families), start_(absl::Now()) {
+      // "/package.Service/Method"
+      const size_t slash = method.rfind('/');
+      labels_ = {{"grpc_type", type},
+                 {"grpc_service", std::string(method.substr(1, slash - 1))},
+                 {"grpc_method", std::string(method.substr(slash + 1))}};
+      families_.started_.Add(labels_).Increment();
+    }
+    void Received() { families_.received_.Add(labels_).Increment(); }
+    void Sent() { families_.sent_.Add(labels_).Increment(); }
+    void Handled(grpc::StatusCode code) {
+      families_.seconds_.Add(labels_, LatencyBuckets()).Observe(absl::ToDoubleSeconds(absl::Now() - start_));
+      prometheus::Labels labels = labels_;
+      labels["grpc_code"] = absl::StatusCodeToString(static_cast<absl::StatusCode>(code));
+      families_.handled_.Add(labels).Increment();
+    }
+
+   private:
+    Families& families_;
+    const absl::Time start_;
+    prometheus::Labels labels_;
+  };
+
+ private:
+  static prometheus::Family<prometheus::Counter>& Counter(prometheus::Registry& registry,
+                                                          const std::string& side, const char* name,
+                                                          const char* help) {
+    return prometheus::BuildCounter()
+        .Name(absl::StrCat("grpc_", side, "_", name))
+        .Help(help)
+        .Register(registry);
+  }
+  prometheus::Family<prometheus::Counter>&started_, &handled_, &received_, &sent_;
+  prometheus::Family<prometheus::Histogram>& seconds_;
+};
+
+class ServerInterceptor : public grpc::experimental::Interceptor {
+ public:
+  ServerInterceptor(Families& families, grpc::experimental::ServerRpcInfo* info)
+      : call_(families, info->method(), TypeName(info->type())) {}
+
+  void Intercept(InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_MESSAGE) &&
+        methods->GetRecvMessage() != nullptr) {
+      call_.Received();
+    }
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) call_.Sent();
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
+      call_.Handled(methods->GetSendStatus().error_code());
+    }
+    methods->Proceed();
+  }
+
+ private:
+  static const char* TypeName(grpc::experimental::ServerRpcInfo::Type type) {
+    using Type = grpc::experimental::ServerRpcInfo::Type;
+    switch (type) {
+      case Type::UNARY:
+        return "unary";
+      case Type::CLIENT_STREAMING:
+        return "client_stream";
+      case Type::SERVER_STREAMING:
+        return "server_stream";
+      default:
+        return "bidi_stream";
+    }
+  }
+  Families::Call call_;
+};
+
+class ClientInterceptor : public grpc::experimental::Interceptor {
+ public:
+  ClientInterceptor(Families& families, grpc::experimental::ClientRpcInfo* info)
+      : call_(families, info->method(), TypeName(info->type())) {}
+
+  void Intercept(InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) call_.Sent();
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_MESSAGE) &&
+        methods->GetRecvMessage() != nullptr) {
+      call_.Received();
+    }
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_STATUS)) {
+      call_.Handled(methods->GetRecvStatus()->error_code());
+    }
+    methods->Proceed();
+  }
+
+ private:
+  static const char* TypeName(grpc::experimental::ClientRpcInfo::Type type) {
+    using Type = grpc::experimental::ClientRpcInfo::Type;
+    switch (type) {
+      case Type::UNARY:
+        return "unary";
+      case Type::CLIENT_STREAMING:
+        return "client_stream";
+      case Type::SERVER_STREAMING:
+        return "server_stream";
+      default:
+        return "bidi_stream";
+    }
+  }
+  Families::Call call_;
+};
+
+class ServerFactory : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  explicit ServerFactory(prometheus::Registry& registry) : families_(registry, "server") {}
+  grpc::experimental::Interceptor* CreateServerInterceptor(grpc::experimental::ServerRpcInfo* info) override {
+    return new ServerInterceptor(families_, info);
+  }
+
+ private:
+  Families families_;
+};
+
+class ClientFactory : public grpc::experimental::ClientInterceptorFactoryInterface {
+ public:
+  explicit ClientFactory(prometheus::Registry& registry) : families_(registry, "client") {}
+  grpc::experimental::Interceptor* CreateClientInterceptor(grpc::experimental::ClientRpcInfo* info) override {
+    return new ClientInterceptor(families_, info);
+  }
+
+ private:
+  Families families_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> ServerCallMetrics(
+    prometheus::Registry& registry) {
+  return std::make_unique<ServerFactory>(registry);
+}
+std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface> ClientCallMetrics(
+    prometheus::Registry& registry) {
+  return std::make_unique<ClientFactory>(registry);
+}
+
+}  // namespace almost

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "grpcpp/support/client_interceptor.h"
+#include "grpcpp/support/server_interceptor.h"
+#include "prometheus/registry.h"
+
+namespace almost {
+
+// Counts and times every call, with the names of go-grpc-prometheus:
+// grpc_{server,client}_{started,handled,msg_received,msg_sent}_total and
+// grpc_{server,client}_handling_seconds by grpc_type, grpc_service, grpc_method and, where a call has ended,
+// grpc_code. `registry` must outlive the calls.
+std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> ServerCallMetrics(
+    prometheus::Registry& registry);
+std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface> ClientCallMetrics(
+    prometheus::Registry& registry);
+
+}  // namespace almost

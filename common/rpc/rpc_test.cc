@@ -1,0 +1,152 @@
+#include <gmock/gmock.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "almost/judge/v1/judge.grpc.pb.h"
+#include "common/rpc/replica_pool.h"
+#include "common/rpc/server.h"
+#include "common/rpc/status.h"
+#include "google/rpc/error_details.pb.h"
+
+namespace almost {
+namespace {
+
+using judge::v1::CompareRequest;
+using judge::v1::CompareResponse;
+using judge::v1::JudgeService;
+using testing::HasSubstr;
+
+// Answers with its own name, or with `failures` errors first.
+class NamedJudge final : public JudgeService::Service {
+ public:
+  explicit NamedJudge(std::string name, int failures = 0, absl::Status failure = {})
+      : name_(std::move(name)), failures_(failures), failure_(std::move(failure)) {}
+  grpc::Status Compare(grpc::ServerContext*, const CompareRequest*, CompareResponse* response) override {
+    ++calls;
+    if (failures_-- > 0) return ToGrpc(failure_);
+    response->set_judge_id(name_);
+    return grpc::Status::OK;
+  }
+  std::atomic<int> calls = 0;
+
+ private:
+  const std::string name_;
+  std::atomic<int> failures_;
+  const absl::Status failure_;
+};
+
+struct Running {
+  explicit Running(std::string name, int failures = 0, absl::Status failure = {},
+                   const std::string& listen = "127.0.0.1:0")
+      : judge(std::move(name), failures, std::move(failure)) {
+    ServerOptions options;
+    options.listen = listen;
+    options.drain_seconds = 1;
+    auto started = Server::Start(options, {&judge}, registry);
+    EXPECT_TRUE(started.ok()) << started.status();
+    server = std::move(*started);
+    server->SetReady();
+  }
+  std::string address() const { return "127.0.0.1:" + std::to_string(server->port()); }
+
+  prometheus::Registry registry;
+  NamedJudge judge;
+  std::unique_ptr<Server> server;
+};
+
+absl::StatusOr<CompareResponse> Ask(ReplicaPool& pool, absl::Duration within = absl::Seconds(10)) {
+  return pool.Call<JudgeService>(&JudgeService::Stub::Compare, CompareRequest(), 1, absl::Now() + within);
+}
+
+TEST(StatusTest, SurvivesTheWire) {
+  absl::Status status = InvalidField("sampling.top_p", "in (0, 1]", "2");
+  const absl::Status back = FromGrpc(ToGrpc(status));
+  EXPECT_EQ(back.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(back.message(), "sampling.top_p: must be in (0, 1], got 2");
+  google::rpc::BadRequest bad;
+  ASSERT_TRUE(
+      bad.ParseFromString(std::string(*back.GetPayload("type.googleapis.com/google.rpc.BadRequest"))));
+  EXPECT_EQ(bad.field_violations(0).field(), "sampling.top_p");
+  EXPECT_GT(RetryDelay(FromGrpc(ToGrpc(absl::ResourceExhaustedError("full")))), absl::ZeroDuration());
+  EXPECT_EQ(RetryDelay(FromGrpc(ToGrpc(absl::UnavailableError("away")))), absl::ZeroDuration());
+}
+
+TEST(ReplicaPoolTest, SpreadsCallsAndOutlivesADeadReplica) {
+  auto a = std::make_unique<Running>("a"), b = std::make_unique<Running>("b");
+  auto pool = *ReplicaPool::Create(a->address() + "," + b->address(), {});
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(Ask(*pool).ok());
+  EXPECT_GT(a->judge.calls, 5);
+  EXPECT_GT(b->judge.calls, 5);
+  a.reset();
+  for (int i = 0; i < 20; ++i) {
+    const auto answer = Ask(*pool);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(answer->judge_id(), "b");
+  }
+}
+
+TEST(ReplicaPoolTest, WaitsForAReplicaThatComesBack) {
+  auto first = std::make_unique<Running>("first");
+  const std::string address = first->address();
+  auto pool = *ReplicaPool::Create(address, {.max_tries = 50});
+  ASSERT_TRUE(Ask(*pool).ok());
+  first.reset();
+  std::jthread later([&] {
+    absl::SleepFor(absl::Milliseconds(300));
+    first = std::make_unique<Running>("second", 0, absl::OkStatus(), address);
+  });
+  const auto answer = Ask(*pool, absl::Seconds(30));
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(answer->judge_id(), "second");
+}
+
+TEST(ReplicaPoolTest, TriesAgainOnlyWhatMayPass) {
+  Running busy("busy", 2, absl::ResourceExhaustedError("the queue is full"));
+  EXPECT_TRUE(Ask(**ReplicaPool::Create(busy.address(), {})).ok());
+  EXPECT_EQ(busy.judge.calls, 3);
+  Running wrong("wrong", 1, absl::FailedPreconditionError("another digest"));
+  EXPECT_EQ(Ask(**ReplicaPool::Create(wrong.address(), {})).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(wrong.judge.calls, 1);
+  EXPECT_EQ(ReplicaPool::Create("nohost", {}).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(ReplicaPoolTest, ResolvesNames) {
+  Running server("named");
+  auto pool = *ReplicaPool::Create("dns:///localhost:" + std::to_string(server.server->port()), {});
+  EXPECT_EQ(Ask(*pool)->judge_id(), "named");
+}
+
+TEST(ServerTest, APortInUseIsNamed) {
+  Running first("first");
+  ServerOptions options;
+  options.listen = first.address();
+  prometheus::Registry registry;
+  NamedJudge judge("second");
+  const absl::Status status = Server::Start(options, {&judge}, registry).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(first.address()));
+}
+
+TEST(ServerTest, CountsCallsByCode) {
+  Running server("counted", 1, absl::NotFoundError("no such model"));
+  auto pool = *ReplicaPool::Create(server.address(), {});
+  EXPECT_EQ(Ask(*pool).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(Ask(*pool).ok());
+  std::map<std::string, double> handled;
+  for (const auto& family : server.registry.Collect()) {
+    if (family.name != "grpc_server_handled_total") continue;
+    for (const auto& metric : family.metric) {
+      for (const auto& label : metric.label) {
+        if (label.name == "grpc_code") handled[label.value] = metric.counter.value;
+      }
+    }
+  }
+  EXPECT_EQ(handled["NOT_FOUND"], 1);
+  EXPECT_EQ(handled["OK"], 1);
+}
+
+}  // namespace
+}  // namespace almost

@@ -1,0 +1,191 @@
+#include "common/rpc/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <signal.h>
+
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/logging/logging.h"
+#include "common/rpc/call_metrics.h"
+
+namespace almost {
+namespace {
+
+sigset_t StopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  return signals;
+}
+
+absl::StatusOr<std::string> ReadPem(absl::string_view option, const std::string& path) {
+  std::ifstream file(path);
+  if (!file) return absl::NotFoundError(absl::StrCat(option, ": cannot read ", path));
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const ServerOptions& options) {
+  if (options.tls_cert.empty() != options.tls_key.empty()) {
+    return absl::InvalidArgumentError("tls_cert: needs tls_key, and tls_key needs tls_cert");
+  }
+  if (options.tls_cert.empty()) {
+    if (!options.tls_client_ca.empty()) return absl::InvalidArgumentError("tls_client_ca: needs tls_cert");
+    return grpc::InsecureServerCredentials();
+  }
+  grpc::SslServerCredentialsOptions ssl(options.tls_client_ca.empty()
+                                            ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                                            : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  grpc::SslServerCredentialsOptions::PemKeyCertPair pair;
+  ALMOST_ASSIGN_OR_RETURN(pair.cert_chain, ReadPem("tls_cert", options.tls_cert));
+  ALMOST_ASSIGN_OR_RETURN(pair.private_key, ReadPem("tls_key", options.tls_key));
+  ssl.pem_key_cert_pairs.push_back(pair);
+  if (!options.tls_client_ca.empty()) {
+    ALMOST_ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadPem("tls_client_ca", options.tls_client_ca));
+  }
+  return grpc::SslServerCredentials(ssl);
+}
+
+}  // namespace
+
+void AddServerFlags(CLI::App& app, ServerOptions& options, const std::string& listen,
+                    const std::string& metrics_listen) {
+  options.listen = listen;
+  options.metrics_listen = metrics_listen;
+  const std::string group = "Server";
+  app.add_option("--listen", options.listen, "Address of the gRPC port")->capture_default_str()->group(group);
+  app.add_option("--metrics_listen", options.metrics_listen,
+                 "Address of /metrics, /healthz and /readyz; empty: none")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--log_level", options.log_level, "debug, info, warning or error")
+      ->capture_default_str()
+      ->group(group);
+  app.add_flag("--reflection,!--no-reflection", options.reflection, "Offer gRPC reflection")->group(group);
+  app.add_option("--tls_cert", options.tls_cert, "PEM file of the server's certificate chain")->group(group);
+  app.add_option("--tls_key", options.tls_key, "PEM file of its key")->group(group);
+  app.add_option("--tls_client_ca", options.tls_client_ca,
+                 "PEM file: clients must show a certificate it signed")
+      ->group(group);
+  app.add_option("--max_message_bytes", options.max_message_bytes, "Largest message accepted")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--max_threads", options.max_threads, "Calls handled at once")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--drain_seconds", options.drain_seconds, "How long calls under way may take after SIGTERM")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--max_connection_age_seconds", options.max_connection_age_seconds,
+                 "Age at which connections are closed gently")
+      ->capture_default_str()
+      ->group(group);
+}
+
+void BlockStopSignals() {
+  const sigset_t signals = StopSignals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+struct Server::Impl {
+  ServerOptions options;
+  std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<MetricsServer> metrics;
+  std::atomic<bool> ready = false;
+  bool drained = false;
+  int port = 0;
+};
+
+Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Server::~Server() { Drain(); }
+int Server::port() const { return impl_->port; }
+int Server::metrics_port() const { return impl_->metrics == nullptr ? 0 : impl_->metrics->port(); }
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
+                                                      const std::vector<grpc::Service*>& services,
+                                                      prometheus::Registry& registry) {
+  if (options.max_threads < 1) return absl::InvalidArgumentError("max_threads: must be at least 1");
+  auto impl = std::make_unique<Impl>();
+  impl->options = options;
+  ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials, Credentials(options));
+
+  grpc::EnableDefaultHealthCheckService(true);
+  if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(options.listen, credentials, &impl->port);
+  // Two servers on one port would take turns: a port in use is an error.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
+                             static_cast<int>(options.max_connection_age_seconds * 1e3));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  builder.SetMaxReceiveMessageSize(options.max_message_bytes);
+  builder.SetMaxSendMessageSize(options.max_message_bytes);
+  grpc::ResourceQuota quota("server");
+  quota.SetMaxThreads(options.max_threads + 2);
+  builder.SetResourceQuota(quota);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(ServerCallMetrics(registry));
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
+  impl->server = builder.BuildAndStart();
+  if (impl->server == nullptr || impl->port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("listen: cannot listen on ", options.listen, "; is the address in use?"));
+  }
+  impl->server->GetHealthCheckService()->SetServingStatus(false);
+  if (!options.metrics_listen.empty()) {
+    ALMOST_ASSIGN_OR_RETURN(impl->metrics,
+                            MetricsServer::Start(options.metrics_listen, registry,
+                                                 [ready = &impl->ready] { return ready->load(); }));
+  }
+  return std::unique_ptr<Server>(new Server(std::move(impl)));
+}
+
+void Server::SetReady() {
+  grpc::HealthCheckServiceInterface* health = impl_->server->GetHealthCheckService();
+  health->SetServingStatus(true);
+  impl_->ready = true;
+  log::Info("ready", {{"port", impl_->port}, {"metrics_port", metrics_port()}});
+}
+
+void Server::WaitForStop() {
+  const sigset_t signals = StopSignals();
+  int signal = 0;
+  sigwait(&signals, &signal);
+  log::Info("draining", {{"signal", signal}});
+  Drain();
+  log::Info("stopped");
+}
+
+void Server::Drain() {
+  if (impl_->server == nullptr || impl_->drained) return;
+  impl_->drained = true;
+  impl_->ready = false;
+  impl_->server->GetHealthCheckService()->SetServingStatus(false);
+  impl_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(static_cast<int64_t>(
+                                                                 impl_->options.drain_seconds * 1e3)));
+  impl_->server->Wait();
+}
+
+std::string RequestId(const grpc::ServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  if (const auto found = metadata.find("x-request-id"); found != metadata.end()) {
+    return std::string(found->second.data(), std::min<size_t>(found->second.size(), 64));
+  }
+  static std::atomic<uint64_t> next = static_cast<uint64_t>(absl::ToUnixNanos(absl::Now()));
+  return absl::StrCat(absl::Hex(next.fetch_add(1)));
+}
+
+}  // namespace almost

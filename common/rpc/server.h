@@ -1,0 +1,72 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/metrics/metrics_server.h"
+#include "grpcpp/grpcpp.h"
+
+namespace almost {
+
+// What every service lets its operator choose. Bound to flags by AddServerFlags.
+struct ServerOptions {
+  // Behaviour.
+  std::string listen;          // host:port; port 0 takes a free one
+  std::string metrics_listen;  // host:port of /metrics, /healthz, /readyz; empty: none
+  std::string log_level = "info";
+  bool reflection = true;
+  // Security. Without a certificate the port speaks plain text: for loopback and for meshes that bring their
+  // own TLS.
+  std::string tls_cert, tls_key;  // PEM files
+  std::string tls_client_ca;      // PEM file: clients must present a certificate it signed
+  // Limits.
+  int max_message_bytes = 64 << 20;
+  int max_threads = 64;  // calls handled at once; more wait
+  double drain_seconds = 25;
+  double max_connection_age_seconds = 600;  // then clients reconnect, and so find new replicas
+};
+
+// `listen` and `metrics_listen` are the service's defaults.
+void AddServerFlags(CLI::App& app, ServerOptions& options, const std::string& listen,
+                    const std::string& metrics_listen);
+
+// SIGTERM and SIGINT wait for WaitForStop instead of ending the process. Call first thing in main, before any
+// thread.
+void BlockStopSignals();
+
+// A running gRPC server with health (per service name), reflection, metrics of every call, request ids and
+// limits. The order of a main: BlockStopSignals → parse → validate → Start → recover, load → SetReady →
+// WaitForStop.
+class Server {
+ public:
+  // Listens, with health NOT_SERVING. `services` and `registry` must outlive the server.
+  // kUnavailable: an address is in use, named; kInvalidArgument: an option; kNotFound: a PEM file.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
+                                                       const std::vector<grpc::Service*>& services,
+                                                       prometheus::Registry& registry);
+  ~Server();
+
+  void SetReady();
+  // Waits for SIGTERM or SIGINT, then drains: NOT_SERVING, no new calls, calls under way until drain_seconds.
+  void WaitForStop();
+  // The same without a signal.
+  void Drain();
+
+  int port() const;
+  int metrics_port() const;  // 0 without metrics_listen
+
+ private:
+  struct Impl;
+  explicit Server(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// The id of the call under way, from the client's x-request-id or made here; for logs.
+std::string RequestId(const grpc::ServerContext& context);
+
+}  // namespace almost

@@ -1,0 +1,80 @@
+#include "common/rpc/status.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "google/rpc/error_details.pb.h"
+
+namespace almost {
+namespace {
+
+constexpr absl::string_view kRetryInfoUrl = "type.googleapis.com/google.rpc.RetryInfo";
+constexpr absl::Duration kDefaultRetryDelay = absl::Milliseconds(200);
+
+}  // namespace
+
+google::rpc::Status ToProto(const absl::Status& status) {
+  google::rpc::Status proto;
+  if (status.ok()) return proto;
+  const std::string message(status.message());
+  proto.set_code(static_cast<int>(status.code()));
+  proto.set_message(message);
+  google::rpc::ErrorInfo info;
+  info.set_domain("almost");
+  info.set_reason(absl::StatusCodeToString(status.code()));
+  proto.add_details()->PackFrom(info);
+  if (const size_t colon = message.find(": ");
+      absl::IsInvalidArgument(status) && colon != std::string::npos) {
+    google::rpc::BadRequest bad;
+    google::rpc::BadRequest::FieldViolation* violation = bad.add_field_violations();
+    violation->set_field(message.substr(0, colon));
+    violation->set_description(message.substr(colon + 2));
+    proto.add_details()->PackFrom(bad);
+  }
+  if (absl::IsResourceExhausted(status)) {
+    google::rpc::RetryInfo retry;
+    absl::Duration delay = RetryDelay(status);
+    if (delay == absl::ZeroDuration()) delay = kDefaultRetryDelay;
+    retry.mutable_retry_delay()->set_seconds(absl::IDivDuration(delay, absl::Seconds(1), &delay));
+    retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(delay)));
+    proto.add_details()->PackFrom(retry);
+  }
+  return proto;
+}
+
+absl::Status FromProto(const google::rpc::Status& proto) {
+  if (proto.code() == 0) return absl::OkStatus();
+  absl::Status status(static_cast<absl::StatusCode>(proto.code()), proto.message());
+  for (const google::protobuf::Any& detail : proto.details()) {
+    status.SetPayload(detail.type_url(), absl::Cord(detail.value()));
+  }
+  return status;
+}
+
+grpc::Status ToGrpc(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()),
+                      ToProto(status).SerializeAsString());
+}
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  google::rpc::Status proto;
+  if (!status.error_details().empty() && proto.ParseFromString(status.error_details()) && proto.code() != 0) {
+    return FromProto(proto);
+  }
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+absl::Duration RetryDelay(const absl::Status& status) {
+  google::rpc::RetryInfo retry;
+  const absl::optional<absl::Cord> payload = status.GetPayload(std::string(kRetryInfoUrl));
+  if (!payload || !retry.ParseFromString(std::string(*payload))) return absl::ZeroDuration();
+  return absl::Seconds(retry.retry_delay().seconds()) + absl::Nanoseconds(retry.retry_delay().nanos());
+}
+
+absl::Status InvalidField(absl::string_view field, absl::string_view rule, absl::string_view value) {
+  return absl::InvalidArgumentError(absl::StrCat(field, ": must be ", rule, ", got ", value));
+}
+
+}  // namespace almost

@@ -1,0 +1,25 @@
+#pragma once
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "google/rpc/status.pb.h"
+#include "grpcpp/support/status.h"
+
+// The one table between absl::Status and what travels. Codes are the same numbers. Details that a status
+// gains on its way out: BadRequest for kInvalidArgument whose message begins with "field: ", RetryInfo for
+// kResourceExhausted, and ErrorInfo with the code's name as a stable reason, domain "almost".
+namespace almost {
+
+google::rpc::Status ToProto(const absl::Status& status);
+absl::Status FromProto(const google::rpc::Status& status);
+
+grpc::Status ToGrpc(const absl::Status& status);
+absl::Status FromGrpc(const grpc::Status& status);
+
+// When to try again, as the server's RetryInfo says; zero where it says nothing.
+absl::Duration RetryDelay(const absl::Status& status);
+
+// kInvalidArgument in the form that ToProto turns into a field violation.
+absl::Status InvalidField(absl::string_view field, absl::string_view rule, absl::string_view value);
+
+}  // namespace almost
