@@ -115,8 +115,10 @@ def llama2():
     specials = ["<unk>", "<s>", "</s>"]
     # Merges within words only, or one line would become one token; the finished tokenizer has no such split.
     tok.pre_tokenizer = pre_tokenizers.Split("▁", behavior="merged_with_next")
-    tok.train_from_iterator(corpus(), trainers.BpeTrainer(
-        vocab_size=600, special_tokens=specials + [f"<0x{b:02X}>" for b in range(256)], show_progress=False, limit_alphabet=70))
+    # Other characters than ASCII become bytes. (A limit on the alphabet would choose among equally rare ones at random.)
+    ascii_corpus = ["".join(c for c in text if ord(c) < 128) for text in corpus()]
+    tok.train_from_iterator(ascii_corpus, trainers.BpeTrainer(
+        vocab_size=600, special_tokens=specials + [f"<0x{b:02X}>" for b in range(256)], show_progress=False))
     # The byte pieces are ordinary pieces, not special tokens.
     state = json.loads(tok.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in specials]
