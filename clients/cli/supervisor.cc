@@ -7,6 +7,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +16,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
@@ -29,16 +31,28 @@ constexpr absl::Duration kStable = absl::Seconds(30);
 constexpr absl::Duration kReadyPoll = absl::Milliseconds(50);
 constexpr size_t kLinesKept = 8;
 
-bool Accepts(int port) {
+bool IsReady(int metrics_port) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return false;
+  const timeval patience{.tv_sec = 1, .tv_usec = 0};
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  const bool connected = connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+  address.sin_port = htons(static_cast<uint16_t>(metrics_port));
+  std::string answer;
+  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
+    constexpr absl::string_view kRequest = "GET /readyz HTTP/1.0\r\n\r\n";
+    char piece[256];
+    if (send(fd, kRequest.data(), kRequest.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(kRequest.size())) {
+      for (ssize_t size;
+           answer.find('\n') == std::string::npos && (size = read(fd, piece, sizeof(piece))) > 0;) {
+        answer.append(piece, static_cast<size_t>(size));
+      }
+    }
+  }
   close(fd);
-  return connected;
+  return absl::StrContains(answer.substr(0, answer.find('\n')), " 200");
 }
 
 std::string DescribeEnd(int wait_status) {
@@ -87,7 +101,7 @@ absl::Status Supervisor::Supervise(int signals) {
         ALMOST_RETURN_IF_ERROR(Start(child));
         changed = true;
       }
-      if (child.pid != 0 && !child.ready && Accepts(child.spec.port)) {
+      if (child.pid != 0 && !child.ready && IsReady(child.spec.metrics_port)) {
         child.ready = child.ever_ready = true;
         changed = true;
       }
@@ -95,10 +109,9 @@ absl::Status Supervisor::Supervise(int signals) {
       if (child.pid == 0) next = std::min(next, child.restart_at);
       if (child.pid != 0 && !child.ready) next = std::min(next, now + kReadyPoll);
       if (!child.ever_ready && now - child.started > options_.start_deadline) {
-        return absl::FailedPreconditionError(
-            absl::StrCat(child.spec.name, " did not listen on 127.0.0.1:", child.spec.port, " within ",
-                         absl::FormatDuration(options_.start_deadline), "; its last lines:\n  ",
-                         absl::StrJoin(child.last_lines, "\n  ")));
+        return absl::FailedPreconditionError(absl::StrCat(
+            child.spec.name, " was not ready within ", absl::FormatDuration(options_.start_deadline),
+            "; its last lines:\n  ", absl::StrJoin(child.last_lines, "\n  ")));
       }
     }
     if (changed) {

@@ -18,7 +18,7 @@ namespace almost::cli {
 struct ServiceSpec {
   std::string name;               // prefix of its log lines
   std::vector<std::string> argv;  // argv[0] is the program's path
-  int port = 0;                   // of 127.0.0.1; it is ready once that accepts a connection
+  int metrics_port = 0;           // of 127.0.0.1; it is ready once /readyz there answers 200
 };
 
 // Runs programs as children, prefixes their output with their name, and starts one again when it dies.

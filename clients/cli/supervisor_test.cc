@@ -20,7 +20,7 @@ namespace {
 
 using testing::HasSubstr;
 
-// The child that the tests run is this program again: `listen PORT` serves, `fail` ends at once, `stubborn
+// The child that the tests run is this program again: `listen PORT` is ready, `fail` ends at once, `stubborn
 // PORT` serves and ignores SIGTERM.
 int Child(const std::string& what, const char* port) {
   printf("%s starts\n", what.c_str());
@@ -40,7 +40,11 @@ int Child(const std::string& what, const char* port) {
   if (bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 || listen(fd, 8) != 0) return 4;
   while (true) {
     const int peer = accept(fd, nullptr, nullptr);
-    if (peer >= 0) close(peer);
+    if (peer < 0) continue;
+    char request[256];
+    (void)!read(peer, request, sizeof(request));
+    dprintf(peer, "HTTP/1.0 200 OK\r\n\r\n");
+    close(peer);
   }
 }
 

@@ -43,7 +43,7 @@ class Descriptor {
 };
 
 absl::Status SyncFolder(const fs::path& folder) {
-  const Descriptor descriptor(folder, O_RDONLY | O_DIRECTORY);
+  const Descriptor descriptor(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
   if (descriptor.get() < 0 || ::fsync(descriptor.get()) != 0) return Error(errno, "syncing", folder);
   return absl::OkStatus();
 }

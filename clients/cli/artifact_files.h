@@ -1,0 +1,23 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "almost/orchestrator/v1/orchestrator.pb.h"
+#include "clients/cli/endpoints.h"
+
+namespace almost::cli {
+
+// All artifacts of `run` (`runs/x`) in the order in which they were made.
+absl::StatusOr<std::vector<almost::orchestrator::v1::Artifact>> ListArtifacts(const Endpoint& orchestrator,
+                                                                              const std::string& run);
+
+// Copies one file of an artifact to `to`, which appears whole or not at all; goes on where it was when the
+// connection breaks. kDataLoss: what came is not what the artifact's manifest names.
+absl::Status FetchFile(const Endpoint& orchestrator, const std::string& artifact, const std::string& path,
+                       const std::filesystem::path& to);
+
+}  // namespace almost::cli

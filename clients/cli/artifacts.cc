@@ -1,0 +1,139 @@
+// almost artifacts, lineage, report: what runs have made, and from what.
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "almost/orchestrator/v1/orchestrator.grpc.pb.h"
+#include "clients/cli/artifact_files.h"
+#include "clients/cli/table.h"
+#include "clients/cli/verbs.h"
+#include "common/base/status_macros.h"
+
+namespace almost::cli {
+namespace {
+
+namespace fs = std::filesystem;
+namespace pb = almost::orchestrator::v1;
+
+absl::Status List(const Cli& cli, const std::string& run) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  ALMOST_ASSIGN_OR_RETURN(const std::vector<pb::Artifact> artifacts,
+                          ListArtifacts(endpoint, ResourceName("runs", run)));
+  if (cli.json) {
+    pb::ListArtifactsResponse all;
+    for (const pb::Artifact& artifact : artifacts) *all.add_artifacts() = artifact;
+    PrintJson(stdout, all);
+    return absl::OkStatus();
+  }
+  std::vector<std::vector<std::string>> rows = {{"STAGE", "KIND", "FILE", "BYTES", "ARTIFACT"}};
+  for (const pb::Artifact& artifact : artifacts) {
+    for (const pb::ArtifactFile& file : artifact.files()) {
+      rows.push_back(
+          {artifact.stage(), artifact.kind(), file.path(), absl::StrCat(file.size_bytes()), artifact.name()});
+    }
+  }
+  PrintTable(stdout, rows);
+  return absl::OkStatus();
+}
+
+// One of `run`'s artifacts by its digest or an unambiguous beginning of it, its kind or its stage.
+absl::StatusOr<pb::Artifact> Find(const Endpoint& endpoint, const std::string& run,
+                                  const std::string& which) {
+  ALMOST_ASSIGN_OR_RETURN(const std::vector<pb::Artifact> artifacts,
+                          ListArtifacts(endpoint, ResourceName("runs", run)));
+  std::vector<std::string> names;
+  const pb::Artifact* found = nullptr;
+  int matches = 0;
+  for (const pb::Artifact& artifact : artifacts) {
+    names.push_back(absl::StrCat(artifact.stage(), " (", artifact.kind(), ", ", artifact.name(), ")"));
+    if (which == artifact.kind() || which == artifact.stage() ||
+        absl::StartsWith(artifact.name(), ResourceName("artifacts", which))) {
+      found = &artifact;
+      ++matches;
+    }
+  }
+  if (matches == 1) return *found;
+  return absl::NotFoundError(absl::StrCat(matches == 0 ? "no artifact " : "more than one artifact ", which,
+                                          " in run ", run, "; it has ", absl::StrJoin(names, ", ")));
+}
+
+absl::Status Get(const Cli& cli, const std::string& run, const std::string& which, const std::string& to) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  ALMOST_ASSIGN_OR_RETURN(const pb::Artifact artifact, Find(endpoint, run, which));
+  const fs::path folder = to.empty() ? absl::StrCat(run, "-", artifact.kind()) : to;
+  for (const pb::ArtifactFile& file : artifact.files()) {
+    ALMOST_RETURN_IF_ERROR(FetchFile(endpoint, artifact.name(), file.path(), folder / file.path()));
+    absl::PrintF("%s\n", (folder / file.path()).string());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Lineage(const Cli& cli, const std::string& name, bool descendants) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  pb::GetLineageRequest request;
+  request.set_name(ResourceName("artifacts", name));
+  request.set_descendants(descendants);
+  ALMOST_ASSIGN_OR_RETURN(
+      const pb::GetLineageResponse lineage,
+      Call<pb::OrchestratorService>(endpoint, &pb::OrchestratorService::Stub::GetLineage, request));
+  if (cli.json) {
+    PrintJson(stdout, lineage);
+    return absl::OkStatus();
+  }
+  for (const pb::LineageNode& node : lineage.nodes()) {
+    absl::PrintF("%s  %s  %s\n", node.name(), node.kind(), node.stage());
+    for (const std::string& input : node.inputs()) absl::PrintF("  from %s\n", input);
+    if (!node.json().empty()) absl::PrintF("  %s\n", node.json());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Report(const Cli& cli, const std::string& run, std::string to) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  ALMOST_ASSIGN_OR_RETURN(const pb::Artifact artifact, Find(endpoint, run, "report"));
+  if (to.empty()) to = absl::StrCat(run, "-report.html");
+  ALMOST_RETURN_IF_ERROR(FetchFile(endpoint, artifact.name(), "report.html", to));
+  absl::PrintF("%s\n", fs::absolute(to).string());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddArtifacts(CLI::App& app, Cli& cli) {
+  struct Flags {
+    std::string run, which, to;
+    bool descendants = false;
+  };
+  auto flags = std::make_shared<Flags>();
+  CLI::App* artifacts = app.add_subcommand("artifacts", "What runs have made: ls, get");
+  artifacts->require_subcommand(1);
+
+  CLI::App* list = artifacts->add_subcommand("ls", "A run's artifacts with their files");
+  list->add_option("RUN", flags->run, "The run's id")->required();
+  list->callback([&cli, flags] { cli.action = [&cli, flags] { return List(cli, flags->run); }; });
+
+  CLI::App* get = artifacts->add_subcommand("get", "Copies an artifact's files into a folder");
+  get->add_option("RUN", flags->run, "The run's id")->required();
+  get->add_option("ARTIFACT", flags->which, "Its stage, kind, or digest (a beginning of it is enough)")
+      ->required();
+  get->add_option("--to", flags->to, "The folder; by default RUN-KIND here");
+  get->callback([&cli, flags] {
+    cli.action = [&cli, flags] { return Get(cli, flags->run, flags->which, flags->to); };
+  });
+
+  CLI::App* lineage = app.add_subcommand("lineage", "What an artifact or a line of one came from");
+  lineage->add_option("ID", flags->which, "artifacts/DIGEST, or artifacts/DIGEST/LINE")->required();
+  lineage->add_flag("--descendants", flags->descendants, "What came of it instead");
+  lineage->callback([&cli, flags] {
+    cli.action = [&cli, flags] { return Lineage(cli, flags->which, flags->descendants); };
+  });
+
+  CLI::App* report = app.add_subcommand("report", "Fetches a run's report, one HTML file");
+  report->add_option("RUN", flags->run, "The run's id")->required();
+  report->add_option("--to", flags->to, "The file; by default RUN-report.html here");
+  report->callback(
+      [&cli, flags] { cli.action = [&cli, flags] { return Report(cli, flags->run, flags->to); }; });
+}
+
+}  // namespace almost::cli

@@ -1,0 +1,48 @@
+#include "clients/cli/endpoints.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "clients/cli/up_file.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/status.h"
+
+namespace almost::cli {
+
+absl::StatusOr<Endpoint> FindEndpoint(const Cli& cli, absl::string_view service) {
+  Endpoint endpoint;
+  endpoint.service = std::string(service);
+  if (const auto flag = cli.addresses.find(endpoint.service); flag != cli.addresses.end()) {
+    endpoint.address = flag->second;
+  } else {
+    ALMOST_ASSIGN_OR_RETURN(const UpFile up, ReadUpFile(cli.store));
+    if (const auto entry = up.services.find(endpoint.service); entry != up.services.end()) {
+      endpoint.address = entry->second.address;
+    }
+  }
+  for (const ServicePorts& ports : kDefaultPorts) {
+    if (endpoint.address.empty() && service == ports.service) {
+      endpoint.address = absl::StrCat("127.0.0.1:", ports.grpc_port);
+    }
+  }
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);  // the servers bound what they send
+  endpoint.channel =
+      grpc::CreateCustomChannel(endpoint.address, grpc::InsecureChannelCredentials(), arguments);
+  return endpoint;
+}
+
+absl::Status ServiceError(const Endpoint& endpoint, const grpc::Status& status) {
+  const absl::Status error =
+      Annotate(FromGrpc(status), absl::StrCat(endpoint.service, " at ", endpoint.address));
+  if (!absl::IsUnavailable(error)) return error;
+  return absl::UnavailableError(absl::StrCat(
+      error.message(), "\n  Is `almost up` running? Its addresses are looked up in the --store folder; --",
+      endpoint.service, " host:port names another one."));
+}
+
+std::string ResourceName(absl::string_view collection, absl::string_view id) {
+  return absl::StartsWith(id, absl::StrCat(collection, "/")) ? std::string(id)
+                                                             : absl::StrCat(collection, "/", id);
+}
+
+}  // namespace almost::cli

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "clients/cli/verbs.h"
+#include "grpcpp/grpcpp.h"
+
+namespace almost::cli {
+
+// A service of the suite as the command line reaches it.
+struct Endpoint {
+  std::string service;  // "generation", …
+  std::string address;  // host:port
+  std::shared_ptr<grpc::Channel> channel;
+};
+
+// Names and default gRPC ports of the services, in the order in which they start.
+struct ServicePorts {
+  const char* service;
+  int grpc_port;
+  int metrics_port;
+};
+inline constexpr ServicePorts kDefaultPorts[] = {
+    {"generation", 50051, 9451}, {"reward", 50052, 9452},       {"simulator", 50053, 9453},
+    {"trainer", 50054, 9454},    {"orchestrator", 50055, 9455},
+};
+
+// Where `service` is: the command line's flag, else what `<store>/up.json` says, else the default port of
+// this machine. kDataLoss: an up.json that does not parse.
+absl::StatusOr<Endpoint> FindEndpoint(const Cli& cli, absl::string_view service);
+
+// What `status` says, with the service and address in front and, when it could not be reached, what to do.
+absl::Status ServiceError(const Endpoint& endpoint, const grpc::Status& status);
+
+// Calls one method of `Service` once, waiting at most `timeout` in all.
+template <typename Service, typename Request, typename Response>
+absl::StatusOr<Response> Call(const Endpoint& endpoint,
+                              grpc::Status (Service::Stub::*method)(grpc::ClientContext*, const Request&,
+                                                                    Response*),
+                              const Request& request, absl::Duration timeout = absl::Minutes(1)) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  Response response;
+  const auto stub = Service::NewStub(endpoint.channel);
+  const grpc::Status status = ((*stub).*method)(&context, request, &response);
+  if (!status.ok()) return ServiceError(endpoint, status);
+  return response;
+}
+
+// `runs/x` for "x" and for "runs/x".
+std::string ResourceName(absl::string_view collection, absl::string_view id);
+
+}  // namespace almost::cli

@@ -1,0 +1,49 @@
+// almost: the command line of the suite.
+
+#include <cstdio>
+
+#include "absl/strings/str_format.h"
+#include "clients/cli/verbs.h"
+
+int main(int argc, char** argv) {
+  using almost::cli::Cli;
+  Cli cli;
+  CLI::App app{"Aligns language models through synthetic feedback: from vanilla models to an RL-trained one.",
+               "almost"};
+  app.require_subcommand(1);
+  app.fallthrough();  // verbs take the common flags too
+  app.set_version_flag("--version", "almost " ALMOST_VERSION);
+  app.set_help_all_flag("--help-all", "Help of all verbs");
+
+  app.add_option("--store", cli.store,
+                 "Folder of journal and artifacts, where `almost up` leaves its addresses")
+      ->envname("ALMOST_STORE")
+      ->capture_default_str();
+  app.add_option_function<std::string>(
+         "--output", [&cli](const std::string& format) { cli.json = format == "json"; }, "text or json")
+      ->check(CLI::IsMember({"text", "json"}));
+  for (const char* service : {"generation", "reward", "simulator", "trainer", "orchestrator"}) {
+    app.add_option_function<std::string>(
+           absl::StrFormat("--%s", service),
+           [&cli, service](const std::string& address) { cli.addresses[service] = address; },
+           absl::StrFormat("host:port of the %s service", service))
+        ->group("Addresses (default: those of `almost up`, else the default ports of this machine)");
+  }
+
+  almost::cli::AddUp(app, cli);
+  almost::cli::AddRuns(app, cli);
+  almost::cli::AddArtifacts(app, cli);
+  almost::cli::AddGenerate(app, cli);
+  almost::cli::AddData(app, cli);
+  almost::cli::AddDoctor(app, cli);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;  // 2: the command line itself is wrong
+  }
+  const absl::Status status = cli.action();
+  if (status.ok()) return 0;
+  absl::FPrintF(stderr, "almost: %s\n", status.message());
+  return 1;
+}

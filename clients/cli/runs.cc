@@ -1,0 +1,98 @@
+// almost runs: what has been started, and what becomes of it.
+
+#include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
+#include "almost/orchestrator/v1/orchestrator.grpc.pb.h"
+#include "clients/cli/endpoints.h"
+#include "clients/cli/run_follower.h"
+#include "clients/cli/table.h"
+#include "clients/cli/verbs.h"
+#include "common/base/status_macros.h"
+
+namespace almost::cli {
+namespace {
+
+namespace pb = almost::orchestrator::v1;
+using Stub = pb::OrchestratorService::Stub;
+
+std::string TimeText(const google::protobuf::Timestamp& time) {
+  if (time.seconds() == 0) return "-";
+  return absl::FormatTime("%Y-%m-%d %H:%M:%S", absl::FromUnixSeconds(time.seconds()), absl::LocalTimeZone());
+}
+
+absl::Status List(const Cli& cli) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  std::vector<std::vector<std::string>> rows = {{"RUN", "STATE", "CREATED", "ENDED"}};
+  pb::ListRunsResponse all;
+  pb::ListRunsRequest request;
+  do {
+    ALMOST_ASSIGN_OR_RETURN(pb::ListRunsResponse page,
+                            Call<pb::OrchestratorService>(endpoint, &Stub::ListRuns, request));
+    request.set_page_token(page.next_page_token());
+    all.mutable_runs()->MergeFrom(page.runs());
+  } while (!request.page_token().empty());
+  if (cli.json) {
+    PrintJson(stdout, all);
+    return absl::OkStatus();
+  }
+  for (const pb::Run& run : all.runs()) {
+    rows.push_back({std::string(absl::StripPrefix(run.name(), "runs/")), StateName(run.state()),
+                    TimeText(run.create_time()), TimeText(run.end_time())});
+  }
+  PrintTable(stdout, rows);
+  return absl::OkStatus();
+}
+
+absl::Status Print(const Cli& cli, const pb::Run& run) {
+  if (cli.json) {
+    PrintJson(stdout, run);
+    return absl::OkStatus();
+  }
+  absl::PrintF("%s: %s, created %s, ended %s\n", run.name(), StateName(run.state()),
+               TimeText(run.create_time()), TimeText(run.end_time()));
+  if (run.has_error()) absl::PrintF("%s\n", run.error().message());
+  for (const pb::Stage& stage : run.stages()) absl::PrintF("%s\n", FormatProgressLine(LineOf(stage), 0));
+  return run.summary_json().empty() ? absl::OkStatus() : PrintSummary(stdout, run.summary_json());
+}
+
+template <typename Request>
+absl::Status OneRun(const Cli& cli, const std::string& id,
+                    grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, pb::Run*)) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  Request request;
+  request.set_name(ResourceName("runs", id));
+  ALMOST_ASSIGN_OR_RETURN(const pb::Run run, Call<pb::OrchestratorService>(endpoint, method, request));
+  return Print(cli, run);
+}
+
+absl::Status Watch(const Cli& cli, const std::string& id) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  ALMOST_ASSIGN_OR_RETURN(const pb::Run run, FollowRun(endpoint, ResourceName("runs", id), cli.json, stdout));
+  if (!cli.json && !run.summary_json().empty())
+    ALMOST_RETURN_IF_ERROR(PrintSummary(stdout, run.summary_json()));
+  return Outcome(run);
+}
+
+}  // namespace
+
+void AddRuns(CLI::App& app, Cli& cli) {
+  CLI::App* runs = app.add_subcommand("runs", "Runs: list, show, watch, cancel, resume");
+  runs->require_subcommand(1);
+  auto id = std::make_shared<std::string>();
+  const auto verb = [&](const char* name, const char* help, std::function<absl::Status()> action) {
+    CLI::App* sub = runs->add_subcommand(name, help);
+    sub->callback([&cli, action = std::move(action)] { cli.action = action; });
+    return sub;
+  };
+  verb("list", "All runs, newest first", [&cli] { return List(cli); });
+  const auto with_id = [&](CLI::App* sub) { sub->add_option("RUN", *id, "The run's id")->required(); };
+  with_id(verb("show", "One run with its stages and figures",
+               [&cli, id] { return OneRun(cli, *id, &Stub::GetRun); }));
+  with_id(verb("watch", "Follows a run until it ends", [&cli, id] { return Watch(cli, *id); }));
+  with_id(verb("cancel", "Stops a run; it can be resumed",
+               [&cli, id] { return OneRun(cli, *id, &Stub::CancelRun); }));
+  with_id(verb("resume", "Goes on with a failed or cancelled run",
+               [&cli, id] { return OneRun(cli, *id, &Stub::ResumeRun); }));
+}
+
+}  // namespace almost::cli
