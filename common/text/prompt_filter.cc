@@ -47,10 +47,10 @@ absl::StatusOr<PromptSeeds> PromptSeeds::Parse(absl::string_view text) {
   bool first = true;
   for (absl::string_view line : absl::StrSplit(text, '\n')) {
     absl::ConsumeSuffix(&line, "\r");
-    if (StripSpace(line).empty()) continue;
+    const bool blank = StripSpace(line).empty();
     if (std::exchange(first, false)) {
-      seeds.instruction = std::string(line);
-    } else {
+      if (!blank) seeds.instruction = std::string(line);
+    } else if (!blank) {
       seeds.prompts.emplace_back(line);
     }
   }

@@ -16,7 +16,8 @@
 // continuations become prompts.
 namespace almost {
 
-// A seed file: the first line an instruction, each other line a prompt. Blank lines are left out.
+// A seed file: the first line an instruction (none when it is blank), each other line a prompt. Blank lines
+// are left out.
 struct PromptSeeds {
   std::string instruction;
   std::vector<std::string> prompts;

@@ -22,6 +22,13 @@ TEST(PromptSeedsTest, TheFirstLineIsTheInstruction) {
             absl::StatusCode::kInvalidArgument);
 }
 
+TEST(PromptSeedsTest, ABlankFirstLineIsNoInstruction) {
+  const auto seeds = PromptSeeds::Parse("\nWhat is salt?\n");
+  ASSERT_TRUE(seeds.ok());
+  EXPECT_EQ(seeds->instruction, "");
+  EXPECT_THAT(seeds->prompts, ElementsAre("What is salt?"));
+}
+
 TEST(PromptRequestTest, ListsTheShotsAndAsksForOneMore) {
   EXPECT_EQ(PromptRequest("Ask.", std::vector<std::string>{"A?", "B?"}),
             "Ask.\n\nQuery: A?\nQuery: B?\nQuery:");
