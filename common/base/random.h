@@ -45,8 +45,9 @@ class RandomStream {
   // `count` distinct indices below `population`, in random order; count <= population.
   std::vector<size_t> Sample(size_t population, size_t count);
 
-  template <typename T>
-  const T& Choose(const std::vector<T>& items) {
+  // An element of a vector, array or span; not empty.
+  template <typename Items>
+  const auto& Choose(const Items& items) {
     return items[Below(items.size())];
   }
   // Fisher-Yates.
