@@ -194,7 +194,9 @@ def make():
     put("texts.json", TEXTS)
     for name, tok, config in (
             ("byte_level", byte_level(600), {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}),
-            ("llama3", llama3(), {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}}),
+            ("llama3", llama3(), {"bos_token": "<s>", "eos_token": {
+                "__type": "AddedToken", "content": "</s>", "lstrip": False, "normalized": False, "rstrip": False,
+                "single_word": False, "special": True}}),
             ("llama2", llama2(), {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True})):
         put(f"{name}/tokenizer.json", tok.to_str().encode())
         put(f"{name}/tokenizer_config.json", config)
