@@ -31,9 +31,11 @@ int main(int argc, char** argv) {
   }
 
   almost::cli::AddUp(app, cli);
+  almost::cli::AddRun(app, cli);
   almost::cli::AddRuns(app, cli);
   almost::cli::AddArtifacts(app, cli);
   almost::cli::AddGenerate(app, cli);
+  almost::cli::AddTrain(app, cli);
   almost::cli::AddData(app, cli);
   almost::cli::AddDoctor(app, cli);
 

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "almost/orchestrator/v1/recipe.pb.h"
+
+namespace almost::cli {
+
+// The recipe that `file` (YAML) describes, ready for CreateRun: the files it names, relative to its own
+// folder, are replaced by their contents, and the judge "up:judge" by the address `judge` when there is one.
+// kNotFound: a file that is not there, with the field that names it; kInvalidArgument: what the YAML or the
+// recipe has wrong.
+absl::StatusOr<almost::orchestrator::v1::Recipe> ReadRecipe(const std::filesystem::path& file,
+                                                            const std::string& judge);
+
+}  // namespace almost::cli

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "absl/status/status.h"
+#include "google/protobuf/message.h"
+
+namespace almost::cli {
+
+// Fills `message` from a YAML file, its JSON form written as YAML.
+// kNotFound: no such file. kInvalidArgument: unknown field, wrong type or broken YAML; names file and line.
+absl::Status ReadYamlFile(const std::filesystem::path& file, google::protobuf::Message* message);
+
+// An id for what is started from `file`: its name and the time, for instance "world-20250131-142500".
+std::string IdFromFile(const std::filesystem::path& file);
+
+}  // namespace almost::cli

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "google/protobuf/message.h"
+
+namespace almost {
+
+// Fills `message` from YAML, which is the message's JSON form written as YAML: field names as in the proto
+// (or in camelCase), enums by name, lists for repeated fields. Nothing is guessed: an unknown or repeated
+// field, a value of another type or out of range, a second member of a oneof, and a field without a value are
+// kInvalidArgument, as is broken YAML. The error reads "name:line: path.of.field: what is wrong (value)";
+// `name` is the file's. After an error `message` is half filled. Map fields and extensions are not supported.
+absl::Status ReadYaml(absl::string_view name, absl::string_view yaml, google::protobuf::Message* message);
+
+}  // namespace almost
