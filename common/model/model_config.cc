@@ -1,12 +1,11 @@
 #include "common/model/model_config.h"
 
 #include <cmath>
-#include <fstream>
 #include <numbers>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/model/bounded_json.h"
 #include "nlohmann/json.hpp"
 
 namespace almost {
@@ -15,16 +14,20 @@ namespace {
 using nlohmann::json;
 
 struct Family {
-  absl::string_view model_type;
-  absl::string_view prefix;  // of the architecture's name
-  bool qkv_bias;             // where config.json does not say
+  const char* model_type;
+  const char* prefix;  // of the architecture's name
   bool qk_norm;
+  // What transformers takes where config.json is silent; 0: nothing of its own.
+  int kv_heads;
+  int head_dim;
+  int max_positions;
+  int sliding_window;
 };
 constexpr Family kFamilies[] = {
-    {"llama", "Llama", false, false},
-    {"mistral", "Mistral", false, false},
-    {"qwen2", "Qwen2", true, false},
-    {"qwen3", "Qwen3", false, true},
+    {"llama", "Llama", false, 0, 0, 2048, 0},
+    {"mistral", "Mistral", false, 8, 0, 131072, 4096},
+    {"qwen2", "Qwen2", false, 32, 0, 32768, 0},
+    {"qwen3", "Qwen3", true, 32, 128, 32768, 0},
 };
 
 absl::Status Unsupported(absl::string_view field, const json& value, absl::string_view supported) {
@@ -40,16 +43,18 @@ class Fields {
   bool Has(const char* name) const { return object_.contains(name) && !object_[name].is_null(); }
   const json& operator[](const char* name) const { return object_.at(name); }
 
-  int Int(const char* name, std::optional<int> fallback = std::nullopt) {
-    if (!Has(name)) return fallback ? *fallback : Complain(name, "is missing");
+  // A fallback of 0 is none.
+  int Int(const char* name, int fallback = 0) {
+    if (!Has(name)) return fallback > 0 ? fallback : Complain(name, "is missing");
     const json& value = object_[name];
     if (!value.is_number_integer() || value.get<int64_t>() < 1 || value.get<int64_t>() > (int64_t{1} << 30)) {
       return Complain(name, absl::StrCat("must be a positive integer, got ", value.dump()));
     }
     return value.get<int>();
   }
-  double Number(const char* name, double fallback) {
-    if (!Has(name)) return fallback;
+  // A fallback of 0 is none.
+  double Number(const char* name, double fallback = 0) {
+    if (!Has(name)) return fallback > 0 ? fallback : Complain(name, "is missing");
     const json& value = object_[name];
     if (!value.is_number() || !(value.get<double>() > 0)) {
       return Complain(name, absl::StrCat("must be a positive number, got ", value.dump()));
@@ -73,28 +78,27 @@ class Fields {
 };
 
 // Frequencies of rotary position embedding (Su et al. 2021), with the scaling that config.json names.
-absl::Status SetRope(const json& object, ModelConfig& config) {
+absl::Status SetRope(const json& scaling, ModelConfig& config) {
   const int half = config.head_dim / 2;
   std::vector<double>& frequencies = config.rope_inverse_frequencies;
   frequencies.resize(half);
   for (int i = 0; i < half; ++i) {
     frequencies[i] = 1.0 / std::pow(config.rope_theta, 2.0 * i / config.head_dim);
   }
-  if (!object.contains("rope_scaling") || object["rope_scaling"].is_null()) return absl::OkStatus();
-  const json& scaling = object["rope_scaling"];
-  if (!scaling.is_object()) return absl::InvalidArgumentError("config.json: rope_scaling must be an object");
+  if (scaling.is_null()) return absl::OkStatus();
   const json type = scaling.contains("rope_type") ? scaling["rope_type"] : scaling.value("type", json());
   Fields fields(scaling);
   if (type == "default") return absl::OkStatus();
-  const double factor = fields.Number("factor", 1.0);
+  const double factor = fields.Number("factor");
   if (type == "linear") {
     for (double& frequency : frequencies) frequency /= factor;
   } else if (type == "llama3") {
     // Llama 3.1: wavelengths beyond the original context are slowed by `factor`, short ones left, between
     // blended.
-    const double low = fields.Number("low_freq_factor", 1.0);
-    const double high = fields.Number("high_freq_factor", 4.0);
+    const double low = fields.Number("low_freq_factor");
+    const double high = fields.Number("high_freq_factor");
     const double original = fields.Int("original_max_position_embeddings");
+    ALMOST_RETURN_IF_ERROR(fields.status());
     if (!(high > low)) {
       return absl::InvalidArgumentError(
           "config.json: rope_scaling.high_freq_factor must exceed low_freq_factor");
@@ -120,22 +124,21 @@ absl::Status SetRope(const json& object, ModelConfig& config) {
 absl::StatusOr<ModelConfig> ModelConfig::FromJson(const json& object) {
   if (!object.is_object()) return absl::InvalidArgumentError("config.json: must be an object");
   ModelConfig config;
-  config.model_type = object.value("model_type", "");
+  const json model_type = object.value("model_type", json());
   const Family* family = nullptr;
   for (const Family& known : kFamilies) {
-    if (config.model_type == known.model_type) family = &known;
+    if (model_type == known.model_type) family = &known;
   }
-  if (family == nullptr) return Unsupported("model_type", config.model_type, "llama, mistral, qwen2, qwen3");
+  if (family == nullptr) return Unsupported("model_type", model_type, "llama, mistral, qwen2, qwen3");
+  config.model_type = family->model_type;
 
-  const json architectures = object.value("architectures", json::array());
-  config.architecture = architectures.size() == 1 && architectures[0].is_string()
-                            ? architectures[0].get<std::string>()
-                            : absl::StrCat(family->prefix, "ForCausalLM");
-  config.reward_head = config.architecture == absl::StrCat(family->prefix, "ForSequenceClassification");
-  if (!config.reward_head && config.architecture != absl::StrCat(family->prefix, "ForCausalLM")) {
-    return Unsupported(
-        "architectures", architectures,
-        absl::StrCat(family->prefix, "ForCausalLM, ", family->prefix, "ForSequenceClassification"));
+  const std::string causal = absl::StrCat(family->prefix, "ForCausalLM");
+  const std::string classification = absl::StrCat(family->prefix, "ForSequenceClassification");
+  const json architectures = object.value("architectures", json());
+  config.reward_head = architectures == json::array({classification});
+  config.architecture = config.reward_head ? classification : causal;
+  if (!config.reward_head && !architectures.is_null() && architectures != json::array({causal})) {
+    return Unsupported("architectures", architectures, absl::StrCat(causal, ", ", classification));
   }
 
   Fields fields(object);
@@ -144,17 +147,22 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(const json& object) {
   config.intermediate_size = fields.Int("intermediate_size");
   config.num_layers = fields.Int("num_hidden_layers");
   config.num_heads = fields.Int("num_attention_heads");
-  config.num_kv_heads = fields.Int("num_key_value_heads", config.num_heads);
-  config.max_positions = fields.Int("max_position_embeddings", 2048);
+  config.num_kv_heads =
+      fields.Int("num_key_value_heads", family->kv_heads > 0 ? family->kv_heads : config.num_heads);
+  config.max_positions = fields.Int("max_position_embeddings", family->max_positions);
   config.rms_norm_eps = fields.Number("rms_norm_eps", 1e-6);
   config.rope_theta = fields.Number("rope_theta", 10000.0);
-  config.attention_bias = fields.Bool("attention_bias", family->qkv_bias);
-  config.attention_output_bias = config.model_type == "qwen2" ? false : config.attention_bias;
-  config.mlp_bias = fields.Bool("mlp_bias", false);
+  // Qwen2's are fixed; Mistral has none.
+  const bool llama = config.model_type == "llama", qwen3 = config.model_type == "qwen3";
+  config.attention_bias =
+      llama || qwen3 ? fields.Bool("attention_bias", false) : config.model_type == "qwen2";
+  config.attention_output_bias = (llama || qwen3) && config.attention_bias;
+  config.mlp_bias = llama && fields.Bool("mlp_bias", false);
   config.qk_norm = family->qk_norm;
   config.tie_word_embeddings = fields.Bool("tie_word_embeddings", false);
   ALMOST_RETURN_IF_ERROR(fields.status());
-  config.head_dim = fields.Int("head_dim", config.hidden_size / config.num_heads);
+  config.head_dim =
+      fields.Int("head_dim", family->head_dim > 0 ? family->head_dim : config.hidden_size / config.num_heads);
   ALMOST_RETURN_IF_ERROR(fields.status());
 
   if (config.num_heads % config.num_kv_heads != 0) {
@@ -179,19 +187,27 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(const json& object) {
         fields.Has("id2label") ? static_cast<int>(object["id2label"].size()) : fields.Int("num_labels", 2);
     if (labels != 1) return Unsupported("num_labels", labels, "1");
   }
-  const bool window_used = config.model_type == "mistral" || fields.Bool("use_sliding_window", false);
-  if (window_used && fields.Has("sliding_window")) {
-    config.sliding_window = fields.Int("sliding_window");
-    if (*config.sliding_window < config.max_positions) {
-      return Unsupported("sliding_window", object["sliding_window"],
+  // Qwen's window is off unless use_sliding_window; Mistral's is on unless null, and has a default.
+  const bool window_named = object.contains("sliding_window");
+  if (family->sliding_window > 0
+          ? !window_named || fields.Has("sliding_window")
+          : !llama && fields.Bool("use_sliding_window", false) && fields.Has("sliding_window")) {
+    config.sliding_window = fields.Int("sliding_window", family->sliding_window);
+    if (fields.status().ok() && *config.sliding_window < config.max_positions) {
+      return Unsupported("sliding_window", *config.sliding_window,
                          "null, or not below max_position_embeddings");
+    }
+  }
+  if (fields.Has("layer_types") && !config.sliding_window) {
+    for (const json& type : object["layer_types"]) {
+      if (type != "full_attention") return Unsupported("layer_types", type, "full_attention");
     }
   }
   for (const char* name : {"eos_token_id", "bos_token_id"}) {
     if (!fields.Has(name)) continue;
     const json ids = object[name].is_array() ? object[name] : json::array({object[name]});
     for (const json& id : ids) {
-      if (!id.is_number_integer() || id.get<int>() < 0 || id.get<int>() >= config.vocab_size) {
+      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= config.vocab_size) {
         return absl::InvalidArgumentError(
             absl::StrCat("config.json: ", name, " must be in [0, vocab_size), got ", id.dump()));
       }
@@ -202,18 +218,25 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(const json& object) {
       }
     }
   }
-  ALMOST_RETURN_IF_ERROR(SetRope(object, config));
+  // transformers 5 writes both in one object.
+  const char* rope = fields.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  const json scaling = object.value(rope, json());
+  if (!scaling.is_null() && !scaling.is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat("config.json: ", rope, " must be an object"));
+  }
+  if (scaling.contains("rope_theta")) {
+    Fields parameters(scaling);
+    config.rope_theta = parameters.Number("rope_theta", config.rope_theta);
+    ALMOST_RETURN_IF_ERROR(parameters.status());
+  }
   ALMOST_RETURN_IF_ERROR(fields.status());
+  ALMOST_RETURN_IF_ERROR(SetRope(scaling, config));
   config.source = std::make_shared<const json>(object);
   return config;
 }
 
 absl::StatusOr<ModelConfig> ModelConfig::FromFolder(const std::filesystem::path& folder) {
-  const std::filesystem::path path = folder / "config.json";
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat("no ", path.string()));
-  const json object = json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (object.is_discarded()) return absl::DataLossError(absl::StrCat(path.string(), " is not JSON"));
+  ALMOST_ASSIGN_OR_RETURN(const json object, ReadBoundedJson(folder / "config.json"));
   absl::StatusOr<ModelConfig> config = FromJson(object);
   if (!config.ok()) return Annotate(config.status(), folder.string());
   return config;

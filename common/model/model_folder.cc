@@ -1,13 +1,13 @@
 #include "common/model/model_folder.h"
 
 #include <algorithm>
-#include <fstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
+#include "common/model/bounded_json.h"
 #include "nlohmann/json.hpp"
 
 namespace almost {
@@ -19,13 +19,12 @@ using nlohmann::json;
 // The safetensors files of a folder, by name: one, or the shards that the index lists.
 absl::StatusOr<std::vector<std::string>> FileNames(const fs::path& folder) {
   const fs::path index_path = folder / "model.safetensors.index.json";
-  std::ifstream file(index_path);
-  if (!file) {
+  if (!fs::exists(index_path)) {
     if (fs::exists(folder / "model.safetensors")) return std::vector<std::string>{"model.safetensors"};
     return absl::NotFoundError(
         absl::StrCat(folder.string(), ": neither model.safetensors nor model.safetensors.index.json"));
   }
-  const json index = json::parse(file, nullptr, /*allow_exceptions=*/false);
+  ALMOST_ASSIGN_OR_RETURN(const json index, ReadBoundedJson(index_path));
   if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
     return absl::DataLossError(absl::StrCat(index_path.string(), ": no weight_map"));
   }
@@ -41,6 +40,21 @@ absl::StatusOr<std::vector<std::string>> FileNames(const fs::path& folder) {
   std::sort(names.begin(), names.end());
   names.erase(std::unique(names.begin(), names.end()), names.end());
   return names;
+}
+
+// As config.json calls it: what others load the model in unless told otherwise.
+const char* TorchName(DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return "float16";
+    case DType::kBF16:
+      return "bfloat16";
+    case DType::kF64:
+      return "float64";
+    case DType::kF32:
+      break;
+  }
+  return "float32";
 }
 
 }  // namespace
@@ -75,7 +89,11 @@ absl::StatusOr<std::shared_ptr<const ModelFolder>> ModelFolder::Open(const fs::p
     impl->files.push_back(std::move(file));
   }
   // One digest a tensor, then one over all: a large model is not concatenated in memory.
-  std::string whole = impl->config.ToJson().dump();
+  json object = impl->config.ToJson();
+  for (const char* who_wrote_it : {"dtype", "torch_dtype", "transformers_version", "_name_or_path"}) {
+    object.erase(who_wrote_it);
+  }
+  std::string whole = object.dump();
   for (const auto& [name, view] : impl->tensors) {
     absl::StrAppend(&whole, "\n", name, " ", static_cast<int>(view.dtype), " [",
                     absl::StrJoin(view.shape, ","), "] ",
@@ -101,7 +119,10 @@ absl::StatusOr<TensorView> ModelFolder::Tensor(absl::string_view name, std::span
 absl::Status WriteModelFolder(const fs::path& folder, const ModelConfig& config,
                               const std::vector<TensorToWrite>& tensors) {
   ALMOST_RETURN_IF_ERROR(WriteSafetensors(folder / "model.safetensors", tensors));
-  const std::string text = config.ToJson().dump(2) + "\n";
+  json object = config.ToJson();
+  object.erase("dtype");  // as newer transformers spell it; all read the older name
+  if (!tensors.empty()) object["torch_dtype"] = TorchName(tensors.front().dtype);
+  const std::string text = object.dump(2) + "\n";
   const std::span<const std::byte> piece = std::as_bytes(std::span(text));
   return WriteFileAtomically(folder / "config.json", std::span(&piece, 1));
 }

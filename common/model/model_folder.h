@@ -29,8 +29,8 @@ class ModelFolder {
   const std::map<std::string, TensorView>& tensors() const;
   // kNotFound names the tensor; kDataLoss: another shape than `shape`.
   absl::StatusOr<TensorView> Tensor(absl::string_view name, std::span<const int64_t> shape) const;
-  // SHA-256 over config.json and the tensors' names, dtypes, shapes and bytes: equal weights, equal digest,
-  // however they are sharded.
+  // SHA-256 over config.json (but for what only says who wrote it) and the tensors' names, dtypes, shapes and
+  // bytes: equal weights, equal digest, however they are sharded.
   const std::string& digest() const;
 
  private:

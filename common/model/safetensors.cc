@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/model/bounded_json.h"
 #include "nlohmann/json.hpp"
 
 namespace almost {
@@ -130,7 +131,7 @@ absl::Status SafetensorsFile::Parse(const std::string& name) {
                    mapping_.size());
   }
   const char* text = reinterpret_cast<const char*>(mapping_.data()) + sizeof header_bytes;
-  const json header = json::parse(text, text + header_bytes, nullptr, /*allow_exceptions=*/false);
+  ALMOST_ASSIGN_OR_RETURN(const json header, ParseBoundedJson({text, header_bytes}, name));
   if (!header.is_object()) return damaged("the header is not a JSON object");
   if (header.size() > kMaxTensors) return damaged("over ", kMaxTensors, " tensors");
   const std::span<const std::byte> data = mapping_.subspan(sizeof header_bytes + header_bytes);
@@ -227,9 +228,10 @@ absl::Status WriteFileAtomically(const std::filesystem::path& path,
     ::unlink(fresh.c_str());
     return status;
   }
-  const int folder = ::open(path.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0) return IoError("opening", path.parent_path());
-  if (::fsync(folder) != 0) status = IoError("syncing", path.parent_path());
+  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  const int folder = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0) return IoError("opening", parent);
+  if (::fsync(folder) != 0) status = IoError("syncing", parent);
   ::close(folder);
   return status;
 }
