@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   almost::cli::AddGenerate(app, cli);
   almost::cli::AddTrain(app, cli);
   almost::cli::AddData(app, cli);
+  almost::cli::AddWorld(app, cli);
   almost::cli::AddDoctor(app, cli);
 
   try {

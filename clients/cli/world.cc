@@ -1,0 +1,94 @@
+// almost world: the tiny world's corpus, questions and judge.
+
+#include <fstream>
+#include <iostream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "clients/cli/verbs.h"
+#include "clients/cli/world_judge.h"
+#include "common/base/status_macros.h"
+#include "common/logging/logging.h"
+#include "common/rpc/server.h"
+#include "common/storage/json_lines.h"
+#include "common/world/corpus.h"
+#include "common/world/question.h"
+#include "prometheus/registry.h"
+
+namespace almost::cli {
+namespace {
+
+struct WorldFlags {
+  uint64_t seed = 0;
+  uint64_t first = 0;
+  uint64_t count = 0;
+  ServerOptions server;
+};
+
+absl::Status Corpus(const WorldFlags& flags) {
+  for (uint64_t i = 0; i < flags.count; ++i) {
+    std::string line;
+    ALMOST_RETURN_IF_ERROR(AppendJsonLine(
+        nlohmann::ordered_json{{"text", world::CorpusDocument(flags.seed, flags.first + i)}}, &line));
+    std::cout << line;
+  }
+  std::cout.flush();
+  return std::cout ? absl::OkStatus() : absl::UnavailableError("cannot write to the standard output");
+}
+
+absl::Status Questions(const Cli& cli, const WorldFlags& flags) {
+  for (const world::Question& question :
+       world::EvaluationQuestions(flags.seed, static_cast<int>(flags.count))) {
+    std::string line = absl::StrCat(world::QuestionText(question), "\n");
+    if (cli.json) {
+      line.clear();
+      ALMOST_RETURN_IF_ERROR(
+          AppendJsonLine(nlohmann::ordered_json{{"prompt", world::QuestionText(question)},
+                                                {"kind", std::string(world::KindName(question.kind))}},
+                         &line));
+    }
+    std::cout << line;
+  }
+  std::cout.flush();
+  return std::cout ? absl::OkStatus() : absl::UnavailableError("cannot write to the standard output");
+}
+
+absl::Status Judge(const WorldFlags& flags) {
+  BlockStopSignals();
+  ALMOST_RETURN_IF_ERROR(log::Start("judge", flags.server.log_level));
+  prometheus::Registry registry;
+  WorldJudge judge;
+  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
+                          Server::Start(flags.server, {&judge}, registry));
+  server->SetReady();
+  server->WaitForStop();
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddWorld(CLI::App& app, Cli& cli) {
+  CLI::App* world = app.add_subcommand("world", "The tiny world: corpus, questions, judge");
+  world->require_subcommand(1);
+  auto flags = std::make_shared<WorldFlags>();
+
+  CLI::App* corpus =
+      world->add_subcommand("corpus", "Documents that vanilla models learn from, as JSON Lines of {text}");
+  corpus->add_option("--seed", flags->seed, "Of the corpus")->capture_default_str();
+  corpus->add_option("--first", flags->first, "Number of the first document")->capture_default_str();
+  corpus->add_option("--count", flags->count, "How many documents")->required();
+  corpus->callback([&cli, flags] { cli.action = [flags] { return Corpus(*flags); }; });
+
+  CLI::App* questions = world->add_subcommand("questions", "Held-out questions, one a line");
+  questions->add_option("--seed", flags->seed, "Of the draw")->capture_default_str();
+  questions->add_option("--count", flags->count, "How many questions")
+      ->required()
+      ->check(CLI::Range(1, 100000));
+  questions->callback([&cli, flags] { cli.action = [&cli, flags] { return Questions(cli, *flags); }; });
+
+  CLI::App* judge = world->add_subcommand("judge", "Serves the ground truth as a JudgeService");
+  AddServerFlags(*judge, flags->server, "127.0.0.1:50056", "127.0.0.1:9456");
+  judge->callback([&cli, flags] { cli.action = [flags] { return Judge(*flags); }; });
+}
+
+}  // namespace almost::cli
