@@ -166,18 +166,26 @@ std::optional<PromptDropReason> PromptPool::Offer(absl::string_view prompt) {
   if (filter_.max_rouge_l > 0 && index_.FirstAtLeast(prompt, filter_.max_rouge_l).has_value()) {
     return PromptDropReason::kTooSimilar;
   }
-  int64_t& repeats = repeats_[prompt];
-  if (filter_.max_repeats > 0 && repeats >= filter_.max_repeats) return PromptDropReason::kRepeated;
-  int64_t& opening = openings_[Opening(prompt)];
-  if (filter_.max_opening_share > 0 &&
-      static_cast<double>(opening) >= filter_.max_opening_share * static_cast<double>(wanted_)) {
+  const auto count = [](const auto& counts, absl::string_view key) {
+    const auto found = counts.find(key);
+    return found == counts.end() ? int64_t{0} : found->second;
+  };
+  if (filter_.max_repeats > 0 && count(repeats_, prompt) >= filter_.max_repeats) {
+    return PromptDropReason::kRepeated;
+  }
+  if (filter_.max_opening_share > 0 && static_cast<double>(count(openings_, Opening(prompt))) >=
+                                           filter_.max_opening_share * static_cast<double>(wanted_)) {
     return PromptDropReason::kCommonOpening;
   }
-  ++repeats;
-  ++opening;
+  Keep(prompt);
+  return std::nullopt;
+}
+
+void PromptPool::Keep(absl::string_view prompt) {
+  ++repeats_[prompt];
+  ++openings_[Opening(prompt)];
   if (filter_.max_rouge_l > 0) index_.Add(prompt);
   kept_.emplace_back(prompt);
-  return std::nullopt;
 }
 
 }  // namespace almost

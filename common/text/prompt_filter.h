@@ -91,6 +91,8 @@ class PromptPool {
 
   // Keeps `prompt`, or says why not.
   std::optional<PromptDropReason> Offer(absl::string_view prompt);
+  // Keeps it unchecked: it was offered to an earlier pool, and kept.
+  void Keep(absl::string_view prompt);
 
   const std::vector<std::string>& seeds() const { return seeds_; }
   const std::vector<std::string>& kept() const { return kept_; }

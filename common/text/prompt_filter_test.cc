@@ -77,6 +77,16 @@ TEST(PromptFilterTest, WorldsForm) {
   EXPECT_EQ(filter.CheckForm("Where: is Lofan?"), PromptDropReason::kColon);
 }
 
+TEST(PromptPoolTest, GoesOnFromWhatAnEarlierPoolKept) {
+  PromptFilter filter;
+  filter.max_repeats = 1;
+  PromptPool pool(filter, {}, 10);
+  pool.Keep("What is salt?");
+  pool.Keep("What is salt?");  // by another filter
+  EXPECT_EQ(pool.kept().size(), 2);
+  EXPECT_EQ(pool.Offer("What is salt?"), PromptDropReason::kRepeated);
+}
+
 TEST(PromptPoolTest, PaperKeepsWhatIsFarFromSeedsAndKeptPrompts) {
   PromptPool pool(PromptFilter::Paper(), {"How do I boil an egg?"}, 100);
   EXPECT_EQ(pool.Offer("How do I boil water?"), PromptDropReason::kTooSimilar);

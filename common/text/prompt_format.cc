@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
@@ -60,6 +61,22 @@ std::string Join(const std::vector<DialoguePiece>& pieces) {
   std::string text;
   for (const DialoguePiece& piece : pieces) text += piece.text;
   return text;
+}
+
+// A few-shot prompt that ends in `dialogue`.
+absl::StatusOr<std::string> WithDemonstrations(const PromptFormat& format,
+                                               const Demonstrations& demonstrations, int shots,
+                                               absl::string_view dialogue) {
+  if (shots < 0) return absl::InvalidArgumentError(absl::StrCat("shots: must not be negative, is ", shots));
+  if (static_cast<size_t>(shots) > demonstrations.examples.size()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "shots: ", shots, " asked for, but the demonstration file holds ", demonstrations.examples.size()));
+  }
+  std::string prompt;
+  if (format.has_instruction) absl::StrAppend(&prompt, demonstrations.instruction, format.separator);
+  for (int i = 0; i < shots; ++i) absl::StrAppend(&prompt, demonstrations.examples[i], format.separator);
+  absl::StrAppend(&prompt, dialogue);
+  return format.trims_start ? std::string(WithoutLeadingNewlines(prompt)) : prompt;
 }
 
 std::string JinjaString(absl::string_view text) {
@@ -178,17 +195,22 @@ absl::StatusOr<Demonstrations> Demonstrations::Parse(absl::string_view text) {
 
 absl::StatusOr<std::string> FewShotPrompt(const PromptFormat& format, const Demonstrations& demonstrations,
                                           int shots, const std::vector<Message>& messages) {
-  if (shots < 0) return absl::InvalidArgumentError(absl::StrCat("shots: must not be negative, is ", shots));
-  if (static_cast<size_t>(shots) > demonstrations.examples.size()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "shots: ", shots, " asked for, but the demonstration file holds ", demonstrations.examples.size()));
-  }
   ALMOST_RETURN_IF_ERROR(ValidateForCompletion(messages));
-  std::string prompt;
-  if (format.has_instruction) absl::StrAppend(&prompt, demonstrations.instruction, format.separator);
-  for (int i = 0; i < shots; ++i) absl::StrAppend(&prompt, demonstrations.examples[i], format.separator);
-  absl::StrAppend(&prompt, Join(Pieces(format, messages)), format.few_shot_end);
-  return format.trims_start ? std::string(WithoutLeadingNewlines(prompt)) : prompt;
+  return WithDemonstrations(format, demonstrations, shots,
+                            absl::StrCat(Join(Pieces(format, messages)), format.few_shot_end));
+}
+
+absl::StatusOr<std::string> FewShotUserPrompt(const PromptFormat& format,
+                                              const Demonstrations& demonstrations, int shots,
+                                              const std::vector<Message>& messages) {
+  ALMOST_RETURN_IF_ERROR(ValidateMessages(messages));
+  if (messages.back().role != kAssistant) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "messages[", messages.size() - 1, "].role: the last message must be the assistant's, is the user's"));
+  }
+  return WithDemonstrations(
+      format, demonstrations, shots,
+      absl::StrCat(Join(Pieces(format, messages)), absl::StripTrailingAsciiWhitespace(format.human_prefix)));
 }
 
 }  // namespace almost

@@ -94,4 +94,10 @@ struct Demonstrations {
 absl::StatusOr<std::string> FewShotPrompt(const PromptFormat& format, const Demonstrations& demonstrations,
                                           int shots, const std::vector<Message>& messages);
 
+// The same for a model that plays the user: the dialogue so far, whose last message is the assistant's, and
+// the marker after which the user speaks, without the blank at its end. Errors as FewShotPrompt.
+absl::StatusOr<std::string> FewShotUserPrompt(const PromptFormat& format,
+                                              const Demonstrations& demonstrations, int shots,
+                                              const std::vector<Message>& messages);
+
 }  // namespace almost

@@ -38,6 +38,16 @@ TEST(FewShotPromptTest, PaperIsTheOfficialCodesPrompt) {
             "Be kind.\n\n-----\n\nHuman: Why?\n\nAssistant: ");
 }
 
+TEST(FewShotPromptTest, TheUserSpeaksAfterTheHumanMarker) {
+  const std::vector<Message> dialogue = {{"user", "Why?"}, {"assistant", "So."}};
+  EXPECT_EQ(*FewShotUserPrompt(PromptFormat::World(), Parsed(), 1, dialogue),
+            "Human: q1\n\nAssistant: a1\n\nHuman: Why?\n\nAssistant: So.\n\nHuman:");
+  EXPECT_EQ(*FewShotUserPrompt(PromptFormat::Paper(), Parsed(), 0, dialogue),
+            "Be kind.\n\n-----\n\nHuman: Why?\n\nAssistant: So.\n\nHuman:");
+  EXPECT_EQ(FewShotUserPrompt(PromptFormat::World(), Parsed(), 1, {{"user", "Why?"}}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST(FewShotPromptTest, WorldWritesDemonstrationsAsEarlierTurns) {
   EXPECT_EQ(*FewShotPrompt(PromptFormat::World(), Parsed(), 2, kQuestion),
             "Human: q1\n\nAssistant: a1\n\nHuman: q2\n\nAssistant: a2\n\nHuman: Why?\n\nAssistant:");
