@@ -155,13 +155,13 @@ class CpuEngine final : public Engine {
 
   absl::Status ValidateLength(absl::string_view what, int64_t num_tokens) const {
     if (num_tokens > config().max_positions) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          what, " make ", num_tokens, " tokens, the model's context has ", config().max_positions));
+      return absl::OutOfRangeError(absl::StrCat(what, " make ", num_tokens,
+                                                " tokens, the model's context has ", config().max_positions));
     }
     if (!scheduler_.Fits(static_cast<int>(num_tokens))) {
-      return absl::InvalidArgumentError(absl::StrCat(what, " make ", num_tokens,
-                                                     " tokens, more than the KV cache of ",
-                                                     options_.kv_cache_bytes, " bytes holds"));
+      return absl::OutOfRangeError(absl::StrCat(what, " make ", num_tokens,
+                                                " tokens, more than the KV cache of ",
+                                                options_.kv_cache_bytes, " bytes holds"));
     }
     return absl::OkStatus();
   }

@@ -98,8 +98,9 @@ class Engine {
   virtual ~Engine() = default;
 
   // Queues the request; its id is for Cancel.
-  // kInvalidArgument: empty prompt, a token out of the vocabulary, a parameter out of range, or
-  // prompt + max_new_tokens over the context; kResourceExhausted: the queue is full. Nothing was queued then.
+  // kInvalidArgument: empty prompt, a token out of the vocabulary, or a parameter out of range;
+  // kOutOfRange: prompt + max_new_tokens over the context or the cache; kResourceExhausted: the queue is
+  // full. Nothing was queued then.
   virtual absl::StatusOr<uint64_t> Submit(GenerationRequest request) = 0;
   // on_done follows with kCancelled, unless it is already done. Its blocks are free after the step under way.
   virtual void Cancel(uint64_t request_id) = 0;
