@@ -35,7 +35,7 @@ void Write(spdlog::level::level_enum level, const char* name, absl::string_view 
       {"level", name},
       {"service", sink.service},
       {"event", std::string(event)}};
-  line.update(fields);
+  if (fields.is_object()) line.update(fields);
   // Bytes that are not UTF-8 must not lose the line.
   sink.logger->log(level, line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
 }

@@ -39,8 +39,9 @@ const prometheus::Histogram::BucketBoundaries& LatencyBuckets() {
 }
 
 struct MetricsServer::Impl {
-  Impl(const prometheus::Registry& registry, std::function<bool()> ready)
-      : metrics([&registry] {
+  Impl(const prometheus::Registry& registry, std::function<bool()> ready, std::function<void()> before_scrape)
+      : metrics([&registry, before_scrape = std::move(before_scrape)] {
+          if (before_scrape) before_scrape();
           return std::pair(200, prometheus::TextSerializer().Serialize(registry.Collect()));
         }),
         healthz([] { return std::pair(200, std::string("ok\n")); }),
@@ -60,8 +61,9 @@ MetricsServer::~MetricsServer() = default;
 
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& listen,
                                                                     const prometheus::Registry& registry,
-                                                                    std::function<bool()> ready) {
-  auto impl = std::make_unique<Impl>(registry, std::move(ready));
+                                                                    std::function<bool()> ready,
+                                                                    std::function<void()> before_scrape) {
+  auto impl = std::make_unique<Impl>(registry, std::move(ready), std::move(before_scrape));
   try {
     impl->server = std::make_unique<CivetServer>(std::vector<std::string>{
         "listening_ports", listen, "num_threads", "2", "request_timeout_ms", "5000"});

@@ -26,7 +26,8 @@ class MetricsServer {
   // `ready` refers to must outlive the server.
   static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& listen,
                                                               const prometheus::Registry& registry,
-                                                              std::function<bool()> ready);
+                                                              std::function<bool()> ready,
+                                                              std::function<void()> before_scrape = nullptr);
   ~MetricsServer();
   int port() const;
 

@@ -44,7 +44,7 @@ struct Running {
     ServerOptions options;
     options.listen = listen;
     options.drain_seconds = 1;
-    auto started = Server::Start(options, {&judge}, registry);
+    auto started = Server::Start(options, {{JudgeService::service_full_name(), &judge}}, registry);
     EXPECT_TRUE(started.ok()) << started.status();
     server = std::move(*started);
     server->SetReady();
@@ -125,7 +125,8 @@ TEST(ServerTest, APortInUseIsNamed) {
   options.listen = first.address();
   prometheus::Registry registry;
   NamedJudge judge("second");
-  const absl::Status status = Server::Start(options, {&judge}, registry).status();
+  const absl::Status status =
+      Server::Start(options, {{JudgeService::service_full_name(), &judge}}, registry).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr(first.address()));
 }

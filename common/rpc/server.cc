@@ -56,6 +56,13 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const Serve
   return grpc::SslServerCredentials(ssl);
 }
 
+// Of the server as a whole (the empty name) and of each service.
+void SetHealth(grpc::Server& server, const std::vector<std::string>& names, bool serving) {
+  grpc::HealthCheckServiceInterface* health = server.GetHealthCheckService();
+  health->SetServingStatus("", serving);
+  for (const std::string& name : names) health->SetServingStatus(name, serving);
+}
+
 }  // namespace
 
 void AddServerFlags(CLI::App& app, ServerOptions& options, const std::string& listen,
@@ -104,6 +111,7 @@ struct Server::Impl {
   std::unique_ptr<MetricsServer> metrics;
   std::atomic<bool> ready = false;
   bool drained = false;
+  std::vector<std::string> names;
   int port = 0;
 };
 
@@ -113,8 +121,9 @@ int Server::port() const { return impl_->port; }
 int Server::metrics_port() const { return impl_->metrics == nullptr ? 0 : impl_->metrics->port(); }
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
-                                                      const std::vector<grpc::Service*>& services,
-                                                      prometheus::Registry& registry) {
+                                                      const std::vector<Named>& services,
+                                                      prometheus::Registry& registry,
+                                                      std::function<void()> before_scrape) {
   if (options.max_threads < 1) return absl::InvalidArgumentError("max_threads: must be at least 1");
   auto impl = std::make_unique<Impl>();
   impl->options = options;
@@ -135,7 +144,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   grpc::ResourceQuota quota("server");
   quota.SetMaxThreads(options.max_threads + 2);
   builder.SetResourceQuota(quota);
-  for (grpc::Service* service : services) builder.RegisterService(service);
+  for (const Named& named : services) {
+    builder.RegisterService(named.service);
+    impl->names.push_back(named.name);
+  }
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(ServerCallMetrics(registry));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
@@ -144,18 +156,18 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     return absl::UnavailableError(
         absl::StrCat("listen: cannot listen on ", options.listen, "; is the address in use?"));
   }
-  impl->server->GetHealthCheckService()->SetServingStatus(false);
+  SetHealth(*impl->server, impl->names, false);
   if (!options.metrics_listen.empty()) {
-    ALMOST_ASSIGN_OR_RETURN(impl->metrics,
-                            MetricsServer::Start(options.metrics_listen, registry,
-                                                 [ready = &impl->ready] { return ready->load(); }));
+    ALMOST_ASSIGN_OR_RETURN(
+        impl->metrics, MetricsServer::Start(
+                           options.metrics_listen, registry, [ready = &impl->ready] { return ready->load(); },
+                           std::move(before_scrape)));
   }
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
 
 void Server::SetReady() {
-  grpc::HealthCheckServiceInterface* health = impl_->server->GetHealthCheckService();
-  health->SetServingStatus(true);
+  SetHealth(*impl_->server, impl_->names, true);
   impl_->ready = true;
   log::Info("ready", {{"port", impl_->port}, {"metrics_port", metrics_port()}});
 }
@@ -173,7 +185,7 @@ void Server::Drain() {
   if (impl_->server == nullptr || impl_->drained) return;
   impl_->drained = true;
   impl_->ready = false;
-  impl_->server->GetHealthCheckService()->SetServingStatus(false);
+  SetHealth(*impl_->server, impl_->names, false);
   impl_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(static_cast<int64_t>(
                                                                  impl_->options.drain_seconds * 1e3)));
   impl_->server->Wait();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -44,11 +45,20 @@ void BlockStopSignals();
 // WaitForStop.
 class Server {
  public:
-  // Listens, with health NOT_SERVING. `services` and `registry` must outlive the server.
-  // kUnavailable: an address is in use, named; kInvalidArgument: an option; kNotFound: a PEM file.
+  // A service and the full name under which its health is asked for, e.g.
+  // v1::RewardService::service_full_name().
+  struct Named {
+    std::string name;
+    grpc::Service* service;
+  };
+
+  // Listens, with health NOT_SERVING. `services`, `registry` and what `before_scrape` (run before each fetch
+  // of /metrics) refers to must outlive the server. kUnavailable: an address is in use, named;
+  // kInvalidArgument: an option; kNotFound: a PEM file.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
-                                                       const std::vector<grpc::Service*>& services,
-                                                       prometheus::Registry& registry);
+                                                       const std::vector<Named>& services,
+                                                       prometheus::Registry& registry,
+                                                       std::function<void()> before_scrape = nullptr);
   ~Server();
 
   void SetReady();

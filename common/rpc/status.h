@@ -1,6 +1,9 @@
 #pragma once
 
+#include <utility>
+
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "google/rpc/status.pb.h"
 #include "grpcpp/support/status.h"
@@ -15,6 +18,14 @@ absl::Status FromProto(const google::rpc::Status& status);
 
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
+
+// For handlers: moves the value into `*response`, or returns the error.
+template <typename Response>
+grpc::Status Answer(absl::StatusOr<Response> value, Response* response) {
+  if (!value.ok()) return ToGrpc(value.status());
+  *response = std::move(*value);
+  return grpc::Status::OK;
+}
 
 // When to try again, as the server's RetryInfo says; zero where it says nothing.
 absl::Duration RetryDelay(const absl::Status& status);

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "common/engine/engine.h"
+#include "common/rpc/server.h"
+
+namespace almost {
+
+// What the generation and the reward service let their operator choose.
+struct ServingOptions {
+  // Behaviour.
+  std::string store;              // artifact store's root; empty: only folders beneath model_root
+  std::string model_root = ".";   // Hugging Face folders are addressed beneath it
+  std::vector<std::string> load;  // id=source, loaded before the service is ready
+  // Performance and limits: of each model's engine.
+  engine::EngineOptions engine;
+  ServerOptions server;
+};
+
+// `listen` and `metrics_listen` are the service's defaults.
+inline void AddServingFlags(CLI::App& app, ServingOptions& options, const std::string& listen,
+                            const std::string& metrics_listen) {
+  app.add_option("--store", options.store, "Folder of the artifact store");
+  app.add_option("--model_root", options.model_root, "Folder beneath which models are addressed")
+      ->capture_default_str();
+  app.add_option("--load", options.load, "Models to load at the start, id=source");
+  app.add_option("--kv_cache_bytes", options.engine.kv_cache_bytes, "Key-value cache of each model")
+      ->capture_default_str()
+      ->group("Engine");
+  app.add_option("--max_batch_sequences", options.engine.max_batch_sequences, "Sequences computed together")
+      ->capture_default_str()
+      ->group("Engine");
+  app.add_option("--max_batch_tokens", options.engine.max_batch_tokens, "Tokens of one step")
+      ->capture_default_str()
+      ->group("Engine");
+  app.add_option("--threads", options.engine.num_threads, "Threads of each model's engine")
+      ->capture_default_str()
+      ->group("Engine");
+  app.add_option("--max_queued_requests", options.engine.max_queued_requests,
+                 "Items queued or running per model")
+      ->capture_default_str()
+      ->group("Engine");
+  AddServerFlags(app, options.server, listen, metrics_listen);
+}
+
+}  // namespace almost

@@ -1,0 +1,184 @@
+#include "services/generation/rpc/generation_service.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/time/clock.h"
+#include "common/rpc/server.h"
+#include "common/rpc/status.h"
+
+namespace almost::generation {
+namespace {
+
+using testing::HasSubstr;
+
+// The service with the world's S, behind a real port.
+class GenerationServiceTest : public testing::Test {
+ protected:
+  GenerationServiceTest()
+      : models_(ModelRegistry::Head::kLanguageModel, nullptr,
+                std::string(getenv("ALMOST_SOURCE_DIR")) + "/common/world/models", {}, registry_),
+        metrics_(registry_),
+        service_(models_, metrics_) {
+    ServerOptions options;
+    options.listen = "127.0.0.1:0";
+    options.drain_seconds = 1;
+    server_ = *Server::Start(options, {{v1::GenerationService::service_full_name(), &service_}}, registry_);
+    EXPECT_TRUE(models_.LoadAll({"S=S"}).ok());
+    stub_ = v1::GenerationService::NewStub(grpc::CreateChannel("127.0.0.1:" + std::to_string(server_->port()),
+                                                               grpc::InsecureChannelCredentials()));
+  }
+
+  static v1::GenerateItem Item(int i) {
+    v1::GenerateItem item;
+    item.mutable_input()->set_text("Human: What is " + std::to_string(i % 6) + " plus " +
+                                   std::to_string(i % 5) + "?\n\nAssistant:");
+    types::v1::SamplingParams& sampling = *item.mutable_sampling();
+    sampling.set_max_new_tokens(40);
+    sampling.set_n(1 + i % 3);
+    sampling.set_seed(static_cast<uint64_t>(i));
+    sampling.set_logprobs(true);
+    sampling.add_stop("\n\nHuman:");
+    if (i % 2 == 0) sampling.set_top_p(0.9);
+    return item;
+  }
+
+  absl::StatusOr<v1::GenerateResponse> Generate(const std::vector<v1::GenerateItem>& items,
+                                                const std::string& model = "models/S") {
+    v1::GenerateRequest request;
+    request.set_model(model);
+    for (const v1::GenerateItem& item : items) *request.add_items() = item;
+    grpc::ClientContext context;
+    v1::GenerateResponse response;
+    const grpc::Status status = stub_->Generate(&context, request, &response);
+    if (!status.ok()) return FromGrpc(status);
+    return response;
+  }
+
+  prometheus::Registry registry_;
+  ModelRegistry models_;
+  Metrics metrics_;
+  GenerationService service_;
+  std::unique_ptr<Server> server_;
+  std::unique_ptr<v1::GenerationService::Stub> stub_;
+};
+
+TEST_F(GenerationServiceTest, AnItemHasTheSameBytesAloneAndAmong64) {
+  std::vector<v1::GenerateItem> items;
+  for (int i = 0; i < 64; ++i) items.push_back(Item(i));
+  const v1::GenerateResponse together = *Generate(items);
+  for (int i = 0; i < 64; ++i) {
+    const v1::GenerateResponse alone = *Generate({items[i]});
+    EXPECT_EQ(alone.items(0).SerializeAsString(), together.items(i).SerializeAsString()) << i;
+  }
+}
+
+TEST_F(GenerationServiceTest, CandidatesAskedForLaterAreTheOnesOfBefore) {
+  v1::GenerateItem all = Item(1), later = Item(1);
+  all.mutable_sampling()->set_n(4);
+  later.mutable_sampling()->set_n(2);
+  later.mutable_sampling()->set_first_candidate(2);
+  const v1::GenerateResponse response = *Generate({all, later});
+  for (int c = 0; c < 2; ++c) {
+    EXPECT_EQ(response.items(0).result().completions(2 + c).SerializeAsString(),
+              response.items(1).result().completions(c).SerializeAsString());
+  }
+}
+
+TEST_F(GenerationServiceTest, AStreamsPiecesJoinToTheUnaryAnswer) {
+  for (int i = 0; i < 6; ++i) {
+    v1::StreamGenerateRequest request;
+    request.set_model("models/S");
+    *request.mutable_item() = Item(i);
+    grpc::ClientContext context;
+    const auto reader = stub_->StreamGenerate(&context, request);
+    std::map<int, v1::Completion> streamed;
+    for (v1::StreamGenerateResponse piece; reader->Read(&piece);) {
+      v1::Completion& completion = streamed[piece.index()];
+      completion.set_index(piece.index());
+      completion.set_text(completion.text() + piece.text());
+      completion.mutable_token_ids()->MergeFrom(piece.token_ids());
+      completion.mutable_logprobs()->MergeFrom(piece.logprobs());
+      completion.mutable_sampled_logprobs()->MergeFrom(piece.sampled_logprobs());
+      if (piece.finish_reason() != v1::FINISH_REASON_UNSPECIFIED)
+        completion.set_finish_reason(piece.finish_reason());
+    }
+    ASSERT_TRUE(reader->Finish().ok());
+    const v1::GenerateResponse unary = *Generate({Item(i)});
+    ASSERT_EQ(streamed.size(), size_t(unary.items(0).result().completions_size()));
+    for (const v1::Completion& completion : unary.items(0).result().completions()) {
+      EXPECT_EQ(streamed[completion.index()].SerializeAsString(), completion.SerializeAsString());
+    }
+  }
+}
+
+TEST_F(GenerationServiceTest, ABadItemLeavesTheOthersBe) {
+  v1::GenerateItem empty, invalid = Item(1), long_prompt = Item(2), bad_top_p = Item(3);
+  invalid.mutable_input()->mutable_token_ids()->add_ids(896);
+  for (int i = 0; i < 600; ++i) *long_prompt.mutable_input()->mutable_text() += " red";
+  bad_top_p.mutable_sampling()->set_top_p(1.5);
+  const v1::GenerateResponse response = *Generate({empty, invalid, Item(0), long_prompt, bad_top_p});
+  EXPECT_THAT(response.items(0).error().message(), HasSubstr("input"));
+  EXPECT_THAT(response.items(1).error().message(), HasSubstr("token 896"));
+  EXPECT_TRUE(response.items(2).has_result());
+  EXPECT_THAT(response.items(3).error().message(), HasSubstr("context"));
+  EXPECT_THAT(response.items(4).error().message(), HasSubstr("top_p"));
+  for (const int i : {0, 1, 3, 4}) {
+    EXPECT_EQ(response.items(i).error().code(), static_cast<int>(absl::StatusCode::kInvalidArgument)) << i;
+  }
+}
+
+TEST_F(GenerationServiceTest, RefusesWhatIsOutOfRangeByName) {
+  EXPECT_EQ(Generate({Item(0)}, "models/none").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Generate({}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Generate(std::vector<v1::GenerateItem>(65, Item(0))).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  v1::GenerateItem many = Item(0);
+  many.mutable_sampling()->set_n(64);
+  EXPECT_THAT(std::string(Generate(std::vector<v1::GenerateItem>(17, many)).status().message()),
+              HasSubstr("sampling.n"));
+}
+
+TEST_F(GenerationServiceTest, LoadingPinsDigestsAndStaysBeneathItsRoot) {
+  types::v1::LoadModelRequest request;
+  request.set_name("models/S");
+  request.set_source("S");
+  const types::v1::Model again = *models_.Load(request);  // harmless
+  EXPECT_EQ(again.digest().size(), 64u);
+  request.set_source("M");
+  EXPECT_EQ(models_.Load(request).status().code(), absl::StatusCode::kAlreadyExists);
+  request.set_name("models/other");
+  request.set_expected_digest(again.digest());
+  EXPECT_EQ(models_.Load(request).status().code(), absl::StatusCode::kFailedPrecondition);
+  request.clear_expected_digest();
+  request.set_source("../data");
+  EXPECT_EQ(models_.Load(request).status().code(), absl::StatusCode::kInvalidArgument);
+  request.set_source("none");
+  EXPECT_EQ(models_.Load(request).status().code(), absl::StatusCode::kNotFound);
+  request.set_name("models/..");
+  EXPECT_EQ(models_.Load(request).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(models_.Find("models/S", "another").status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(GenerationServiceTest, AClientThatLeavesGivesItsBlocksBack) {
+  v1::StreamGenerateRequest request;
+  request.set_model("models/S");
+  *request.mutable_item() = Item(0);
+  request.mutable_item()->mutable_sampling()->set_max_new_tokens(480);
+  request.mutable_item()->mutable_sampling()->set_n(64);
+  request.mutable_item()->mutable_sampling()->clear_stop();
+  grpc::ClientContext context;
+  const auto reader = stub_->StreamGenerate(&context, request);
+  v1::StreamGenerateResponse piece;
+  ASSERT_TRUE(reader->Read(&piece));
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  const absl::Time limit = absl::Now() + absl::Seconds(20);
+  while (models_.Stats()["models/S"].running_sequences > 0 && absl::Now() < limit)
+    absl::SleepFor(absl::Milliseconds(1));
+  const engine::EngineStats stats = models_.Stats()["models/S"];
+  EXPECT_EQ(stats.free_blocks, stats.total_blocks);
+}
+
+}  // namespace
+}  // namespace almost::generation

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/metrics/metrics_server.h"
+
+namespace almost::reward {
+
+// almost_reward_*: what the reward service counts. Thread-safe.
+class Metrics {
+ public:
+  explicit Metrics(prometheus::Registry& registry)
+      : seconds_(prometheus::BuildHistogram()
+                     .Name("almost_reward_score_seconds")
+                     .Help("Time of a Score call in the service, waiting included.")
+                     .Register(registry)
+                     .Add({}, LatencyBuckets())),
+        batch_tokens_(
+            prometheus::BuildHistogram()
+                .Name("almost_reward_batch_tokens")
+                .Help("Tokens of a Score call.")
+                .Register(registry)
+                .Add({}, prometheus::Histogram::BucketBoundaries{16, 64, 256, 1024, 4096, 16384, 65536})),
+        value_(
+            prometheus::BuildHistogram()
+                .Name("almost_reward_value")
+                .Help("Normalised scores.")
+                .Register(registry)
+                .Add({}, prometheus::Histogram::BucketBoundaries{-4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4})),
+        items_(prometheus::BuildCounter()
+                   .Name("almost_reward_items_total")
+                   .Help("Responses asked about, by outcome.")
+                   .Register(registry)),
+        scored_(items_.Add({{"outcome", "scored"}})),
+        failed_(items_.Add({{"outcome", "error"}})),
+        nonfinite_(prometheus::BuildCounter()
+                       .Name("almost_reward_nonfinite_total")
+                       .Help("Outputs that were not a finite number.")
+                       .Register(registry)
+                       .Add({})) {}
+
+  void Scored(double value) {
+    scored_.Increment();
+    value_.Observe(value);
+  }
+  void Failed() { failed_.Increment(); }
+  void NonFinite() { nonfinite_.Increment(); }
+  void Call(const std::vector<std::vector<int32_t>>& sequences, absl::Duration time) {
+    size_t tokens = 0;
+    for (const std::vector<int32_t>& sequence : sequences) tokens += sequence.size();
+    batch_tokens_.Observe(static_cast<double>(tokens));
+    seconds_.Observe(absl::ToDoubleSeconds(time));
+  }
+
+ private:
+  prometheus::Histogram &seconds_, &batch_tokens_, &value_;
+  prometheus::Family<prometheus::Counter>& items_;
+  prometheus::Counter &scored_, &failed_, &nonfinite_;
+};
+
+}  // namespace almost::reward
