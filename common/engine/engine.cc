@@ -25,6 +25,7 @@ struct RunningRequest {
   uint64_t id = 0;
   GenerationRequest request;
   std::vector<Candidate> done;  // grows to num_candidates
+  absl::Status error;           // what on_done gets instead of them
 };
 
 namespace {
@@ -302,7 +303,7 @@ class CpuEngine final : public Engine {
       chunks.push_back(
           {tokens.subspan(s->num_computed, s->num_scheduled), s->num_computed, s->blocks, samples ? 1 : 0});
     }
-    std::vector<Sampler::Draw> draws(scheduled.size());
+    std::vector<std::optional<Sampler::Draw>> draws(scheduled.size());
     ForwardSharded(chunks, [&](int thread, size_t first, std::span<const SequenceChunk> share,
                                const std::vector<float>& hidden) {
       std::vector<float> logits;
@@ -323,8 +324,14 @@ class CpuEngine final : public Engine {
     Collect();
   }
 
-  void Accept(Sequence& s, const Sampler::Draw& draw) {
+  void Accept(Sequence& s, const std::optional<Sampler::Draw>& drawn) {
     const GenerationRequest& request = s.request->request;
+    if (!drawn) {
+      s.request->error = absl::DataLossError("the model's logits are not finite: its weights are damaged");
+      s.finished = true;
+      return;
+    }
+    const Sampler::Draw& draw = *drawn;
     ++output_tokens_;
     if (request.sampling.logprobs) s.result.logprobs.push_back(draw.logprobs);
     if (std::find(request.stop_token_ids.begin(), request.stop_token_ids.end(), draw.token) !=
@@ -357,7 +364,9 @@ class CpuEngine final : public Engine {
         return std::any_of(request.done.begin(), request.done.end(),
                            [&](const Candidate& c) { return c.finish_reason == reason; });
       };
-      if (ended_by(FinishReason::kCancelled)) {
+      if (!request.error.ok()) {
+        request.request.on_done(request.error);
+      } else if (ended_by(FinishReason::kCancelled)) {
         request.request.on_done(absl::CancelledError("the request was cancelled"));
       } else if (ended_by(FinishReason::kDeadline)) {
         request.request.on_done(absl::DeadlineExceededError("the request's deadline passed"));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -17,12 +18,18 @@ class Sampler {
   };
 
   // The token at `position` of candidate `candidate`: a function of the logits, the parameters and those two
-  // numbers. Greedy takes the smallest id among equals; nucleus and top-k keep smaller ids first among
-  // equals.
-  Draw operator()(std::span<const float> logits, const SamplingParams& params, int candidate, int position);
+  // numbers. top-k, then top-p of what it left, then min-p; among equal logits the smaller id is the
+  // likelier, for greedy choice too. Probabilities are added in double, in that order. nullopt: a logit is
+  // not finite.
+  std::optional<Draw> operator()(std::span<const float> logits, const SamplingParams& params, int candidate,
+                                 int position);
 
  private:
-  std::vector<float> weights_;  // exp(logit / temperature - largest), by token id
+  // Fills kept_ with the tokens that truncation leaves, likeliest first, and returns the sum of their
+  // weights.
+  double Truncate(std::span<const float> logits, const SamplingParams& params);
+
+  std::vector<float> weights_;  // exp((logit - largest) / temperature), by token id
   std::vector<int32_t> kept_;
 };
 

@@ -1,0 +1,208 @@
+#include "common/engine/kernels.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "common/base/random.h"
+
+namespace almost::engine {
+namespace {
+
+std::vector<float> Random(uint64_t seed, size_t count) {
+  RandomStream stream(seed);
+  std::vector<float> x(count);
+  for (float& value : x) value = static_cast<float>(stream.Normal());
+  return x;
+}
+
+bool SameBits(std::span<const float> a, std::span<const float> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+struct Shape {
+  int outputs, inputs;
+};
+// Whole and partial panels, one and several input blocks.
+constexpr Shape kShapes[] = {{1, 1}, {16, 8}, {17, 33}, {96, 64}, {301, 60}, {48, 1300}};
+
+// The chain of fused multiply-adds that kernels.h promises, bit for bit.
+TEST(MatMulTest, IsOneChainPerElementWhateverTheBlocking) {
+  for (const auto [outputs, inputs] : kShapes) {
+    const std::vector<float> w = Random(1, size_t(outputs) * inputs);
+    const PackedMatrix packed(w, outputs, inputs);
+    for (const int rows : {1, 2, 3, 5, 6, 7, 13, 64}) {
+      const std::vector<float> x = Random(rows, size_t(rows) * inputs);
+      const std::vector<float> start = Random(99, size_t(rows) * outputs);
+      std::vector<float> out = start, wanted = start;
+      MatMulAdd(x.data(), rows, packed, out.data());
+      for (int m = 0; m < rows; ++m) {
+        for (int n = 0; n < outputs; ++n) {
+          float& sum = wanted[size_t(m) * outputs + n];
+          for (int k = 0; k < inputs; ++k) {
+            sum = std::fma(x[size_t(m) * inputs + k], w[size_t(n) * inputs + k], sum);
+          }
+        }
+      }
+      EXPECT_TRUE(SameBits(out, wanted)) << rows << " x " << inputs << " x " << outputs;
+    }
+  }
+}
+
+TEST(MatMulTest, StackedWeightsGiveWhatEachGives) {
+  const int inputs = 40;
+  const std::vector<float> a = Random(1, 10 * inputs), b = Random(2, 23 * inputs), x = Random(3, 4 * inputs);
+  std::vector<float> out_a(4 * 10), out_b(4 * 23), stacked(4 * 33);
+  MatMulAdd(x.data(), 4, PackedMatrix(a, 10, inputs), out_a.data());
+  MatMulAdd(x.data(), 4, PackedMatrix(b, 23, inputs), out_b.data());
+  MatMulAdd(x.data(), 4, PackedMatrix::Stack({a, b}, inputs), stacked.data());
+  for (int row = 0; row < 4; ++row) {
+    EXPECT_TRUE(SameBits(std::span(stacked).subspan(row * 33, 10), std::span(out_a).subspan(row * 10, 10)));
+    EXPECT_TRUE(
+        SameBits(std::span(stacked).subspan(row * 33 + 10, 23), std::span(out_b).subspan(row * 23, 23)));
+  }
+}
+
+TEST(ExpTest, IsWithinTwoRoundings) {
+  std::vector<float> x;
+  for (double v = -87; v < 88; v += 0.0173) x.push_back(static_cast<float>(v));
+  std::vector<float> y = x;
+  Exp(y.data(), static_cast<int>(y.size()));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double wanted = std::exp(static_cast<double>(x[i]));
+    EXPECT_NEAR(y[i] / wanted, 1, 2e-7) << x[i];
+  }
+  float edges[3] = {0, -88, -std::numeric_limits<float>::infinity()};
+  Exp(edges, 3);
+  EXPECT_EQ(edges[0], 1);
+  EXPECT_EQ(edges[1], 0);
+  EXPECT_EQ(edges[2], 0);
+}
+
+TEST(ExpTest, DoesNotDependOnWhereAValueStands) {
+  const std::vector<float> x = Random(4, 40);
+  std::vector<float> together = x;
+  Exp(together.data(), 40);
+  for (int i = 0; i < 40; ++i) {
+    float alone = x[i];
+    Exp(&alone, 1);
+    EXPECT_EQ(alone, together[i]) << i;
+  }
+}
+
+// Tolerances below: a few roundings of 6e-8 over sums of at most a few hundred terms near 1.
+TEST(RmsNormTest, AgreesWithDouble) {
+  for (const int width : {1, 7, 8, 32, 60, 192}) {
+    const std::vector<float> x = Random(5, 3 * width), weight = Random(6, width);
+    std::vector<float> out(3 * width);
+    RmsNorm(x.data(), weight.data(), 1e-5f, 3, width, out.data());
+    for (int row = 0; row < 3; ++row) {
+      double squares = 0;
+      for (int i = 0; i < width; ++i) squares += double(x[row * width + i]) * x[row * width + i];
+      const double scale = 1 / std::sqrt(squares / width + 1e-5);
+      for (int i = 0; i < width; ++i) {
+        const double wanted = x[row * width + i] * scale * weight[i];
+        EXPECT_NEAR(out[row * width + i], wanted, 1e-6 * (1 + std::abs(wanted)));
+      }
+    }
+    std::vector<float> in_place = x;
+    RmsNorm(in_place.data(), weight.data(), 1e-5f, 3, width, in_place.data());
+    EXPECT_TRUE(SameBits(in_place, out));
+  }
+}
+
+TEST(RotateTest, TurnsEachPairByItsAngle) {
+  for (const int head_dim : {2, 8, 24, 32, 64}) {
+    const int half = head_dim / 2;
+    const std::vector<float> x = Random(7, head_dim);
+    std::vector<float> cosines(half), sines(half), out = x;
+    for (int i = 0; i < half; ++i) {
+      cosines[i] = static_cast<float>(std::cos(0.3 * i));
+      sines[i] = static_cast<float>(std::sin(0.3 * i));
+    }
+    Rotate(out.data(), cosines.data(), sines.data(), head_dim);
+    for (int i = 0; i < half; ++i) {
+      EXPECT_NEAR(out[i], double(x[i]) * cosines[i] - double(x[i + half]) * sines[i], 1e-6);
+      EXPECT_NEAR(out[i + half], double(x[i + half]) * cosines[i] + double(x[i]) * sines[i], 1e-6);
+    }
+  }
+}
+
+TEST(SiluMulTest, AgreesWithDouble) {
+  for (const int width : {1, 8, 48, 108}) {
+    const std::vector<float> gate_up = Random(8, 2 * 2 * width);
+    std::vector<float> out(2 * width);
+    SiluMul(gate_up.data(), 2, width, out.data());
+    for (int row = 0; row < 2; ++row) {
+      for (int i = 0; i < width; ++i) {
+        const double gate = gate_up[row * 2 * width + i], up = gate_up[row * 2 * width + width + i];
+        const double wanted = gate / (1 + std::exp(-gate)) * up;
+        EXPECT_NEAR(out[row * width + i], wanted, 1e-6 * (1 + std::abs(wanted)));
+      }
+    }
+  }
+}
+
+TEST(AttendTest, IsSoftmaxAttentionOverScatteredBlocks) {
+  for (const int head_dim : {8, 24, 32, 40, 64, 128}) {
+    for (const int tokens : {1, 15, 16, 17, 100}) {
+      const int num_blocks = (tokens + 15) / 16;
+      const std::vector<float> query = Random(9, head_dim), keys = Random(10, tokens * head_dim),
+                               values = Random(11, tokens * head_dim);
+      // Unwritten slots hold NaN: they must not be looked at.
+      const float nan = std::numeric_limits<float>::quiet_NaN();
+      std::vector<std::vector<float>> key_store(num_blocks, std::vector<float>(16 * head_dim, nan)),
+          value_store = key_store;
+      std::vector<const float*> key_blocks, value_blocks;
+      for (int t = 0; t < tokens; ++t) {
+        for (int d = 0; d < head_dim; ++d) {
+          key_store[t / 16][d * 16 + t % 16] = keys[t * head_dim + d];
+          value_store[t / 16][t % 16 * head_dim + d] = values[t * head_dim + d];
+        }
+      }
+      for (int b = 0; b < num_blocks; ++b) {
+        key_blocks.push_back(key_store[b].data());
+        value_blocks.push_back(value_store[b].data());
+      }
+      const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+      std::vector<float> scores(num_blocks * 16), out(head_dim);
+      Attend(query.data(), key_blocks.data(), value_blocks.data(), tokens, head_dim, scale, scores.data(),
+             out.data());
+
+      std::vector<double> weights(tokens), wanted(head_dim);
+      double sum = 0;
+      for (int t = 0; t < tokens; ++t) {
+        double dot = 0;
+        for (int d = 0; d < head_dim; ++d) dot += double(query[d]) * keys[t * head_dim + d];
+        sum += weights[t] = std::exp(dot * scale);
+      }
+      for (int t = 0; t < tokens; ++t) {
+        for (int d = 0; d < head_dim; ++d) wanted[d] += weights[t] / sum * values[t * head_dim + d];
+      }
+      for (int d = 0; d < head_dim; ++d) EXPECT_NEAR(out[d], wanted[d], 5e-6) << head_dim << " " << tokens;
+    }
+  }
+}
+
+TEST(LogSumExpTest, AgreesWithDouble) {
+  for (const int count : {1, 63, 64, 65, 1000}) {
+    const std::vector<float> x = Random(12, count);
+    double sum = 0;
+    for (const float value : x) sum += std::exp(static_cast<double>(value));
+    EXPECT_NEAR(LogSumExp(x), std::log(sum), 3e-7);
+  }
+}
+
+TEST(DotTest, AgreesWithDouble) {
+  for (const int count : {1, 7, 8, 60, 192}) {
+    const std::vector<float> x = Random(13, count), y = Random(14, count);
+    double sum = 0;
+    for (int i = 0; i < count; ++i) sum += double(x[i]) * y[i];
+    EXPECT_NEAR(Dot(x.data(), y.data(), count), sum, 1e-5);
+  }
+}
+
+}  // namespace
+}  // namespace almost::engine
