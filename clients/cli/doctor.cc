@@ -83,7 +83,7 @@ Finding Device() {
   return {"device", Verdict::kOk, absl::StrJoin(names, ", ")};
 }
 
-// What `program --version` prints, or why it does not run: a library that is missing shows here.
+// What `program --help` begins with, or why it does not run: a library that is missing shows here.
 Finding Program(const fs::path& program) {
   Finding finding{program.filename().string(), Verdict::kFail, ""};
   if (access(program.c_str(), X_OK) != 0) {
@@ -92,7 +92,7 @@ Finding Program(const fs::path& program) {
     return finding;
   }
   const std::unique_ptr<FILE, int (*)(FILE*)> pipe(
-      popen(absl::StrCat("timeout 20 '", program.string(), "' --version 2>&1").c_str(), "r"), pclose);
+      popen(absl::StrCat("timeout 20 '", program.string(), "' --help 2>&1").c_str(), "r"), pclose);
   std::array<char, 256> line{};
   if (pipe && fgets(line.data(), line.size(), pipe.get()) != nullptr) {
     finding.detail = std::string(absl::StripAsciiWhitespace(line.data()));

@@ -58,8 +58,9 @@ absl::Status Judge(const WorldFlags& flags) {
   ALMOST_RETURN_IF_ERROR(log::Start("judge", flags.server.log_level));
   prometheus::Registry registry;
   WorldJudge judge;
-  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
-                          Server::Start(flags.server, {&judge}, registry));
+  ALMOST_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Server> server,
+      Server::Start(flags.server, {{judge::v1::JudgeService::service_full_name(), &judge}}, registry));
   server->SetReady();
   server->WaitForStop();
   return absl::OkStatus();
