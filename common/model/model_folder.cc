@@ -57,12 +57,28 @@ const char* TorchName(DType dtype) {
   return "float32";
 }
 
+// One digest a tensor, then one over all: a large model is not concatenated in memory.
+std::string Digest(const ModelConfig& config, const std::map<std::string, TensorView>& tensors) {
+  json object = config.ToJson();
+  for (const char* who_wrote_it : {"dtype", "torch_dtype", "transformers_version", "_name_or_path"}) {
+    object.erase(who_wrote_it);
+  }
+  std::string whole = object.dump();
+  for (const auto& [name, view] : tensors) {
+    absl::StrAppend(&whole, "\n", name, " ", static_cast<int>(view.dtype), " [",
+                    absl::StrJoin(view.shape, ","), "] ",
+                    Sha256({reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size()}));
+  }
+  return Sha256(whole);
+}
+
 }  // namespace
 
 struct ModelFolder::Impl {
   fs::path path;
   ModelConfig config;
   std::vector<std::unique_ptr<const SafetensorsFile>> files;
+  std::vector<std::vector<std::byte>> memory;
   std::map<std::string, TensorView> tensors;
   std::string digest;
 };
@@ -88,18 +104,19 @@ absl::StatusOr<std::shared_ptr<const ModelFolder>> ModelFolder::Open(const fs::p
     }
     impl->files.push_back(std::move(file));
   }
-  // One digest a tensor, then one over all: a large model is not concatenated in memory.
-  json object = impl->config.ToJson();
-  for (const char* who_wrote_it : {"dtype", "torch_dtype", "transformers_version", "_name_or_path"}) {
-    object.erase(who_wrote_it);
+  impl->digest = Digest(impl->config, impl->tensors);
+  return std::shared_ptr<const ModelFolder>(new ModelFolder(std::move(impl)));
+}
+
+std::shared_ptr<const ModelFolder> ModelFolder::InMemory(const ModelConfig& config,
+                                                         const std::vector<TensorToWrite>& tensors) {
+  auto impl = std::make_unique<Impl>();
+  impl->config = config;
+  for (const TensorToWrite& tensor : tensors) {
+    const std::vector<std::byte>& bytes = impl->memory.emplace_back(tensor.bytes.begin(), tensor.bytes.end());
+    impl->tensors.emplace(tensor.name, TensorView{tensor.dtype, tensor.shape, bytes});
   }
-  std::string whole = object.dump();
-  for (const auto& [name, view] : impl->tensors) {
-    absl::StrAppend(&whole, "\n", name, " ", static_cast<int>(view.dtype), " [",
-                    absl::StrJoin(view.shape, ","), "] ",
-                    Sha256({reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size()}));
-  }
-  impl->digest = Sha256(whole);
+  impl->digest = Digest(impl->config, impl->tensors);
   return std::shared_ptr<const ModelFolder>(new ModelFolder(std::move(impl)));
 }
 

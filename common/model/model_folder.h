@@ -22,6 +22,9 @@ namespace almost {
 class ModelFolder {
  public:
   static absl::StatusOr<std::shared_ptr<const ModelFolder>> Open(const std::filesystem::path& folder);
+  // The same of tensors in memory, which are copied: a model in training, for the engine. Its path is empty.
+  static std::shared_ptr<const ModelFolder> InMemory(const ModelConfig& config,
+                                                     const std::vector<TensorToWrite>& tensors);
   ~ModelFolder();
 
   const std::filesystem::path& path() const;

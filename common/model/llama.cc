@@ -1,0 +1,361 @@
+#include "common/model/llama.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/random.h"
+#include "common/base/status_macros.h"
+
+namespace almost {
+namespace {
+
+using torch::Tensor;
+
+constexpr char kEmbedding[] = "model.embed_tokens.weight";
+constexpr char kFinalNorm[] = "model.norm.weight";
+constexpr char kRewardHead[] = "score.weight";
+constexpr char kLanguageHead[] = "lm_head.weight";
+
+// Samples up to half as long again share a square: fewer calls against less padding, measured at 20-60
+// tokens.
+constexpr double kSquareSlack = 1.5;
+
+using Shapes = std::vector<std::pair<std::string, std::vector<int64_t>>>;
+
+// Every parameter by name, the language-model head only where it is not the embedding.
+Shapes ParameterShapes(const ModelConfig& c) {
+  const int64_t d = c.hidden_size, f = c.intermediate_size;
+  const int64_t q = int64_t{c.num_heads} * c.head_dim, kv = int64_t{c.num_kv_heads} * c.head_dim;
+  Shapes shapes = {{kEmbedding, {c.vocab_size, d}}, {kFinalNorm, {d}}};
+  for (int i = 0; i < c.num_layers; ++i) {
+    const std::string at = absl::StrCat("model.layers.", i, ".");
+    const std::string attention = at + "self_attn.", mlp = at + "mlp.";
+    const auto linear = [&](const std::string& name, int64_t outputs, int64_t inputs, bool bias) {
+      shapes.push_back({name + ".weight", {outputs, inputs}});
+      if (bias) shapes.push_back({name + ".bias", {outputs}});
+    };
+    shapes.push_back({at + "input_layernorm.weight", {d}});
+    shapes.push_back({at + "post_attention_layernorm.weight", {d}});
+    linear(attention + "q_proj", q, d, c.attention_bias);
+    linear(attention + "k_proj", kv, d, c.attention_bias);
+    linear(attention + "v_proj", kv, d, c.attention_bias);
+    linear(attention + "o_proj", d, q, c.attention_output_bias);
+    if (c.qk_norm) {
+      shapes.push_back({attention + "q_norm.weight", {c.head_dim}});
+      shapes.push_back({attention + "k_norm.weight", {c.head_dim}});
+    }
+    linear(mlp + "gate_proj", f, d, c.mlp_bias);
+    linear(mlp + "up_proj", f, d, c.mlp_bias);
+    linear(mlp + "down_proj", d, f, c.mlp_bias);
+  }
+  if (c.reward_head) {
+    shapes.push_back({kRewardHead, {1, d}});
+  } else if (!c.tie_word_embeddings) {
+    shapes.push_back({kLanguageHead, {c.vocab_size, d}});
+  }
+  return shapes;
+}
+
+Tensor FromView(const TensorView& view, torch::ScalarType dtype) {
+  if (view.dtype == DType::kF64 && dtype == torch::kFloat64) {
+    Tensor tensor = torch::empty(view.shape, dtype);
+    std::memcpy(tensor.data_ptr(), view.bytes.data(), view.bytes.size());
+    return tensor;
+  }
+  std::vector<float> values = view.ToFloat();
+  return torch::from_blob(values.data(), view.shape, torch::kFloat32).to(dtype, false, /*copy=*/true);
+}
+
+// Calls `write` with every parameter as float32 bytes, which live during the call.
+template <typename Write>
+auto WithFloatTensors(const std::map<std::string, Tensor>& parameters, const Write& write) {
+  std::vector<Tensor> kept;
+  std::vector<TensorToWrite> tensors;
+  for (const auto& [name, parameter] : parameters) {
+    const Tensor& tensor =
+        kept.emplace_back(parameter.detach().to(torch::kCPU, torch::kFloat32).contiguous());
+    tensors.push_back({name,
+                       DType::kF32,
+                       tensor.sizes().vec(),
+                       {static_cast<const std::byte*>(tensor.data_ptr()), tensor.nbytes()}});
+  }
+  return write(tensors);
+}
+
+Tensor RmsNorm(const Tensor& x, const Tensor& weight, double eps) {
+  return at::rms_norm(x, {x.size(-1)}, weight, eps);
+}
+
+// The layout of Hugging Face checkpoints: dimension i turns with i + E/2. x [N, heads, E], cos and sin
+// [N, 1, E/2].
+Tensor Rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  const int64_t half = x.size(-1) / 2;
+  const Tensor first = x.narrow(-1, 0, half), second = x.narrow(-1, half, half);
+  return torch::cat({first * cos - second * sin, second * cos + first * sin}, -1);
+}
+
+// Rows of the packed tokens into squares and back. Autograd's own backward of an index adds row by row; here
+// every real row has one place, so a backward pass is an index again.
+class ToSquares : public torch::autograd::Function<ToSquares> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x_NC,
+                        const PackedSamples& samples) {
+    context->save_for_backward({samples.place_N});
+    return x_NC.index_select(0, samples.square_P);
+  }
+  // Padding is not seen by any real token, so its gradient is zero and has nowhere to go.
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    return {grads[0].index_select(0, context->get_saved_variables()[0]), Tensor()};
+  }
+};
+
+class FromSquares : public torch::autograd::Function<FromSquares> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x_PC,
+                        const PackedSamples& samples) {
+    context->save_for_backward({samples.square_P, samples.is_real_P1});
+    return x_PC.index_select(0, samples.place_N);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    const torch::autograd::variable_list saved = context->get_saved_variables();
+    return {grads[0].index_select(0, saved[0]).mul_(saved[1]), Tensor()};
+  }
+};
+
+}  // namespace
+
+PackedSamples PackedSamples::Pack(std::span<const std::vector<int32_t>> samples) {
+  PackedSamples packed;
+  packed.offsets.push_back(0);
+  std::vector<int64_t> tokens, positions;
+  for (const std::vector<int32_t>& sample : samples) {
+    tokens.insert(tokens.end(), sample.begin(), sample.end());
+    for (size_t i = 0; i < sample.size(); ++i) positions.push_back(static_cast<int64_t>(i));
+    packed.offsets.push_back(static_cast<int64_t>(tokens.size()));
+  }
+  packed.tokens_N = torch::tensor(tokens, torch::kInt64);
+  packed.positions_N = torch::tensor(positions, torch::kInt64);
+
+  std::vector<size_t> by_length(samples.size());
+  std::iota(by_length.begin(), by_length.end(), size_t{0});
+  std::stable_sort(by_length.begin(), by_length.end(),
+                   [&](size_t a, size_t b) { return samples[a].size() > samples[b].size(); });
+  std::vector<std::vector<size_t>> members;
+  for (const size_t sample : by_length) {
+    const auto length = static_cast<int64_t>(samples[sample].size());
+    if (packed.groups.empty() || packed.groups.back().length > kSquareSlack * length) {
+      packed.groups.push_back({0, length});
+      members.emplace_back();
+    }
+    ++packed.groups.back().num_samples;
+    members.back().push_back(sample);
+  }
+  const bool uniform = packed.groups.size() == 1 &&
+                       packed.groups[0].length * packed.groups[0].num_samples == packed.num_tokens();
+  if (uniform) return packed;
+
+  std::vector<int64_t> square;
+  std::vector<int64_t> place(tokens.size());
+  std::vector<char> is_real;
+  for (size_t g = 0; g < members.size(); ++g) {
+    for (const size_t sample : members[g]) {
+      const int64_t begin = packed.offsets[sample], end = packed.offsets[sample + 1];
+      for (int64_t t = 0; t < packed.groups[g].length; ++t) {
+        const bool real = begin + t < end;
+        if (real) place[begin + t] = static_cast<int64_t>(square.size());
+        square.push_back(real ? begin + t : begin);
+        is_real.push_back(real);
+      }
+    }
+  }
+  packed.square_P = torch::tensor(square, torch::kInt64);
+  packed.place_N = torch::tensor(place, torch::kInt64);
+  packed.is_real_P1 =
+      torch::from_blob(is_real.data(), {static_cast<int64_t>(is_real.size()), 1}, torch::kBool).clone();
+  return packed;
+}
+
+Tensor PackedSamples::LastTokens() const {
+  std::vector<int64_t> last(offsets.begin() + 1, offsets.end());
+  for (int64_t& index : last) --index;
+  return torch::tensor(last, torch::kInt64);
+}
+
+Llama::Llama(ModelConfig config, std::map<std::string, Tensor> parameters)
+    : config_(std::move(config)), parameters_(std::move(parameters)), layers_(config_.num_layers) {
+  const auto get = [&](const std::string& name) {
+    const auto found = parameters_.find(name);
+    return found == parameters_.end() ? Tensor() : found->second;
+  };
+  embedding_ = get(kEmbedding);
+  final_norm_ = get(kFinalNorm);
+  head_ = config_.reward_head           ? get(kRewardHead)
+          : config_.tie_word_embeddings ? embedding_
+                                        : get(kLanguageHead);
+  for (int i = 0; i < config_.num_layers; ++i) {
+    const std::string at = absl::StrCat("model.layers.", i, ".");
+    const std::string attention = at + "self_attn.", mlp = at + "mlp.";
+    Layer& layer = layers_[i];
+    layer.input_norm = get(at + "input_layernorm.weight");
+    layer.post_attention_norm = get(at + "post_attention_layernorm.weight");
+    layer.query_norm = get(attention + "q_norm.weight");
+    layer.key_norm = get(attention + "k_norm.weight");
+    layer.query = get(attention + "q_proj.weight");
+    layer.key = get(attention + "k_proj.weight");
+    layer.value = get(attention + "v_proj.weight");
+    layer.output = get(attention + "o_proj.weight");
+    layer.gate = get(mlp + "gate_proj.weight");
+    layer.up = get(mlp + "up_proj.weight");
+    layer.down = get(mlp + "down_proj.weight");
+    layer.query_bias = get(attention + "q_proj.bias");
+    layer.key_bias = get(attention + "k_proj.bias");
+    layer.value_bias = get(attention + "v_proj.bias");
+    layer.output_bias = get(attention + "o_proj.bias");
+    layer.gate_bias = get(mlp + "gate_proj.bias");
+    layer.up_bias = get(mlp + "up_proj.bias");
+    layer.down_bias = get(mlp + "down_proj.bias");
+  }
+}
+
+absl::StatusOr<Llama> Llama::Load(const ModelFolder& folder, torch::ScalarType dtype, bool reward_head) {
+  const ModelConfig config = folder.config().WithRewardHead(reward_head);
+  if (!reward_head && folder.config().reward_head) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(folder.path().string(), ": is a reward model, a language model is needed"));
+  }
+  std::map<std::string, Tensor> parameters;
+  for (const auto& [name, shape] : ParameterShapes(config)) {
+    std::string stored = name;
+    if (name == kRewardHead && !folder.tensors().contains(name)) {
+      if (!folder.config().reward_head) {
+        parameters[name] = torch::zeros(shape, dtype).requires_grad_();
+        continue;
+      }
+      stored = "v_head.weight";  // as the official code calls it
+    }
+    ALMOST_ASSIGN_OR_RETURN(const TensorView view, folder.Tensor(stored, shape));
+    parameters[name] = FromView(view, dtype).requires_grad_();
+  }
+  return Llama(config, std::move(parameters));
+}
+
+Llama Llama::Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed) {
+  std::map<std::string, Tensor> parameters;
+  for (const auto& [name, shape] : ParameterShapes(config)) {
+    Tensor tensor;
+    if (shape.size() == 1) {
+      tensor = absl::EndsWith(name, "bias") ? torch::zeros(shape, dtype) : torch::ones(shape, dtype);
+    } else if (name == kRewardHead) {
+      tensor = torch::zeros(shape, dtype);
+    } else {
+      double deviation = name == kEmbedding ? 0.02 : 0.7 / std::sqrt(static_cast<double>(shape[1]));
+      if (absl::EndsWith(name, "o_proj.weight") || absl::EndsWith(name, "down_proj.weight")) {
+        deviation /= std::sqrt(2.0 * config.num_layers);
+      }
+      RandomStream random(DeriveSeed(seed, name));
+      tensor = torch::empty(shape, torch::kFloat64);
+      for (double *value = tensor.data_ptr<double>(), *end = value + tensor.numel(); value != end; ++value) {
+        *value = deviation * random.Normal();
+      }
+      tensor = tensor.to(dtype);
+    }
+    parameters[name] = tensor.requires_grad_();
+  }
+  return Llama(config, std::move(parameters));
+}
+
+Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const PackedSamples& samples,
+                        const Tensor& cos, const Tensor& sin) const {
+  const int64_t n = x_ND.size(0), h = config_.num_heads, k = config_.num_kv_heads, e = config_.head_dim;
+  // One product for the three: their weights are small beside the tokens.
+  const Tensor bias = layer.query_bias.defined()
+                          ? torch::cat({layer.query_bias, layer.key_bias, layer.value_bias})
+                          : Tensor();
+  const Tensor qkv =
+      torch::linear(x_ND, torch::cat({layer.query, layer.key, layer.value}), bias).view({n, h + 2 * k, e});
+  Tensor turned;
+  if (config_.qk_norm) {
+    turned = torch::cat({RmsNorm(qkv.narrow(1, 0, h), layer.query_norm, config_.rms_norm_eps),
+                         RmsNorm(qkv.narrow(1, h, k), layer.key_norm, config_.rms_norm_eps)},
+                        1);
+  } else {
+    turned = qkv.narrow(1, 0, h + k);
+  }
+  turned = Rotate(turned, cos, sin);
+  Tensor rows = torch::cat({turned, qkv.narrow(1, h + k, k)}, 1);
+  const bool squares = samples.square_P.defined();
+  if (squares) rows = ToSquares::apply(rows.view({n, (h + 2 * k) * e}), samples);
+
+  std::vector<Tensor> attended;
+  int64_t begin = 0;
+  for (const PackedSamples::Group& group : samples.groups) {
+    const int64_t s = group.num_samples, t = group.length;
+    const Tensor square = rows.narrow(0, begin, s * t).view({s, t, h + 2 * k, e}).transpose(1, 2);
+    begin += s * t;
+    const auto heads = [&](int64_t first) {
+      const Tensor part = square.narrow(1, first, k);
+      return h == k ? part : part.repeat_interleave(h / k, 1);
+    };
+    const Tensor out = at::scaled_dot_product_attention(square.narrow(1, 0, h), heads(h), heads(h + k), {},
+                                                        0.0, /*is_causal=*/true);
+    attended.push_back(out.transpose(1, 2).reshape({s * t, h * e}));
+  }
+  Tensor y = attended.size() == 1 ? attended[0] : torch::cat(attended);
+  if (squares) y = FromSquares::apply(y, samples);
+  return torch::linear(y, layer.output, layer.output_bias);
+}
+
+Tensor Llama::Hidden(const PackedSamples& samples) const {
+  const int64_t half = config_.head_dim / 2;
+  // As transformers: the angle is rounded to the weights' precision before its cosine is taken.
+  const torch::ScalarType dtype = embedding_.scalar_type();
+  const Tensor frequencies = torch::tensor(config_.rope_inverse_frequencies, torch::kFloat64).to(dtype);
+  const Tensor angles = (samples.positions_N.to(dtype).unsqueeze(1) * frequencies).to(torch::kFloat64);
+  const auto table = [&](const Tensor& values) { return values.to(dtype).view({-1, 1, half}); };
+  const Tensor cos = table(angles.cos()), sin = table(angles.sin());
+
+  const double eps = config_.rms_norm_eps;
+  Tensor x = torch::embedding(embedding_, samples.tokens_N);
+  for (const Layer& layer : layers_) {
+    x = x + Attention(layer, RmsNorm(x, layer.input_norm, eps), samples, cos, sin);
+    const Tensor normed = RmsNorm(x, layer.post_attention_norm, eps);
+    const Tensor gate = torch::linear(normed, layer.gate, layer.gate_bias);
+    const Tensor up = torch::linear(normed, layer.up, layer.up_bias);
+    x = x + torch::linear(torch::silu(gate) * up, layer.down, layer.down_bias);
+  }
+  return RmsNorm(x, final_norm_, eps);
+}
+
+Tensor Llama::Rewards(const Tensor& hidden_ND, const PackedSamples& samples) const {
+  return torch::linear(hidden_ND.index_select(0, samples.LastTokens()), head_).squeeze(1);
+}
+
+Llama Llama::Replica() const {
+  std::map<std::string, Tensor> shared;
+  for (const auto& [name, parameter] : parameters_) shared[name] = parameter.detach().requires_grad_();
+  return Llama(config_, std::move(shared));
+}
+
+Llama Llama::Frozen() const {
+  std::map<std::string, Tensor> copied;
+  for (const auto& [name, parameter] : parameters_) copied[name] = parameter.detach().clone();
+  return Llama(config_, std::move(copied));
+}
+
+std::shared_ptr<const ModelFolder> Llama::InMemoryFolder() const {
+  return WithFloatTensors(parameters_,
+                          [&](const auto& tensors) { return ModelFolder::InMemory(config_, tensors); });
+}
+
+absl::Status Llama::Save(const std::filesystem::path& folder) const {
+  return WithFloatTensors(parameters_,
+                          [&](const auto& tensors) { return WriteModelFolder(folder, config_, tensors); });
+}
+
+}  // namespace almost

@@ -1,0 +1,98 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/model/model_config.h"
+#include "common/model/model_folder.h"
+
+// The Llama family on LibTorch, differentiable: what training computes with. Serving has its own kernels
+// (common/engine). Not here: key-value cache, tensor parallelism.
+//
+// Shapes: N tokens of all samples, S samples, T tokens of the longest one, D hidden size, H heads,
+// K key-value heads, E head dimension, F intermediate size, V vocabulary.
+namespace almost {
+
+// Samples packed end to end: no padding, no attention across samples, positions from 0 in each.
+struct PackedSamples {
+  torch::Tensor tokens_N;        // int64
+  torch::Tensor positions_N;     // int64
+  std::vector<int64_t> offsets;  // [S + 1]: where samples begin and the last one ends
+
+  // Attention runs over groups of samples of similar length as [samples, T] squares, padded on the right; a
+  // causal mask keeps padding from real tokens. One group of one length needs no index.
+  struct Group {
+    int64_t num_samples;
+    int64_t length;
+  };
+  std::vector<Group> groups;
+  torch::Tensor square_P;    // int64: the token at each place of all squares; any token where there is none
+  torch::Tensor is_real_P1;  // bool
+  torch::Tensor place_N;     // int64: each token's place in the squares
+
+  // No sample may be empty.
+  static PackedSamples Pack(std::span<const std::vector<int32_t>> samples);
+  int64_t num_samples() const { return static_cast<int64_t>(offsets.size()) - 1; }
+  int64_t num_tokens() const { return offsets.back(); }
+  // The packed index of each sample's last token, int64 [S].
+  torch::Tensor LastTokens() const;
+};
+
+// Parameters by their Hugging Face names, and the forward pass over them. Copies share parameters.
+// Const methods may run on several threads; backward passes may too when each has its own Replica.
+class Llama {
+ public:
+  // The folder's weights in `dtype`. kNotFound and kDataLoss name the tensor. With `reward_head` unlike the
+  // folder's, the other head is left out and a new one is zero (reward) or kFailedPrecondition (language).
+  static absl::StatusOr<Llama> Load(const ModelFolder& folder, torch::ScalarType dtype, bool reward_head);
+  // Fresh weights: normal with deviation 0.02 for embeddings and 0.7 / sqrt(inputs) for matrices, those that
+  // add to the residual stream further divided by sqrt(2 · layers); norms one, biases zero.
+  static Llama Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed);
+
+  // After the final norm, [N, D].
+  torch::Tensor Hidden(const PackedSamples& samples) const;
+  // The language-model head, [V, D]: the embedding where they are tied.
+  const torch::Tensor& HeadWeight() const { return head_; }
+  // The reward head on each sample's last token, [S].
+  torch::Tensor Rewards(const torch::Tensor& hidden_ND, const PackedSamples& samples) const;
+
+  // Same storage, own gradients: for a backward pass on another thread.
+  Llama Replica() const;
+  // A copy with its own storage that takes no gradients: a frozen reference.
+  Llama Frozen() const;
+
+  const ModelConfig& config() const { return config_; }
+  // Leaves that take gradients, by name. Their data may be changed in place.
+  const std::map<std::string, torch::Tensor>& parameters() const { return parameters_; }
+  // The same as an opened folder in memory, float32: what the engine loads.
+  std::shared_ptr<const ModelFolder> InMemoryFolder() const;
+  // config.json and model.safetensors, float32.
+  absl::Status Save(const std::filesystem::path& folder) const;
+
+ private:
+  struct Layer {
+    torch::Tensor input_norm, post_attention_norm, query_norm, key_norm;
+    torch::Tensor query, key, value, output, gate, up, down;
+    torch::Tensor query_bias, key_bias, value_bias, output_bias, gate_bias, up_bias, down_bias;
+  };
+
+  Llama(ModelConfig config, std::map<std::string, torch::Tensor> parameters);
+  torch::Tensor Attention(const Layer& layer, const torch::Tensor& x_ND, const PackedSamples& samples,
+                          const torch::Tensor& cos_NE, const torch::Tensor& sin_NE) const;
+
+  ModelConfig config_;
+  std::map<std::string, torch::Tensor> parameters_;
+  torch::Tensor embedding_, final_norm_, head_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace almost

@@ -1,0 +1,171 @@
+#include "common/model/llama.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include "common/base/random.h"
+#include "nlohmann/json.hpp"
+
+namespace almost {
+namespace {
+
+namespace fs = std::filesystem;
+using torch::Tensor;
+
+fs::path Goldens() { return fs::path(std::getenv("ALMOST_SOURCE_DIR")) / "tests/parity/goldens/models"; }
+
+nlohmann::json Expected(const std::string& name) {
+  std::ifstream file(Goldens() / name / "expected.json");
+  return nlohmann::json::parse(file);
+}
+
+Llama LoadGolden(const std::string& name, torch::ScalarType dtype) {
+  const auto folder = ModelFolder::Open(Goldens() / name);
+  EXPECT_TRUE(folder.ok()) << folder.status();
+  auto model = Llama::Load(**folder, dtype, (*folder)->config().reward_head);
+  EXPECT_TRUE(model.ok()) << model.status();
+  return *std::move(model);
+}
+
+Tensor Golden(const std::string& name, const std::string& tensor) {
+  const auto file = SafetensorsFile::Open(Goldens() / name / "expected.safetensors");
+  EXPECT_TRUE(file.ok()) << file.status();
+  const TensorView& view = (*file)->tensors().at(tensor);
+  Tensor out = torch::empty(view.shape, view.dtype == DType::kF64 ? torch::kFloat64 : torch::kFloat32);
+  std::memcpy(out.data_ptr(), view.bytes.data(), view.bytes.size());
+  return out;
+}
+
+Tensor Logits(const Llama& model, const PackedSamples& samples) {
+  return torch::linear(model.Hidden(samples), model.HeadWeight());
+}
+
+std::vector<std::vector<int32_t>> RandomSamples(std::vector<int> lengths, int vocab) {
+  RandomStream random(17);
+  std::vector<std::vector<int32_t>> samples;
+  for (const int length : lengths) {
+    samples.emplace_back();
+    for (int i = 0; i < length; ++i) samples.back().push_back(static_cast<int32_t>(random.Below(vocab)));
+  }
+  return samples;
+}
+
+class LlamaParity : public testing::TestWithParam<std::string> {};
+
+// In double precision both sides round at 1e-16 of values around 3, through a few dozen operations.
+TEST_P(LlamaParity, LogitsAreThoseOfTransformersInDouble) {
+  const nlohmann::json expected = Expected(GetParam());
+  const std::vector<std::vector<int32_t>> samples = {expected["token_ids"]};
+  const Tensor logits = Logits(LoadGolden(GetParam(), torch::kFloat64), PackedSamples::Pack(samples));
+  const int64_t first = expected["first_position"];
+  const Tensor wanted = Golden(GetParam(), "logits_f64");
+  EXPECT_LT((logits.slice(0, first) - wanted).abs().max().item<double>(), 1e-8);
+}
+
+TEST_P(LlamaParity, LogitsAreThoseOfTransformersInFloat) {
+  const nlohmann::json expected = Expected(GetParam());
+  const std::vector<std::vector<int32_t>> samples = {expected["token_ids"]};
+  const Tensor logits = Logits(LoadGolden(GetParam(), torch::kFloat32), PackedSamples::Pack(samples));
+  const Tensor wanted = Golden(GetParam(), "logits_f32");
+  const double worst = (logits.slice(0, expected["first_position"]) - wanted).abs().max().item<double>();
+  EXPECT_LT(worst, 1e-4 * wanted.std().item<double>());
+}
+
+// Packing changes neither what a sample computes nor its gradient: to rounding in double.
+TEST_P(LlamaParity, PackedSamplesAreThoseAlone) {
+  const Llama model = LoadGolden(GetParam(), torch::kFloat64);
+  const auto samples = RandomSamples({5, 1, 40, 12, 13, 40, 2}, model.config().vocab_size);
+  const auto gradient = [&](const std::vector<std::vector<std::vector<int32_t>>>& batches) {
+    for (const auto& [name, parameter] : model.parameters()) parameter.mutable_grad().reset();
+    std::vector<Tensor> logits;
+    for (const auto& batch : batches) {
+      logits.push_back(Logits(model, PackedSamples::Pack(batch)));
+      logits.back().square().sum().backward();
+    }
+    std::map<std::string, Tensor> gradients;
+    for (const auto& [name, parameter] : model.parameters()) gradients[name] = parameter.grad();
+    return std::pair(torch::cat(logits).detach(), gradients);
+  };
+  std::vector<std::vector<std::vector<int32_t>>> alone;
+  for (const auto& sample : samples) alone.push_back({sample});
+  const auto [packed_logits, packed_gradients] = gradient({samples});
+  const auto [alone_logits, alone_gradients] = gradient(alone);
+  EXPECT_LT((packed_logits - alone_logits).abs().max().item<double>(), 1e-12);
+  for (const auto& [name, wanted] : alone_gradients) {
+    const double scale = wanted.norm().item<double>();
+    EXPECT_LT((packed_gradients.at(name) - wanted).norm().item<double>(), 1e-12 * scale) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, LlamaParity,
+                         testing::Values("llama", "llama_gqa_llama3", "llama_linear_biases", "mistral",
+                                         "qwen2", "qwen3"),
+                         [](const testing::TestParamInfo<std::string>& model) { return model.param; });
+
+TEST(Llama, RewardsAreThoseOfTransformers) {
+  const nlohmann::json expected = Expected("llama_reward");
+  const std::vector<std::vector<int32_t>> sequences = expected["sequences"];
+  const std::vector<double> wanted = expected["scores_f64"];
+  const Llama model = LoadGolden("llama_reward", torch::kFloat64);
+  const PackedSamples samples = PackedSamples::Pack(sequences);
+  const Tensor rewards = model.Rewards(model.Hidden(samples), samples);
+  EXPECT_LT((rewards - torch::tensor(wanted, torch::kFloat64)).abs().max().item<double>(), 1e-8);
+}
+
+TEST(Llama, SavedFolderIsTheSameModel) {
+  const Llama model = LoadGolden("qwen3", torch::kFloat32);
+  const fs::path folder = fs::path(testing::TempDir()) / "llama_saved";
+  fs::create_directories(folder);
+  ASSERT_TRUE(model.Save(folder).ok());
+  const auto opened = ModelFolder::Open(folder);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ((*opened)->digest(), model.InMemoryFolder()->digest());
+  const auto again = Llama::Load(**opened, torch::kFloat32, false);
+  ASSERT_TRUE(again.ok()) << again.status();
+  for (const auto& [name, parameter] : model.parameters()) {
+    EXPECT_TRUE(torch::equal(parameter, again->parameters().at(name))) << name;
+  }
+}
+
+TEST(Llama, RewardHeadOfALanguageModelBeginsAtZero) {
+  const auto folder = ModelFolder::Open(Goldens() / "llama");
+  const auto model = Llama::Load(**folder, torch::kFloat32, /*reward_head=*/true);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->config().architecture, "LlamaForSequenceClassification");
+  EXPECT_FALSE(model->parameters().contains("lm_head.weight"));
+  EXPECT_EQ(model->parameters().at("score.weight").abs().sum().item<double>(), 0);
+}
+
+TEST(Llama, RefusesARewardModelAsLanguageModel) {
+  const auto folder = ModelFolder::Open(Goldens() / "llama_reward");
+  EXPECT_EQ(Llama::Load(**folder, torch::kFloat32, false).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(Llama, FreshWeightsAreAFunctionOfTheSeed) {
+  const ModelConfig config = (*ModelFolder::Open(Goldens() / "llama"))->config();
+  const auto digest = [&](uint64_t seed) {
+    return Llama::Initialize(config, torch::kFloat32, seed).InMemoryFolder()->digest();
+  };
+  EXPECT_EQ(digest(1), digest(1));
+  EXPECT_NE(digest(1), digest(2));
+}
+
+TEST(Llama, ReplicasShareWeightsAndNotGradients) {
+  const Llama model = LoadGolden("llama", torch::kFloat32);
+  const Llama replica = model.Replica();
+  const auto samples = PackedSamples::Pack(RandomSamples({8}, model.config().vocab_size));
+  Logits(replica, samples).sum().backward();
+  const Tensor& weight = model.parameters().at("model.norm.weight");
+  EXPECT_FALSE(weight.grad().defined());
+  EXPECT_TRUE(replica.parameters().at("model.norm.weight").grad().defined());
+  weight.detach().mul_(2);
+  EXPECT_TRUE(torch::equal(weight, replica.parameters().at("model.norm.weight")));
+}
+
+}  // namespace
+}  // namespace almost

@@ -1,0 +1,103 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "absl/status/status.h"
+
+// What a training job is to do, with every path resolved and every default filled in.
+namespace almost::trainer {
+
+enum class Schedule { kCosine, kLinear, kConstant };
+
+struct OptimizerSpec {
+  double learning_rate = 0;  // peak, of AdamW
+  double weight_decay = 0;   // decoupled; of matrices, not of norms and biases
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double epsilon = 1e-8;
+  Schedule schedule = Schedule::kCosine;
+  int64_t warmup_steps = 0;
+  double warmup_fraction = 0;     // of all steps, when warmup_steps is 0
+  double hold_fraction = 0;       // of all steps, before the decay begins
+  double final_fraction = 0;      // of the peak, at the end
+  double max_grad_norm = 0;       // over all parameters; 0: no clipping
+  double muon_learning_rate = 0;  // above 0: hidden matrices are trained by Muon, the rest by AdamW
+  double muon_weight_decay = 0;
+};
+
+// Packed documents, end-of-text in front of each.
+struct PretrainSpec {
+  std::filesystem::path dataset;       // JSON Lines of {"text"}
+  std::optional<uint64_t> world_seed;  // the tiny world's corpus instead
+  std::filesystem::path
+      model_config;  // a config.json with tokenizer files beside it, where there is no base_model
+  int64_t num_tokens = 0;
+  int sequence_tokens = 0;
+  int batch_sequences = 0;
+  int64_t first_document = 0;
+};
+
+struct SftSpec {
+  std::filesystem::path dataset;  // JSON Lines of {"messages": [{role, content}]}
+  int epochs = 1;
+  int batch_size = 0;  // dialogues of a step
+  int max_tokens = 0;  // longer ones are cut; 0: the model's context
+};
+
+struct RewardModelSpec {
+  std::filesystem::path dataset;  // JSON Lines of {"prompt", "chosen", "rejected"}
+  int epochs = 1;
+  int batch_size = 0;  // pairs of a step
+  int max_tokens = 0;
+  double held_out_fraction = 0;  // of the pairs, by a hash of their prompt
+};
+
+struct DpoSpec {
+  std::filesystem::path dataset;  // JSON Lines of {"prompt", "chosen", "rejected"}
+  int epochs = 1;
+  int batch_size = 0;
+  int max_tokens = 0;
+  double beta = 0.1;
+};
+
+struct PpoSpec {
+  std::filesystem::path dataset;  // JSON Lines of {"prompt"}
+  int num_iterations = 0;
+  int rollouts = 0;  // of an iteration
+  int epochs = 1;    // passes over an iteration's rollouts
+  int minibatch_size = 0;
+  int max_new_tokens = 0;
+  double top_p = 1;
+  double temperature = 1;
+  double kl_coefficient = 0;
+  double kl_target = 0;  // nats per rollout; above 0: the coefficient adapts towards it
+  double clip_range = 0.2;
+  double value_clip_range = 0.2;
+  double gae_lambda = 0.95;
+  double gamma = 1;
+  double value_coefficient = 0.5;
+  double value_learning_rate = 0;
+  std::optional<double> missing_stop_reward;  // of a rollout that did not stop by itself
+  bool normalize_rewards = false;             // by mean and deviation over rollouts of the base model
+};
+
+using KindSpec = std::variant<PretrainSpec, SftSpec, RewardModelSpec, DpoSpec, PpoSpec>;
+
+struct JobSpec {
+  std::filesystem::path base_model;  // a Hugging Face folder; empty: fresh weights (pretrain alone)
+  uint64_t seed = 0;
+  OptimizerSpec optimizer;
+  std::string prompt_format;     // empty: as the base model's almost.json says
+  int num_threads = 1;           // data-parallel; results depend on it
+  int64_t checkpoint_steps = 0;  // 0: about one a minute
+  KindSpec kind;
+};
+
+// kInvalidArgument names the field, its rule and its value. Files are not looked at.
+absl::Status ValidateJobSpec(const JobSpec& spec);
+
+}  // namespace almost::trainer

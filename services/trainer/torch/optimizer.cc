@@ -1,0 +1,99 @@
+#include "services/trainer/torch/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace almost::trainer {
+namespace {
+
+using torch::Tensor;
+
+constexpr double kMuonMomentum = 0.95;
+
+}  // namespace
+
+Optimizer::Optimizer(const OptimizerSpec& spec, std::map<std::string, Tensor> parameters) : spec_(spec) {
+  for (auto& [name, leaf] : parameters) {
+    Slot slot{.name = name, .parameter = leaf.detach()};
+    slot.muon = spec.muon_learning_rate > 0 && leaf.dim() == 2 && absl::StartsWith(name, "model.layers.");
+    slot.momentum = torch::zeros_like(slot.parameter);
+    if (!slot.muon) {
+      slot.variance = torch::zeros_like(slot.parameter);
+      slot.step = torch::zeros({}, torch::kFloat32);
+    }
+    slots_.push_back(std::move(slot));
+  }
+}
+
+double Optimizer::Step(std::vector<Tensor> gradients, double factor) {
+  const torch::NoGradGuard no_grad;
+  double squares = 0;
+  for (const Tensor& gradient : gradients) squares += std::pow(gradient.norm().item<double>(), 2);
+  const double norm = std::sqrt(squares);
+  if (spec_.max_grad_norm > 0 && norm > spec_.max_grad_norm) {
+    for (Tensor& gradient : gradients) gradient.mul_(spec_.max_grad_norm / norm);
+  }
+  std::vector<size_t> decayed, others;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].muon) {
+      StepMuon(slots_[i], gradients[i], factor);
+    } else {
+      (slots_[i].parameter.dim() > 1 ? decayed : others).push_back(i);
+    }
+  }
+  StepAdamW(decayed, gradients, spec_.learning_rate * factor, spec_.weight_decay);
+  StepAdamW(others, gradients, spec_.learning_rate * factor, 0.0);
+  return norm;
+}
+
+void Optimizer::StepAdamW(const std::vector<size_t>& slots, const std::vector<Tensor>& gradients,
+                          double learning_rate, double weight_decay) {
+  if (slots.empty()) return;
+  std::vector<Tensor> parameters, grads, momenta, variances, steps;
+  for (const size_t i : slots) {
+    parameters.push_back(slots_[i].parameter);
+    grads.push_back(gradients[i].contiguous());
+    momenta.push_back(slots_[i].momentum);
+    variances.push_back(slots_[i].variance);
+    steps.push_back(slots_[i].step.add_(1));
+  }
+  at::_fused_adamw_(parameters, grads, momenta, variances, {}, steps, learning_rate, spec_.beta1, spec_.beta2,
+                    weight_decay, spec_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
+}
+
+void Optimizer::StepMuon(Slot& slot, const Tensor& gradient, double factor) {
+  // Nesterov momentum as an exponential mean.
+  slot.momentum.lerp_(gradient, 1.0 - kMuonMomentum);
+  const Tensor direction = Orthogonalize(gradient.lerp(slot.momentum, kMuonMomentum));
+  const double learning_rate = spec_.muon_learning_rate * factor;
+  const double rows = static_cast<double>(gradient.size(0)), columns = static_cast<double>(gradient.size(1));
+  slot.parameter.mul_(1.0 - learning_rate * spec_.muon_weight_decay)
+      .add_(direction, -learning_rate * std::sqrt(std::max(1.0, rows / columns)));
+}
+
+std::map<std::string, Tensor> Optimizer::State() const {
+  std::map<std::string, Tensor> state;
+  for (const Slot& slot : slots_) {
+    state[absl::StrCat("momentum.", slot.name)] = slot.momentum;
+    if (slot.muon) continue;
+    state[absl::StrCat("variance.", slot.name)] = slot.variance;
+    state[absl::StrCat("step.", slot.name)] = slot.step;
+  }
+  return state;
+}
+
+Tensor Orthogonalize(const Tensor& matrix) {
+  const bool tall = matrix.size(0) > matrix.size(1);
+  Tensor x = tall ? matrix.t() : matrix;
+  x = x / (x.norm() + 1e-7);
+  for (int i = 0; i < 5; ++i) {
+    const Tensor a = torch::mm(x, x.t());
+    x = 3.4445 * x + torch::mm(-4.7750 * a + 2.0315 * torch::mm(a, a), x);
+  }
+  return tall ? x.t() : x;
+}
+
+}  // namespace almost::trainer

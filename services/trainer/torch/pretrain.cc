@@ -1,0 +1,98 @@
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "services/trainer/core/document_stream.h"
+#include "services/trainer/core/schedule.h"
+#include "services/trainer/torch/learner.h"
+#include "services/trainer/torch/task.h"
+#include "services/trainer/torch/token_logprobs.h"
+
+// Shapes: N tokens of a micro-batch, M of them with a successor.
+namespace almost::trainer {
+namespace {
+
+using torch::Tensor;
+
+// Language modelling on packed documents: sequences of equal length, attention over the whole of each.
+class PretrainTask : public Task {
+ public:
+  PretrainTask(TaskInputs inputs, DocumentSource documents)
+      : spec_(std::get<PretrainSpec>(inputs.spec.kind)),
+        optimizer_(inputs.spec.optimizer),
+        num_threads_(inputs.spec.num_threads),
+        learner_(std::move(inputs.model), optimizer_, num_threads_),
+        documents_(std::move(documents)),
+        tokenizer_(std::move(inputs.tokenizer)),
+        stream_(documents_, tokenizer_, {.next_document = spec_.first_document, .left_over = {}}) {}
+
+  int64_t num_steps() const override {
+    return spec_.num_tokens / (int64_t{spec_.sequence_tokens} * spec_.batch_sequences);
+  }
+
+  absl::StatusOr<Metrics> Step(int64_t step) override {
+    // Whole sequences, shared out evenly over the threads.
+    std::vector<std::vector<std::vector<int32_t>>> micro_batches(
+        std::min(num_threads_, spec_.batch_sequences));
+    for (int i = 0; i < spec_.batch_sequences; ++i) {
+      ALMOST_ASSIGN_OR_RETURN(std::vector<int32_t> sequence, stream_.Next(spec_.sequence_tokens));
+      micro_batches[i % micro_batches.size()].push_back(std::move(sequence));
+    }
+    const double targets = static_cast<double>(spec_.batch_sequences) * (spec_.sequence_tokens - 1);
+    std::vector<double> losses(micro_batches.size());
+    const double factor = LearningRateFactor(optimizer_, step, num_steps());
+    const double norm = learner_.Update(micro_batches.size(), factor, [&](const Llama& model, size_t i) {
+      const PackedSamples samples = PackedSamples::Pack(micro_batches[i]);
+      const int64_t sequences = samples.num_samples(), length = spec_.sequence_tokens;
+      const Tensor rows_M =
+          torch::arange(samples.num_tokens()).view({sequences, length}).narrow(1, 0, length - 1).reshape(-1);
+      const Tensor targets_M = samples.tokens_N.index_select(0, rows_M + 1);
+      const Tensor loss =
+          -TokenLogprobs(model.Hidden(samples), model.HeadWeight(), rows_M, targets_M).sum() / targets;
+      losses[i] = loss.item<double>();
+      return loss;
+    });
+    double loss = 0;
+    for (const double part : losses) loss += part;
+    return Metrics{{"loss", loss},
+                   {"grad_norm", norm},
+                   {"learning_rate", optimizer_.learning_rate * factor},
+                   {"tokens", static_cast<double>(spec_.sequence_tokens) * spec_.batch_sequences}};
+  }
+
+  std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }
+
+  nlohmann::json Values() const override {
+    return {{"next_document", stream_.position().next_document}, {"left_over", stream_.position().left_over}};
+  }
+  absl::Status Restore(const nlohmann::json& values) override {
+    stream_ =
+        DocumentStream(documents_, tokenizer_,
+                       {.next_document = values.at("next_document"), .left_over = values.at("left_over")});
+    return absl::OkStatus();
+  }
+
+  const Llama& model() const override { return learner_.model(); }
+
+ private:
+  const PretrainSpec spec_;
+  const OptimizerSpec optimizer_;
+  const int num_threads_;
+  Learner learner_;
+  const DocumentSource documents_;
+  const std::shared_ptr<const Tokenizer> tokenizer_;
+  DocumentStream stream_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs) {
+  const auto& spec = std::get<PretrainSpec>(inputs.spec.kind);
+  if (spec.sequence_tokens > inputs.model.config().max_positions) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pretrain.sequence_tokens: must be at most the model's context, ",
+                     inputs.model.config().max_positions, ", is ", spec.sequence_tokens));
+  }
+  ALMOST_ASSIGN_OR_RETURN(DocumentSource documents, ReadDocuments(spec.dataset));
+  return std::make_unique<PretrainTask>(std::move(inputs), std::move(documents));
+}
+
+}  // namespace almost::trainer

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/model/llama.h"
+#include "common/text/prompt_format.h"
+#include "common/text/tokenizer.h"
+#include "nlohmann/json.hpp"
+#include "services/trainer/core/job_spec.h"
+
+namespace almost::trainer {
+
+// Values of one step by name: loss, learning_rate, grad_norm, ….
+using Metrics = std::map<std::string, double>;
+
+// What is said of a finished model in its manifest.
+struct Finished {
+  nlohmann::json measured = nlohmann::json::object();
+  nlohmann::json reward;  // {"mean", "std"} of a reward model's raw scores, else null
+};
+
+// What a kind of job is to the loop that runs it. A step is a function of the state and its number alone, so
+// a job that stops after any step and goes on from the saved state ends with the same bits. Used by one
+// thread; LibTorch's exceptions may leave any method.
+class Task {
+ public:
+  virtual ~Task() = default;
+
+  virtual int64_t num_steps() const = 0;
+  // kCancelled: the stop token it was made with asked for it, and the state is that of before the step.
+  virtual absl::StatusOr<Metrics> Step(int64_t step) = 0;
+
+  // The whole state between two steps: tensors that live here and are overwritten when it is restored, and
+  // the rest. kDataLoss: values that are not what it wrote.
+  virtual std::map<std::string, torch::Tensor> Tensors() const = 0;
+  virtual nlohmann::json Values() const = 0;
+  virtual absl::Status Restore(const nlohmann::json& values) = 0;
+
+  // Once, after the last step.
+  virtual absl::StatusOr<Finished> Finish() { return Finished{}; }
+  virtual const Llama& model() const = 0;
+};
+
+// What every kind of task starts from.
+struct TaskInputs {
+  JobSpec spec;
+  std::filesystem::path tokenizer_folder;  // of the base model, or of the fresh one's config.json
+  std::string base_digest;                 // empty: fresh weights
+  std::shared_ptr<const Tokenizer> tokenizer;
+  PromptFormat format;
+  Llama model;
+};
+
+// A prompt and its answer as the reward model is to read them.
+struct RewardInput {
+  std::string prompt;
+  std::string response;
+};
+
+// The reward service: one raw score an input, in order. An error is an error of the step, never a score.
+using RewardFunction = std::function<absl::StatusOr<std::vector<double>>(std::span<const RewardInput>)>;
+
+absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs);
+
+}  // namespace almost::trainer

@@ -1,0 +1,91 @@
+#include "services/trainer/torch/token_logprobs.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace almost::trainer {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kLogitsAtOnce = int64_t{1} << 22;  // 16 MiB in float32
+
+int64_t RowsAtOnce(const Tensor& head_VD) { return std::max<int64_t>(1, kLogitsAtOnce / head_VD.size(0)); }
+
+// log softmax of `rows` chosen tokens from `begin` on, [rows, V].
+Tensor LogSoftmax(const Tensor& chosen_MD, const Tensor& head_VD, int64_t begin, int64_t rows,
+                  double temperature) {
+  Tensor logits = torch::mm(chosen_MD.narrow(0, begin, rows), head_VD.t());
+  if (temperature != 1.0) logits.div_(temperature);
+  return torch::log_softmax(logits, 1);
+}
+
+class Function : public torch::autograd::Function<Function> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& hidden_ND, const Tensor& head_VD,
+                        const Tensor& rows_M, const Tensor& targets_M, double temperature) {
+    const Tensor chosen_MD = hidden_ND.index_select(0, rows_M);
+    const int64_t m = rows_M.size(0), at_once = RowsAtOnce(head_VD);
+    std::vector<Tensor> parts;
+    Tensor kept;  // the distributions, where they fit at once
+    for (int64_t begin = 0; begin < m; begin += at_once) {
+      const int64_t rows = std::min(at_once, m - begin);
+      const Tensor logprobs = LogSoftmax(chosen_MD, head_VD, begin, rows, temperature);
+      parts.push_back(logprobs.gather(1, targets_M.narrow(0, begin, rows).unsqueeze(1)).squeeze(1));
+      if (rows == m) kept = logprobs;
+    }
+    context->save_for_backward({chosen_MD, head_VD, rows_M, targets_M, kept});
+    context->saved_data["tokens"] = hidden_ND.size(0);
+    context->saved_data["temperature"] = temperature;
+    return parts.empty() ? torch::zeros({0}, hidden_ND.options()) : torch::cat(parts);
+  }
+
+  // d log p_target / d logits = onehot(target) - p.
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor &chosen_MD = saved[0], &head_VD = saved[1], &rows_M = saved[2], &targets_M = saved[3];
+    const double temperature = context->saved_data["temperature"].toDouble();
+    const int64_t m = rows_M.size(0), at_once = RowsAtOnce(head_VD);
+    Tensor chosen_grad_MD = torch::empty_like(chosen_MD), head_grad_VD = torch::zeros_like(head_VD);
+    for (int64_t begin = 0; begin < m; begin += at_once) {
+      const int64_t rows = std::min(at_once, m - begin);
+      Tensor logits_grad = saved[4].defined()
+                               ? saved[4].exp()
+                               : LogSoftmax(chosen_MD, head_VD, begin, rows, temperature).exp_();
+      const Tensor grad_R1 = (grads[0].narrow(0, begin, rows) / temperature).unsqueeze(1);
+      logits_grad.mul_(-grad_R1);
+      logits_grad.scatter_add_(1, targets_M.narrow(0, begin, rows).unsqueeze(1), grad_R1);
+      Tensor part = chosen_grad_MD.narrow(0, begin, rows);
+      torch::mm_out(part, logits_grad, head_VD);
+      head_grad_VD.addmm_(logits_grad.t(), chosen_MD.narrow(0, begin, rows));
+    }
+    Tensor hidden_grad_ND =
+        torch::zeros({context->saved_data["tokens"].toInt(), head_VD.size(1)}, chosen_MD.options());
+    hidden_grad_ND.index_copy_(0, rows_M, chosen_grad_MD);
+    return {hidden_grad_ND, head_grad_VD, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor TokenLogprobs(const Tensor& hidden_ND, const Tensor& head_VD, const Tensor& rows_M,
+                     const Tensor& targets_M, double temperature) {
+  return Function::apply(hidden_ND, head_VD, rows_M, targets_M, temperature);
+}
+
+Tensor TokenEntropies(const Tensor& hidden_ND, const Tensor& head_VD, const Tensor& rows_M,
+                      double temperature) {
+  const torch::NoGradGuard no_grad;
+  const Tensor chosen_MD = hidden_ND.index_select(0, rows_M);
+  std::vector<Tensor> parts = {torch::zeros({0}, hidden_ND.options())};
+  for (int64_t begin = 0; begin < rows_M.size(0); begin += RowsAtOnce(head_VD)) {
+    const int64_t rows = std::min(RowsAtOnce(head_VD), rows_M.size(0) - begin);
+    const Tensor logprobs = LogSoftmax(chosen_MD, head_VD, begin, rows, temperature);
+    parts.push_back(-(logprobs.exp() * logprobs).sum(1));
+  }
+  return torch::cat(parts);
+}
+
+}  // namespace almost::trainer

@@ -1,0 +1,170 @@
+#include "services/trainer/torch/train.h"
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/random.h"
+#include "common/base/sha256.h"
+#include "common/base/status_macros.h"
+#include "common/storage/env.h"
+#include "services/trainer/core/checkpoint_store.h"
+#include "services/trainer/core/model_export.h"
+#include "services/trainer/torch/runtime.h"
+
+namespace almost::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using torch::Tensor;
+
+constexpr absl::Duration kCheckpointPeriod = absl::Minutes(1);
+
+absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec) {
+  const auto* pretrain = std::get_if<PretrainSpec>(&spec.kind);
+  const bool fresh = spec.base_model.empty();
+  const fs::path folder = fresh ? pretrain->model_config.parent_path() : spec.base_model;
+  ALMOST_ASSIGN_OR_RETURN(std::shared_ptr<const Tokenizer> tokenizer, Tokenizer::Load(folder));
+  ALMOST_ASSIGN_OR_RETURN(PromptFormat format, ChoosePromptFormat(spec.prompt_format, folder));
+  if (fresh) {
+    ALMOST_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromFolder(folder));
+    return TaskInputs{spec,   folder,
+                      "",     tokenizer,
+                      format, Llama::Initialize(config, torch::kFloat32, DeriveSeed(spec.seed, "weights"))};
+  }
+  ALMOST_ASSIGN_OR_RETURN(const auto weights, ModelFolder::Open(folder));
+  ALMOST_ASSIGN_OR_RETURN(Llama model, Llama::Load(*weights, torch::kFloat32,
+                                                   std::holds_alternative<RewardModelSpec>(spec.kind)));
+  return TaskInputs{spec, folder, weights->digest(), tokenizer, format, std::move(model)};
+}
+
+absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs) {
+  return MakePretrainTask(std::move(inputs));
+}
+
+const char* KindName(const JobSpec& spec) {
+  constexpr const char* kNames[] = {"pretrain", "sft", "reward_model", "dpo", "ppo"};
+  static_assert(std::variant_size_v<KindSpec> == std::size(kNames));
+  return kNames[spec.kind.index()];
+}
+
+absl::Status WriteCheckpoint(CheckpointStore& store, int64_t step, const std::string& numerics_id,
+                             const Task& task) {
+  std::vector<TensorToWrite> tensors;
+  std::vector<Tensor> kept;
+  for (const auto& [name, live] : task.Tensors()) {
+    const Tensor& tensor = kept.emplace_back(live.to(torch::kCPU).contiguous());
+    const DType dtype = tensor.scalar_type() == torch::kFloat64 ? DType::kF64 : DType::kF32;
+    tensors.push_back({name,
+                       dtype,
+                       tensor.sizes().vec(),
+                       {static_cast<const std::byte*>(tensor.data_ptr()), tensor.nbytes()}});
+  }
+  return store.Write(step, numerics_id, task.Values(), tensors);
+}
+
+absl::Status RestoreCheckpoint(const Checkpoint& checkpoint, const std::string& numerics_id, Task& task) {
+  if (checkpoint.numerics_id != numerics_id) {
+    return absl::FailedPreconditionError(absl::StrCat("the job's checkpoint was made with ",
+                                                      checkpoint.numerics_id, ", this process has ",
+                                                      numerics_id, ": going on would change the result"));
+  }
+  for (const auto& [name, live] : task.Tensors()) {
+    const auto saved = checkpoint.tensors->tensors().find(name);
+    if (saved == checkpoint.tensors->tensors().end() || saved->second.bytes.size() != live.nbytes()) {
+      return absl::DataLossError(absl::StrCat("checkpoint of step ", checkpoint.step, ": tensor ", name,
+                                              " is missing or of another size"));
+    }
+    const Tensor read = torch::empty_like(live, torch::kCPU);
+    std::memcpy(read.data_ptr(), saved->second.bytes.data(), saved->second.bytes.size());
+    Tensor(live).copy_(read);
+  }
+  try {
+    return task.Restore(checkpoint.values);
+  } catch (const json::exception& e) {
+    return absl::DataLossError(absl::StrCat("checkpoint of step ", checkpoint.step, ": ", e.what()));
+  }
+}
+
+absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& context) {
+  const std::string numerics_id = TrainingNumericsId(spec.num_threads);
+  const fs::path output = context.work_folder / "model";
+  if (fs::exists(output)) {  // finished before; the caller was stopped before it took the model
+    ALMOST_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(output));
+    return TrainedModel{folder->digest(), numerics_id};
+  }
+  ALMOST_ASSIGN_OR_RETURN(TaskInputs inputs, Prepare(spec));
+  ExportedModel exported{
+      .config = inputs.model.config(),
+      .format = inputs.format,
+      .tokenizer_folder = inputs.tokenizer_folder,
+      .tokenizer = inputs.tokenizer,
+      .training = {{"kind", KindName(spec)}, {"seed", spec.seed}, {"numerics_id", numerics_id}},
+      .reward = nullptr};
+  if (!inputs.base_digest.empty()) exported.training["base_model_digest"] = inputs.base_digest;
+  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task, MakeTask(std::move(inputs)));
+
+  CheckpointStore checkpoints(context.work_folder / "checkpoints");
+  std::vector<std::string> damaged;
+  ALMOST_ASSIGN_OR_RETURN(const std::optional<Checkpoint> latest, checkpoints.Latest(&damaged));
+  for (const std::string& message : damaged) {
+    if (context.warn) context.warn(message);
+  }
+  int64_t step = 0;
+  if (latest.has_value()) {
+    ALMOST_RETURN_IF_ERROR(RestoreCheckpoint(*latest, numerics_id, *task));
+    step = latest->step;
+  }
+
+  int64_t saved = step;
+  absl::Time saved_at = absl::Now();
+  while (step < task->num_steps()) {
+    const bool stop = context.stop.stop_requested();
+    const bool due = spec.checkpoint_steps > 0 ? step - saved >= spec.checkpoint_steps
+                                               : absl::Now() - saved_at >= kCheckpointPeriod;
+    if (step > saved && (stop || due)) {
+      ALMOST_RETURN_IF_ERROR(WriteCheckpoint(checkpoints, step, numerics_id, *task));
+      saved = step;
+      saved_at = absl::Now();
+    }
+    if (stop) return absl::CancelledError("stopped between two steps");
+    const absl::Time begin = absl::Now();
+    ALMOST_ASSIGN_OR_RETURN(Metrics metrics, task->Step(step));
+    ++step;
+    metrics["step_seconds"] = absl::ToDoubleSeconds(absl::Now() - begin);
+    if (const auto tokens = metrics.find("tokens"); tokens != metrics.end()) {
+      metrics["tokens_per_second"] = tokens->second / metrics["step_seconds"];
+    }
+    if (context.report) context.report(step, task->num_steps(), metrics);
+  }
+
+  ALMOST_ASSIGN_OR_RETURN(const Finished finished, task->Finish());
+  exported.training["num_steps"] = task->num_steps();
+  exported.training["measured"] = finished.measured;
+  exported.reward = finished.reward;
+  const fs::path fresh = output.string() + ".new";
+  Env& env = *Env::Posix();
+  ALMOST_RETURN_IF_ERROR(env.Remove(fresh));
+  ALMOST_RETURN_IF_ERROR(env.CreateFolders(fresh));
+  ALMOST_RETURN_IF_ERROR(task->model().Save(fresh));
+  ALMOST_RETURN_IF_ERROR(WriteModelFiles(exported, !std::holds_alternative<PretrainSpec>(spec.kind), fresh));
+  ALMOST_RETURN_IF_ERROR(env.Rename(fresh, output));
+  ALMOST_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(output));
+  return TrainedModel{folder->digest(), numerics_id};
+}
+
+}  // namespace
+
+absl::StatusOr<TrainedModel> Train(const JobSpec& spec, const TrainContext& context) {
+  ALMOST_RETURN_IF_ERROR(ValidateJobSpec(spec));
+  try {
+    return Run(spec, context);
+  } catch (const c10::Error& e) {
+    return absl::InternalError(absl::StrCat("LibTorch: ", e.what_without_backtrace()));
+  } catch (const std::exception& e) {
+    return absl::InternalError(e.what());
+  }
+}
+
+}  // namespace almost::trainer

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <stop_token>
+
+#include "absl/status/statusor.h"
+#include "services/trainer/core/job_queue.h"
+#include "services/trainer/core/job_spec.h"
+#include "services/trainer/torch/task.h"
+
+namespace almost::trainer {
+
+// What a job is run with.
+struct TrainContext {
+  // Kept between calls for the same job: checkpoints, and in the end the model.
+  std::filesystem::path work_folder;
+  std::stop_token stop;  // when requested: write a checkpoint and return kCancelled after the step under way
+  // After each step, on the calling thread. `step` counts steps done.
+  std::function<void(int64_t step, int64_t num_steps, const Metrics& metrics)> report;
+  std::function<void(const std::string& message)> warn;  // a damaged checkpoint was passed over
+  RewardFunction reward;                                 // of a ppo job
+};
+
+// Runs the job from where its work folder stands to the end, and leaves the model in work_folder/model: a
+// Hugging Face folder, whole or not at all. Called again after a crash at any point it ends with the same
+// bits. output_digest is the model's. One job at a time.
+// kInvalidArgument and kNotFound name the field or the file; kFailedPrecondition: a checkpoint made with
+// other numerics; kCancelled; kInternal: LibTorch failed.
+absl::StatusOr<TrainedModel> Train(const JobSpec& spec, const TrainContext& context);
+
+}  // namespace almost::trainer
