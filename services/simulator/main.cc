@@ -19,8 +19,9 @@ absl::Status Run(const Options& options) {
   Metrics metrics(registry);
   SimulatorService service(*generation, *reward, options.calls_in_flight,
                            absl::Seconds(options.call_timeout_seconds), metrics);
-  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
-                          Server::Start(options.server, {&service}, registry));
+  ALMOST_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Server> server,
+      Server::Start(options.server, {{v1::SimulatorService::service_full_name(), &service}}, registry));
   server->SetReady();
   server->WaitForStop();
   return absl::OkStatus();

@@ -74,7 +74,7 @@ std::unique_ptr<Server> Serve(grpc::Service& service, prometheus::Registry& regi
   ServerOptions options;
   options.listen = "127.0.0.1:0";
   options.drain_seconds = 1;
-  auto server = Server::Start(options, {&service}, registry);
+  auto server = Server::Start(options, {{"scripted", &service}}, registry);
   EXPECT_TRUE(server.ok()) << server.status();
   (*server)->SetReady();
   return *std::move(server);
