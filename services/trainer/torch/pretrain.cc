@@ -1,5 +1,6 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/world/corpus.h"
 #include "services/trainer/core/document_stream.h"
 #include "services/trainer/core/schedule.h"
 #include "services/trainer/torch/learner.h"
@@ -91,7 +92,12 @@ absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs) {
         absl::StrCat("pretrain.sequence_tokens: must be at most the model's context, ",
                      inputs.model.config().max_positions, ", is ", spec.sequence_tokens));
   }
-  ALMOST_ASSIGN_OR_RETURN(DocumentSource documents, ReadDocuments(spec.dataset));
+  DocumentSource documents;
+  if (spec.world_seed) {
+    documents = [seed = *spec.world_seed](int64_t index) { return world::CorpusDocument(seed, index); };
+  } else {
+    ALMOST_ASSIGN_OR_RETURN(documents, ReadDocuments(spec.dataset));
+  }
   return std::make_unique<PretrainTask>(std::move(inputs), std::move(documents));
 }
 

@@ -11,7 +11,8 @@ int main(int argc, char** argv) {
   using namespace almost::trainer;
   if (argc != 9) {
     std::fprintf(stderr,
-                 "usage: %s CONFIG.json|FOLDER DATASET WORK TOKENS LR MUON_LR THREADS FIRST_DOCUMENT\n",
+                 "usage: %s CONFIG.json|FOLDER DATASET.jsonl|world:SEED WORK TOKENS LR MUON_LR THREADS "
+                 "FIRST_DOCUMENT\n",
                  argv[0]);
     return 2;
   }
@@ -21,7 +22,12 @@ int main(int argc, char** argv) {
   PretrainSpec pretrain;
   const std::string base = argv[1];
   (base.ends_with(".json") ? pretrain.model_config : spec.base_model) = base;
-  pretrain.dataset = argv[2];
+  const std::string dataset = argv[2];
+  if (dataset.starts_with("world:")) {
+    pretrain.world_seed = std::stoull(dataset.substr(6));
+  } else {
+    pretrain.dataset = dataset;
+  }
   pretrain.num_tokens = std::atoll(argv[4]);
   pretrain.sequence_tokens = 320;
   pretrain.batch_sequences = 6;
