@@ -33,19 +33,13 @@ void BlockPool::RemoveUser(int block) {
   ++num_free_;
 }
 
-BlockPool::Content BlockPool::Key(int64_t parent, std::span<const int32_t> tokens, int index) {
-  Content key;
-  key.parent = parent;
-  std::copy_n(tokens.begin() + size_t(index) * kBlockTokens, kBlockTokens, key.tokens.begin());
-  return key;
-}
-
 std::vector<int> BlockPool::Match(std::span<const int32_t> tokens, int limit, bool& pending) {
   std::vector<int> found;
   pending = false;
-  int64_t parent = 0;
+  Content content{0, {}};
   while (static_cast<int>(found.size()) < limit) {
-    const auto known = known_.find(Key(parent, tokens, static_cast<int>(found.size())));
+    std::copy_n(tokens.begin() + found.size() * kBlockTokens, kBlockTokens, content.tokens.begin());
+    const auto known = known_.find(content);
     if (known == known_.end()) break;
     if (!blocks_[known->second].complete) {
       pending = true;
@@ -53,29 +47,20 @@ std::vector<int> BlockPool::Match(std::span<const int32_t> tokens, int limit, bo
     }
     AddUser(known->second);
     found.push_back(known->second);
-    parent = blocks_[known->second].content;
+    content.parent = blocks_[known->second].content;
   }
   return found;
 }
 
-int64_t BlockPool::ContentBefore(std::span<const int32_t> tokens, int index) const {
-  int64_t content = 0;
-  for (int i = 0; i < index; ++i) {
-    const auto known = known_.find(Key(content, tokens, i));
-    if (known == known_.end()) return -1;
-    content = blocks_[known->second].content;
-  }
-  return content;
-}
-
-void BlockPool::Announce(std::span<const int32_t> tokens, int index, int block) {
-  const int64_t parent = ContentBefore(tokens, index);
-  if (parent < 0) return;
-  Content key = Key(parent, tokens, index);
-  if (!known_.emplace(key, block).second) return;
-  blocks_[block].key = key;
+int64_t BlockPool::Announce(int64_t parent, std::span<const int32_t> tokens, int block) {
+  Content content{parent, {}};
+  std::copy_n(tokens.begin(), kBlockTokens, content.tokens.begin());
+  const auto [known, fresh] = known_.emplace(content, block);
+  if (!fresh) return blocks_[known->second].content;
+  blocks_[block].key = content;
   blocks_[block].content = next_content_++;
   blocks_[block].complete = false;
+  return blocks_[block].content;
 }
 
 void BlockPool::Complete(int block) { blocks_[block].complete = true; }

@@ -29,9 +29,12 @@ class BlockPool {
   // later shares it.
   std::vector<int> Match(std::span<const int32_t> tokens, int limit, bool& pending);
 
-  // Announces that `block` will hold block number `index` of `tokens`. Others wait for it instead of
-  // computing the same. No effect when those contents are known already.
-  void Announce(std::span<const int32_t> tokens, int index, int block);
+  // Announces that `block` will hold `tokens` (one block's) after the content `parent` (0: at the start), and
+  // returns the number of that content. Others then wait for it instead of computing the same. Where another
+  // block holds or will hold it already, `block` stays private.
+  int64_t Announce(int64_t parent, std::span<const int32_t> tokens, int block);
+  // The number of what `block` holds; 0: nothing to be found again.
+  int64_t content(int block) const { return blocks_[block].content; }
   // Its keys and values are there. Or not, when its computation was given up: it is forgotten then.
   void Complete(int block);
   void Forget(int block);
@@ -54,15 +57,11 @@ class BlockPool {
   };
   struct Block {
     int users = 0;
-    int64_t content = 0;  // unique number of what it holds; 0: nothing to be found again
+    int64_t content = 0;  // unique; 0: nothing to be found again
     bool complete = false;
     Content key;
     std::list<int>::iterator idle;  // in idle_ when it has no user
   };
-
-  // The content number of the first `index` blocks of `tokens`, or -1 when one of them is unknown.
-  int64_t ContentBefore(std::span<const int32_t> tokens, int index) const;
-  static Content Key(int64_t parent, std::span<const int32_t> tokens, int index);
 
   std::vector<Block> blocks_;
   std::list<int> idle_;  // without users; the front is taken first

@@ -46,10 +46,17 @@ void FillRows(const std::vector<float>& bias, int rows, int width, std::vector<f
 }  // namespace
 
 KvCache::KvCache(const ModelConfig& config, int num_blocks)
-    : num_blocks_(num_blocks),
+    : num_layers_(config.num_layers),
+      num_blocks_(num_blocks),
       heads_(config.num_kv_heads),
       block_head_floats_(size_t(kBlockTokens) * config.head_dim),
       data_(new float[size_t(config.num_layers) * num_blocks * heads_ * 2 * block_head_floats_]) {}
+
+void KvCache::Copy(int from, int to) {
+  const size_t block_floats = size_t(heads_) * 2 * block_head_floats_;
+  for (int layer = 0; layer < num_layers_; ++layer)
+    std::copy_n(keys(layer, from, 0), block_floats, keys(layer, to, 0));
+}
 
 int64_t KvCache::BlockBytes(const ModelConfig& config) {
   return int64_t{config.num_layers} * config.num_kv_heads * 2 * kBlockTokens * config.head_dim *

@@ -23,8 +23,11 @@ class KvCache {
     return data_.get() + (((size_t(layer) * num_blocks_ + block) * heads_ + head) * 2) * block_head_floats_;
   }
   float* values(int layer, int block, int head) { return keys(layer, block, head) + block_head_floats_; }
+  // Block `to` becomes a copy of block `from`.
+  void Copy(int from, int to);
 
  private:
+  int num_layers_;
   int num_blocks_;
   int heads_;
   size_t block_head_floats_;

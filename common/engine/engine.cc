@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
 #include <latch>
 #include <map>
 #include <thread>
@@ -28,13 +27,29 @@ struct RunningRequest {
   absl::Status error;           // what on_done gets instead of them
 };
 
+// One ScoreCompletions or ScoreSequences under way, on its caller's stack; its items are sequences of the
+// scheduler. The engine's thread fills it until `done`.
+struct ScoringCall {
+  std::vector<std::vector<float>> results;  // one an item
+  int num_left = 0;                         // items without a result
+  absl::Status status;
+  absl::Notification done;
+};
+
 namespace {
 
 // Bumped when a change of ours changes bits.
 constexpr absl::string_view kEngineVersion = "almost-cpu-1/float32/fma-chain";
 
+// Rows of logits held at once: a long completion times a large vocabulary is not.
+constexpr size_t kLogitRows = 64;
+
 absl::Status OutOfRange(absl::string_view field, absl::string_view rule, double value) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": must be ", rule, ", got ", value));
+}
+
+absl::Status NotFinite() {
+  return absl::DataLossError("the model's output is not finite: its weights are damaged");
 }
 
 absl::Status ValidateSampling(const SamplingParams& p) {
@@ -47,15 +62,6 @@ absl::Status ValidateSampling(const SamplingParams& p) {
   if (p.max_new_tokens < 1) return OutOfRange("max_new_tokens", "at least 1", p.max_new_tokens);
   return absl::OkStatus();
 }
-
-// Sequences whose last or all hidden states are wanted, without sampling.
-struct ScoringTask {
-  std::span<const std::vector<int32_t>> sequences;
-  std::vector<int> num_outputs;  // of each, counted from its end
-  std::vector<std::vector<float>> hidden;
-  size_t next = 0;
-  absl::Notification done;
-};
 
 class CpuEngine final : public Engine {
  public:
@@ -100,38 +106,49 @@ class CpuEngine final : public Engine {
   absl::StatusOr<std::vector<std::vector<float>>> ScoreCompletions(
       std::span<const CompletionScoreRequest> requests) override {
     if (config().reward_head) return absl::FailedPreconditionError("the model has no language-model head");
-    std::vector<std::vector<int32_t>> sequences;
-    std::vector<int> num_outputs;
-    for (const CompletionScoreRequest& request : requests) {
-      if (request.prompt_ids.empty()) return absl::InvalidArgumentError("prompt_ids: must not be empty");
-      // The last token's own output is not needed; the one before each completion token is.
-      std::vector<int32_t> sequence = request.prompt_ids;
-      sequence.insert(sequence.end(), request.completion_ids.begin(), request.completion_ids.end());
-      num_outputs.push_back(static_cast<int>(request.completion_ids.size()) + 1);
-      sequences.push_back(std::move(sequence));
-    }
-    ALMOST_ASSIGN_OR_RETURN(const std::vector<std::vector<float>> hidden,
-                            Hidden(sequences, std::move(num_outputs)));
-    std::vector<std::vector<float>> out(requests.size());
-    std::vector<float> logits;
-    const int vocab = config().vocab_size;
+    ScoringCall call;
+    call.results.resize(requests.size());
+    std::vector<std::unique_ptr<Sequence>> items;
     for (size_t i = 0; i < requests.size(); ++i) {
-      model_->Logits(hidden[i], logits);
-      for (size_t t = 0; t < requests[i].completion_ids.size(); ++t) {
-        const std::span<const float> row(logits.data() + t * vocab, vocab);
-        out[i].push_back(static_cast<float>(row[requests[i].completion_ids[t]] - LogSumExp(row)));
-      }
+      const auto& [prompt, completion] = requests[i];
+      ALMOST_RETURN_IF_ERROR(ValidateTokens("prompt_ids", prompt));
+      if (completion.empty()) continue;
+      ALMOST_RETURN_IF_ERROR(ValidateTokens("completion_ids", completion));
+      ALMOST_RETURN_IF_ERROR(ValidateLength("prompt_ids and completion_ids",
+                                            int64_t(prompt.size()) + int64_t(completion.size())));
+      auto item = std::make_unique<Sequence>();
+      item->index = static_cast<int>(i);
+      item->tokens = prompt;
+      // What follows the last token is not asked for.
+      item->tokens.insert(item->tokens.end(), completion.begin(), completion.end() - 1);
+      item->num_prompt = item->num_tokens();
+      item->first_output = static_cast<int>(prompt.size()) - 1;
+      item->targets = completion;
+      items.push_back(std::move(item));
     }
-    return out;
+    ALMOST_RETURN_IF_ERROR(Score(std::move(items), call));
+    return std::move(call.results);
   }
 
   absl::StatusOr<std::vector<float>> ScoreSequences(
       std::span<const std::vector<int32_t>> sequences) override {
     if (!config().reward_head) return absl::FailedPreconditionError("the model has no reward head");
-    ALMOST_ASSIGN_OR_RETURN(const std::vector<std::vector<float>> hidden,
-                            Hidden(sequences, std::vector<int>(sequences.size(), 1)));
+    ScoringCall call;
+    call.results.resize(sequences.size());
+    std::vector<std::unique_ptr<Sequence>> items;
+    for (const std::vector<int32_t>& tokens : sequences) {
+      ALMOST_RETURN_IF_ERROR(ValidateTokens("sequence", tokens));
+      ALMOST_RETURN_IF_ERROR(ValidateLength("the sequence's tokens", static_cast<int64_t>(tokens.size())));
+      auto item = std::make_unique<Sequence>();
+      item->index = static_cast<int>(items.size());
+      item->tokens = tokens;
+      item->num_prompt = item->num_tokens();
+      item->first_output = item->num_tokens() - 1;
+      items.push_back(std::move(item));
+    }
+    ALMOST_RETURN_IF_ERROR(Score(std::move(items), call));
     std::vector<float> scores;
-    for (const std::vector<float>& state : hidden) scores.push_back(model_->Reward(state));
+    for (const std::vector<float>& result : call.results) scores.push_back(result.front());
     return scores;
   }
 
@@ -178,23 +195,22 @@ class CpuEngine final : public Engine {
                           int64_t(request.prompt_ids.size()) + request.sampling.max_new_tokens);
   }
 
-  absl::StatusOr<std::vector<std::vector<float>>> Hidden(std::span<const std::vector<int32_t>> sequences,
-                                                         std::vector<int> num_outputs) {
-    for (const std::vector<int32_t>& sequence : sequences) {
-      ALMOST_RETURN_IF_ERROR(ValidateTokens("sequence", sequence));
-      ALMOST_RETURN_IF_ERROR(ValidateLength("the sequence's", static_cast<int64_t>(sequence.size())));
+  // Runs the items and waits for them.
+  absl::Status Score(std::vector<std::unique_ptr<Sequence>> items, ScoringCall& call) {
+    if (items.empty()) return absl::OkStatus();
+    call.num_left = static_cast<int>(items.size());
+    for (std::unique_ptr<Sequence>& item : items) {
+      item->scoring = &call;
+      item->scores.resize(item->num_tokens() - item->first_output);
     }
-    ScoringTask task{
-        sequences, std::move(num_outputs), std::vector<std::vector<float>>(sequences.size()), 0, {}};
-    if (sequences.empty()) return std::move(task.hidden);
     {
       absl::MutexLock lock(&mutex_);
       if (stopping_) return absl::CancelledError("the engine is stopping");
-      scoring_inbox_.push_back(&task);
+      calls_inbox_.push_back(&call);
+      for (std::unique_ptr<Sequence>& item : items) items_inbox_.push_back(std::move(item));
     }
-    task.done.WaitForNotification();
-    if (task.next < sequences.size()) return absl::CancelledError("the engine is stopping");
-    return std::move(task.hidden);
+    call.done.WaitForNotification();
+    return call.status;
   }
 
   // ---- the owner thread
@@ -202,34 +218,45 @@ class CpuEngine final : public Engine {
   void Run(const std::stop_token& stop) {
     while (!stop.stop_requested()) {
       TakeInbox();
-      ScoringStep();
       Step();
     }
-    absl::MutexLock lock(&mutex_);
-    for (auto& [id, request] : requests_)
-      request->request.on_done(absl::CancelledError("the engine is stopping"));
-    for (auto& request : inbox_) request->request.on_done(absl::CancelledError("the engine is stopping"));
-    for (ScoringTask* task : scoring_inbox_) task->done.Notify();
-    for (ScoringTask* task : scoring_) task->done.Notify();
+    {
+      absl::MutexLock lock(&mutex_);
+      for (auto& request : inbox_) requests_.emplace(request->id, std::move(request));
+      inbox_.clear();
+      calls_.insert(calls_.end(), calls_inbox_.begin(), calls_inbox_.end());
+    }
+    const absl::Status stopping = absl::CancelledError("the engine is stopping");
+    for (auto& [id, request] : requests_) request->request.on_done(stopping);
+    for (ScoringCall* call : calls_) {
+      call->status = stopping;
+      call->done.Notify();
+    }
   }
 
   void TakeInbox() {
     std::vector<std::unique_ptr<RunningRequest>> fresh;
+    std::vector<std::unique_ptr<Sequence>> items;
     std::vector<uint64_t> cancelled;
     {
       absl::MutexLock lock(&mutex_);
       const auto work = [this] {
         mutex_.AssertHeld();
-        return stopping_ || !requests_.empty() || !scoring_.empty() || !inbox_.empty() ||
-               !scoring_inbox_.empty() || !cancelled_.empty();
+        return stopping_ || scheduler_.num_running() + scheduler_.num_waiting() > 0 || !inbox_.empty() ||
+               !items_inbox_.empty() || !cancelled_.empty();
       };
       PublishStats();
       mutex_.Await(absl::Condition(&work));
       fresh.swap(inbox_);
+      items.swap(items_inbox_);
       cancelled.swap(cancelled_);
-      scoring_.insert(scoring_.end(), scoring_inbox_.begin(), scoring_inbox_.end());
-      scoring_inbox_.clear();
+      calls_.insert(calls_.end(), calls_inbox_.begin(), calls_inbox_.end());
+      calls_inbox_.clear();
       num_unfinished_ = static_cast<int>(requests_.size() + fresh.size());
+    }
+    for (std::unique_ptr<Sequence>& item : items) {
+      prompt_tokens_ += item->num_tokens();
+      scheduler_.Add(std::move(item));
     }
     for (auto& request : fresh) {
       for (int c = 0; c < request->request.num_candidates; ++c) {
@@ -237,7 +264,8 @@ class CpuEngine final : public Engine {
         sequence->request = request.get();
         sequence->index = request->request.first_candidate + c;
         sequence->tokens = request->request.prompt_ids;
-        sequence->num_prompt = static_cast<int>(sequence->tokens.size());
+        sequence->num_prompt = sequence->num_tokens();
+        sequence->first_output = sequence->num_prompt - 1;
         sequence->result.index = sequence->index;
         prompt_tokens_ += sequence->num_prompt;
         sequences_.emplace(request->id, sequence.get());
@@ -294,40 +322,73 @@ class CpuEngine final : public Engine {
 
   // Schedule, run, sample, collect.
   void Step() {
-    const std::vector<Sequence*> scheduled = scheduler_.Schedule();
-    if (scheduled.empty()) return;
+    const Scheduler::Step step = scheduler_.Schedule();
+    for (const auto [from, to] : step.copies) cache_.Copy(from, to);
+    if (step.sequences.empty()) return;
     std::vector<SequenceChunk> chunks;
-    for (const Sequence* s : scheduled) {
-      const std::span<const int32_t> tokens(s->tokens);
-      const bool samples = s->num_computed + s->num_scheduled == static_cast<int>(tokens.size());
-      chunks.push_back(
-          {tokens.subspan(s->num_computed, s->num_scheduled), s->num_computed, s->blocks, samples ? 1 : 0});
+    for (const Sequence* s : step.sequences) {
+      const int end = s->num_computed + s->num_scheduled;
+      chunks.push_back({std::span(s->tokens).subspan(s->num_computed, s->num_scheduled), s->num_computed,
+                        s->blocks, std::max(0, end - std::max(s->num_computed, s->first_output))});
     }
-    std::vector<std::optional<Sampler::Draw>> draws(scheduled.size());
+    std::vector<std::optional<Sampler::Draw>> draws(step.sequences.size());
     ForwardSharded(chunks, [&](int thread, size_t first, std::span<const SequenceChunk> share,
                                const std::vector<float>& hidden) {
-      std::vector<float> logits;
-      model_->Logits(hidden, logits);
-      const size_t vocab = config().vocab_size;
-      size_t row = 0;
-      for (size_t i = 0; i < share.size(); ++i) {
-        if (share[i].num_outputs == 0) continue;
-        const Sequence& s = *scheduled[first + i];
-        draws[first + i] = samplers_[thread](std::span(logits).subspan(row++ * vocab, vocab),
-                                             s.request->request.sampling, s.index, s.num_new());
-      }
+      Use(thread, std::span(step.sequences).subspan(first, share.size()), share, hidden,
+          std::span(draws).subspan(first, share.size()));
     });
-    scheduler_.Commit(scheduled);
-    for (size_t i = 0; i < scheduled.size(); ++i) {
-      if (chunks[i].num_outputs == 1) Accept(*scheduled[i], draws[i]);
+    scheduler_.Commit(step.sequences);
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      Sequence& s = *step.sequences[i];
+      if (s.num_computed < s.num_tokens()) continue;
+      if (s.scoring != nullptr) {
+        s.finished = true;
+      } else {
+        Accept(s, draws[i]);
+      }
     }
     Collect();
+  }
+
+  // What the hidden states of a share are for: candidates draw their next token, items are scored.
+  void Use(int thread, std::span<Sequence* const> sequences, std::span<const SequenceChunk> chunks,
+           std::span<const float> hidden, std::span<std::optional<Sampler::Draw>> draws) {
+    struct Row {
+      size_t sequence;
+      int output;  // counted from the sequence's first
+    };
+    std::vector<Row> rows;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      const int end = chunks[i].first_position + static_cast<int>(chunks[i].tokens.size());
+      for (int p = end - chunks[i].num_outputs; p < end; ++p)
+        rows.push_back({i, p - sequences[i]->first_output});
+    }
+    const size_t width = config().hidden_size, vocab = config().vocab_size;
+    std::vector<float> logits;
+    for (size_t begin = 0; begin < rows.size(); begin += kLogitRows) {
+      const size_t count = std::min(kLogitRows, rows.size() - begin);
+      if (!config().reward_head) model_->Logits(hidden.subspan(begin * width, count * width), logits);
+      for (size_t r = begin; r < begin + count; ++r) {
+        const auto [i, output] = rows[r];
+        Sequence& s = *sequences[i];
+        if (config().reward_head) {
+          s.scores[output] = model_->Reward(hidden.subspan(r * width, width));
+          continue;
+        }
+        const auto row = std::span<const float>(logits).subspan((r - begin) * vocab, vocab);
+        if (s.scoring != nullptr) {
+          s.scores[output] = static_cast<float>(row[s.targets[output]] - LogSumExp(row));
+        } else {
+          draws[i] = samplers_[thread](row, s.request->request.sampling, s.index, s.num_new());
+        }
+      }
+    }
   }
 
   void Accept(Sequence& s, const std::optional<Sampler::Draw>& drawn) {
     const GenerationRequest& request = s.request->request;
     if (!drawn) {
-      s.request->error = absl::DataLossError("the model's logits are not finite: its weights are damaged");
+      s.request->error = NotFinite();
       s.finished = true;
       return;
     }
@@ -341,6 +402,7 @@ class CpuEngine final : public Engine {
       return;
     }
     s.tokens.push_back(draw.token);
+    s.first_output = s.num_tokens() - 1;
     s.result.token_ids.push_back(draw.token);
     if (request.on_token && request.on_token(s.index, draw.token, draw.logprobs) == Continue::kStop) {
       s.result.finish_reason = FinishReason::kStop;
@@ -353,6 +415,10 @@ class CpuEngine final : public Engine {
 
   void Collect() {
     for (std::unique_ptr<Sequence>& sequence : scheduler_.TakeFinished()) {
+      if (sequence->scoring != nullptr) {
+        CollectItem(*sequence);
+        continue;
+      }
       RunningRequest& request = *sequence->request;
       request.done.push_back(std::move(sequence->result));
       if (static_cast<int>(request.done.size()) < request.request.num_candidates) continue;
@@ -376,46 +442,16 @@ class CpuEngine final : public Engine {
     }
   }
 
-  // One batch of whole sequences of the oldest scoring task, on blocks that are free now.
-  void ScoringStep() {
-    if (scoring_.empty()) return;
-    ScoringTask& task = *scoring_.front();
-    BlockPool& pool = scheduler_.pool();
-    std::vector<std::vector<int>> blocks;
-    std::vector<SequenceChunk> chunks;
-    const size_t first = task.next;
-    size_t tokens = 0;
-    while (task.next < task.sequences.size()) {
-      const std::vector<int32_t>& sequence = task.sequences[task.next];
-      const int wanted = (static_cast<int>(sequence.size()) + kBlockTokens - 1) / kBlockTokens;
-      if (wanted > pool.num_free() ||
-          (!chunks.empty() && tokens + sequence.size() > size_t(options_.max_batch_tokens))) {
-        break;
-      }
-      std::vector<int>& taken = blocks.emplace_back();
-      for (int i = 0; i < wanted; ++i) taken.push_back(*pool.Take());
-      tokens += sequence.size();
-      chunks.push_back({sequence, 0, {}, task.num_outputs[task.next++]});
+  void CollectItem(Sequence& item) {
+    ScoringCall& call = *item.scoring;
+    if (!std::all_of(item.scores.begin(), item.scores.end(),
+                     [](float score) { return std::isfinite(score); })) {
+      call.status = NotFinite();
     }
-    for (size_t i = 0; i < chunks.size(); ++i) chunks[i].blocks = blocks[i];
-    if (!chunks.empty()) {
-      ForwardSharded(chunks, [&](int, size_t begin, std::span<const SequenceChunk> share,
-                                 const std::vector<float>& hidden) {
-        auto at = hidden.begin();
-        for (size_t i = 0; i < share.size(); ++i) {
-          const auto count = static_cast<std::ptrdiff_t>(share[i].num_outputs) * config().hidden_size;
-          task.hidden[first + begin + i].assign(at, at + count);
-          at += count;
-        }
-      });
-      for (const std::vector<int>& taken : blocks) {
-        for (const int block : taken) pool.RemoveUser(block);
-      }
-    }
-    if (task.next == task.sequences.size()) {
-      scoring_.pop_front();
-      task.done.Notify();
-    }
+    call.results[item.index] = std::move(item.scores);
+    if (--call.num_left > 0) return;
+    std::erase(calls_, &call);
+    call.done.Notify();
   }
 
   void PublishStats() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -437,7 +473,8 @@ class CpuEngine final : public Engine {
 
   mutable absl::Mutex mutex_;
   std::vector<std::unique_ptr<RunningRequest>> inbox_ ABSL_GUARDED_BY(mutex_);
-  std::vector<ScoringTask*> scoring_inbox_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::unique_ptr<Sequence>> items_inbox_ ABSL_GUARDED_BY(mutex_);
+  std::vector<ScoringCall*> calls_inbox_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint64_t> cancelled_ ABSL_GUARDED_BY(mutex_);
   int num_unfinished_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
@@ -449,7 +486,7 @@ class CpuEngine final : public Engine {
   Scheduler scheduler_;
   std::map<uint64_t, std::unique_ptr<RunningRequest>> requests_;
   std::multimap<uint64_t, Sequence*> sequences_;
-  std::deque<ScoringTask*> scoring_;
+  std::vector<ScoringCall*> calls_;
   std::vector<Sampler> samplers_;
   int64_t prompt_tokens_ = 0;
   int64_t output_tokens_ = 0;

@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdlib>
+#include <thread>
 
 #include "absl/synchronization/notification.h"
 #include "common/base/random.h"
@@ -141,6 +142,153 @@ TEST(EngineTest, ScoresItsOwnSamplesWithTheLogprobsItReported) {
   const std::vector<float> scored = (*engine->ScoreCompletions({&score, 1}))[0];
   ASSERT_EQ(scored.size(), candidates[0].token_ids.size());
   for (size_t t = 0; t < scored.size(); ++t) EXPECT_EQ(scored[t], candidates[0].logprobs[t].model);
+}
+
+// Pairs as a reward model sees them: several answers of mixed lengths to each prompt.
+std::vector<std::vector<int32_t>> Answers() {
+  std::vector<std::vector<int32_t>> sequences;
+  for (int i = 0; i < 64; ++i) {
+    std::vector<int32_t> sequence = Tokens(1000 + i / 4, 20 + 5 * (i / 4));
+    const std::vector<int32_t> answer = Tokens(i, 1 + i * 13 % 60);
+    sequence.insert(sequence.end(), answer.begin(), answer.end());
+    sequences.push_back(std::move(sequence));
+  }
+  return sequences;
+}
+
+std::shared_ptr<const ModelFolder> RewardModel() {
+  static const auto* model = new std::shared_ptr<const ModelFolder>(*ModelFolder::Open(
+      std::string(getenv("ALMOST_SOURCE_DIR")) + "/tests/parity/goldens/models/llama_reward"));
+  return *model;
+}
+
+std::vector<std::vector<int32_t>> RewardAnswers() {
+  std::vector<std::vector<int32_t>> sequences = Answers();
+  for (auto& sequence : sequences) {
+    for (int32_t& token : sequence) token %= RewardModel()->config().vocab_size;
+    sequence.resize(std::min<size_t>(sequence.size(), RewardModel()->config().max_positions));
+  }
+  return sequences;
+}
+
+TEST(ScoreSequences, AreTheSameBitsForEveryBatchOrderCacheAndChunk) {
+  const std::vector<std::vector<int32_t>> sequences = RewardAnswers();
+  std::vector<float> alone;
+  for (const auto& sequence : sequences) {
+    const auto engine = Engine::Create(RewardModel(), {.max_batch_tokens = 4096});
+    alone.push_back((*(*engine)->ScoreSequences({&sequence, 1}))[0]);
+  }
+  const int64_t block_bytes = 2 * 2 * 2 * 16 * 8 * 4;
+  for (const EngineOptions& options :
+       {EngineOptions{}, EngineOptions{.max_batch_tokens = 7}, EngineOptions{.num_threads = 2},
+        EngineOptions{.kv_cache_bytes = 12 * block_bytes}, EngineOptions{.max_batch_sequences = 3}}) {
+    const auto engine = Engine::Create(RewardModel(), options);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    EXPECT_EQ(*(*engine)->ScoreSequences(sequences), alone);
+    std::vector<std::vector<int32_t>> backwards(sequences.rbegin(), sequences.rend());
+    std::vector<float> scores = *(*engine)->ScoreSequences(backwards);
+    std::reverse(scores.begin(), scores.end());
+    EXPECT_EQ(scores, alone);
+  }
+}
+
+TEST(ScoreSequences, ComputeACommonPromptOnce) {
+  std::vector<std::vector<int32_t>> sequences(8, Tokens(1, 64));
+  for (auto& sequence : sequences) {
+    for (int32_t& token : sequence) token %= 96;
+  }
+  for (int i = 0; i < 8; ++i) sequences[i].push_back(i);
+  const auto engine = Engine::Create(RewardModel(), {});
+  ASSERT_TRUE((*engine)->ScoreSequences(sequences).ok());
+  ASSERT_TRUE((*engine)->ScoreSequences({sequences.data(), 1}).ok());
+  EXPECT_EQ((*engine)->Stats().prefix_hit_tokens, 7 * 64);
+}
+
+TEST(ScoreCompletions, AreTheSameBitsBesideRunningGenerations) {
+  std::vector<CompletionScoreRequest> requests;
+  for (int i = 0; i < 20; ++i) requests.push_back({Tokens(i / 3, 30), Tokens(50 + i, i * 7 % 40)});
+  const auto quiet = *MakeEngine()->ScoreCompletions(requests);
+  const auto engine = MakeEngine({.max_batch_tokens = 48});
+  std::vector<GenerationRequest> mixed = MixedRequests();
+  std::jthread generating([&] { engine->Generate(std::move(mixed)); });
+  for (int round = 0; round < 3; ++round) EXPECT_EQ(*engine->ScoreCompletions(requests), quiet);
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(quiet[i].size(), requests[i].completion_ids.size());
+}
+
+TEST(ScoreCompletions, RefuseWhatCannotBeByField) {
+  const auto engine = MakeEngine();
+  const auto status = [&](std::vector<int32_t> prompt, std::vector<int32_t> completion) {
+    const CompletionScoreRequest request{std::move(prompt), std::move(completion)};
+    return engine->ScoreCompletions({&request, 1}).status();
+  };
+  EXPECT_THAT(std::string(status({}, {1}).message()), testing::HasSubstr("prompt_ids"));
+  EXPECT_THAT(std::string(status({1}, {896}).message()), testing::HasSubstr("completion_ids"));
+  EXPECT_EQ(status(Tokens(1, 300), Tokens(2, 300)).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_TRUE(status({1}, {}).ok());
+  EXPECT_EQ((*Engine::Create(RewardModel(), {}))->ScoreCompletions({}).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(EngineTest, CandidatesShareTheirPromptAndComputeOneTokenEach) {
+  const auto engine = MakeEngine();
+  std::vector<GenerationRequest> requests(1);
+  requests[0].prompt_ids = Tokens(4, 105);
+  requests[0].num_candidates = 5;
+  requests[0].sampling.max_new_tokens = 1;
+  ASSERT_TRUE(engine->Generate(requests)[0].ok());
+  requests[0].prompt_ids = {7};
+  requests[0].num_candidates = 1;
+  ASSERT_TRUE(engine->Generate(requests)[0].ok());  // statistics are published before a step
+  // The first candidate is gone when the others come: whole blocks of 96 tokens are found again.
+  EXPECT_EQ(engine->Stats().prefix_hit_tokens, 4 * 96);
+
+  requests[0].prompt_ids = Tokens(6, 105);
+  requests[0].num_candidates = 5;
+  requests[0].sampling.max_new_tokens = 8;
+  ASSERT_TRUE(engine->Generate(requests)[0].ok());
+  requests[0].prompt_ids = {7};
+  ASSERT_TRUE(engine->Generate(requests)[0].ok());
+  EXPECT_EQ(engine->Stats().prefix_hit_tokens, 4 * 96 + 4 * 104);
+}
+
+TEST(EngineTest, ReportsDamagedWeightsInsteadOfTokens) {
+  std::vector<TensorToWrite> tensors;
+  const std::vector<uint16_t> poison(32, 0x7fc0);  // NaN in bfloat16
+  for (const auto& [name, view] : RewardModel()->tensors()) {
+    const bool poisoned = name == "model.norm.weight";
+    tensors.push_back(
+        {name, view.dtype, view.shape, poisoned ? std::as_bytes(std::span(poison)) : view.bytes});
+  }
+  const std::filesystem::path folder = testing::TempDir() + "/damaged_weights";
+  std::filesystem::create_directories(folder);
+  ASSERT_TRUE(WriteModelFolder(folder, RewardModel()->config(), tensors).ok());
+  const auto engine = Engine::Create(*ModelFolder::Open(folder), {});
+  const std::vector<int32_t> sequence = {1, 2, 3};
+  EXPECT_EQ((*engine)->ScoreSequences({&sequence, 1}).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST(EngineTest, EndsWhatIsUnderWayWhenDestroyed) {
+  auto engine = MakeEngine();
+  absl::Notification started, done;
+  absl::Status status;
+  GenerationRequest request;
+  request.prompt_ids = {1};
+  request.sampling.max_new_tokens = 500;
+  request.on_token = [&](int, int32_t, const TokenLogprobs&) {
+    if (!started.HasBeenNotified()) started.Notify();
+    return Continue::kYes;
+  };
+  Engine* raw = engine.get();
+  request.on_done = [&, raw](absl::StatusOr<std::vector<Candidate>> result) {
+    status = result.status();
+    raw->Stats();  // the engine's lock is free
+    done.Notify();
+  };
+  ASSERT_TRUE(engine->Submit(std::move(request)).ok());
+  started.WaitForNotification();
+  engine.reset();
+  ASSERT_TRUE(done.HasBeenNotified());
+  EXPECT_TRUE(status.ok() || absl::IsCancelled(status)) << status;
 }
 
 TEST(EngineTest, StopsAtAStopTokenAndWhenItsListenerSaysSo) {

@@ -23,7 +23,11 @@ bool Scheduler::Grow(Sequence& sequence, int num_tokens) {
   // Full blocks of what is known now can be shared; those that decoding fills are announced when they are
   // full.
   const int full = (sequence.num_computed + num_tokens) / kBlockTokens;
-  for (int i = sequence.num_completed; i < full; ++i) pool_.Announce(sequence.tokens, i, sequence.blocks[i]);
+  for (int i = static_cast<int>(sequence.contents.size()); i < full; ++i) {
+    const auto tokens = std::span(sequence.tokens).subspan(size_t(i) * kBlockTokens, kBlockTokens);
+    const int64_t parent = i == 0 ? 0 : sequence.contents.back();
+    sequence.contents.push_back(pool_.Announce(parent, tokens, sequence.blocks[i]));
+  }
   return true;
 }
 
@@ -33,6 +37,7 @@ void Scheduler::Release(Sequence& sequence) {
     pool_.RemoveUser(sequence.blocks.back());
     sequence.blocks.pop_back();
   }
+  sequence.contents.clear();
   sequence.num_computed = sequence.num_completed = sequence.num_scheduled = 0;
 }
 
@@ -45,18 +50,31 @@ bool Scheduler::PreemptYoungestAfter(const Sequence& sequence) {
   return true;
 }
 
-std::vector<Sequence*> Scheduler::Schedule() {
+const Sequence* Scheduler::PrefilledSibling(const Sequence& sequence) const {
+  if (sequence.request == nullptr) return nullptr;
+  for (const auto& other : running_) {
+    if (other->request == sequence.request && other->num_computed >= sequence.num_prompt) return other.get();
+  }
+  return nullptr;
+}
+
+Scheduler::Step Scheduler::Schedule() {
+  Step step;
   int tokens_left = options_.max_batch_tokens;
-  std::vector<Sequence*> scheduled;
-  const auto schedule = [&](Sequence& sequence) {
-    tokens_left -= sequence.num_scheduled;
-    scheduled.push_back(&sequence);
+  const auto schedule = [&](Sequence& sequence, int num_tokens) {
+    sequence.num_scheduled = num_tokens;
+    tokens_left -= num_tokens;
+    step.sequences.push_back(&sequence);
   };
+  int decoding = 0;  // of those still to be scheduled
+  for (const auto& sequence : running_) decoding += sequence->num_tokens() - sequence->num_computed == 1;
   bool preempted = false;
   for (size_t i = 0; i < running_.size() && tokens_left > 0; ++i) {
     Sequence& sequence = *running_[i];
-    const int wanted =
-        std::min(tokens_left, static_cast<int>(sequence.tokens.size()) - sequence.num_computed);
+    const int missing = sequence.num_tokens() - sequence.num_computed;
+    if (missing == 1) --decoding;
+    const int wanted = std::min(missing, missing == 1 ? 1 : tokens_left - decoding);
+    if (wanted <= 0) continue;
     bool grown = Grow(sequence, wanted);
     while (!grown && PreemptYoungestAfter(sequence)) {
       preempted = true;
@@ -70,37 +88,40 @@ std::vector<Sequence*> Scheduler::Schedule() {
       preempted = true;
       break;
     }
-    sequence.num_scheduled = wanted;
-    schedule(sequence);
+    schedule(sequence, wanted);
   }
   for (size_t i = 0; i < waiting_.size() && !preempted && tokens_left > 0 &&
                      running_.size() < size_t(options_.max_batch_sequences);) {
     Sequence& sequence = *waiting_[i];
-    // The last token is always computed: its hidden state is what the next one is drawn from.
-    const int limit = (static_cast<int>(sequence.tokens.size()) - 1) / kBlockTokens;
     bool pending = false;
-    sequence.blocks = pool_.Match(sequence.tokens, limit, pending);
-    sequence.num_completed = static_cast<int>(sequence.blocks.size());
-    sequence.num_computed = sequence.num_completed * kBlockTokens;
+    sequence.blocks = pool_.Match(sequence.tokens, sequence.first_output / kBlockTokens, pending);
     if (pending) {
       Release(sequence);
       ++i;
       continue;
     }
+    for (const int block : sequence.blocks) sequence.contents.push_back(pool_.content(block));
+    sequence.num_completed = static_cast<int>(sequence.blocks.size());
+    sequence.num_computed = sequence.num_completed * kBlockTokens;
+
+    const int last = sequence.num_prompt - 1;
+    const Sequence* sibling = sequence.num_new() == 0 ? PrefilledSibling(sequence) : nullptr;
+    const bool copy = sibling != nullptr && sequence.num_completed == last / kBlockTokens;
+    if (copy) sequence.num_computed = last;
+    const int wanted = std::min(tokens_left, sequence.num_tokens() - sequence.num_computed);
     const int hit = sequence.num_computed;
-    const int wanted =
-        std::min(tokens_left, static_cast<int>(sequence.tokens.size()) - sequence.num_computed);
     if (!Grow(sequence, wanted)) {
       Release(sequence);
       break;
     }
+    if (copy)
+      step.copies.push_back({sibling->blocks[last / kBlockTokens], sequence.blocks[last / kBlockTokens]});
     prefix_hit_tokens_ += hit;
-    sequence.num_scheduled = wanted;
-    schedule(sequence);
+    schedule(sequence, wanted);
     running_.push_back(std::move(waiting_[i]));
     waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
   }
-  return scheduled;
+  return step;
 }
 
 void Scheduler::Commit(std::span<Sequence* const> scheduled) {

@@ -10,8 +10,16 @@
 
 namespace almost::engine {
 
+// Keys and values of one block to be copied into another.
+struct BlockCopy {
+  int from;
+  int to;
+};
+
 // Decides what the next step computes; knows no tensors. Running sequences come first, one token or the next
-// chunk of their prompt each; then waiting ones are admitted in order, as tokens, sequences and blocks allow.
+// chunk of their prompt each, and no prompt takes the tokens that decoding ones need; then waiting ones are
+// admitted in order, as tokens, sequences and blocks allow. A candidate whose sibling has computed the prompt
+// shares its whole blocks, copies the last one, and computes one token.
 // When blocks run out the youngest running sequence is preempted: it gives its blocks back, waits at the
 // front, and is recomputed later to the same bits. A waiting sequence whose next block someone else is
 // computing stays back until it can share it. Not thread-safe: owned by the engine's thread.
@@ -24,8 +32,12 @@ class Scheduler {
   // Whether a sequence of so many tokens could ever run.
   bool Fits(int num_tokens) const;
 
-  // The sequences to compute now, each with num_scheduled > 0 and blocks for it. Empty: nothing can run.
-  std::vector<Sequence*> Schedule();
+  struct Step {
+    std::vector<BlockCopy> copies;  // to be done before anything is computed
+    std::vector<Sequence*>
+        sequences;  // each with num_scheduled > 0 and blocks for it; empty: nothing can run
+  };
+  Step Schedule();
   // After the step: the scheduled tokens are computed, full blocks can be shared.
   void Commit(std::span<Sequence* const> scheduled);
   // Drops finished sequences and frees their blocks.
@@ -41,6 +53,8 @@ class Scheduler {
   bool Grow(Sequence& sequence, int num_tokens);
   void Release(Sequence& sequence);
   bool PreemptYoungestAfter(const Sequence& sequence);
+  // A running candidate of the same request whose prompt is computed; null: none.
+  const Sequence* PrefilledSibling(const Sequence& sequence) const;
 
   const EngineOptions options_;
   BlockPool pool_;

@@ -8,21 +8,32 @@
 namespace almost::engine {
 
 struct RunningRequest;
+struct ScoringCall;
 
-// One candidate of one request on its way: its tokens, and how far their keys and values are computed.
+// One candidate of a request, or one item of a scoring call, on its way: its tokens, and how far their keys
+// and values are computed.
 struct Sequence {
-  RunningRequest* request = nullptr;
-  int index = 0;                // candidate number
-  std::vector<int32_t> tokens;  // prompt, then what was drawn
+  RunningRequest* request = nullptr;  // whose candidate it is, or null:
+  ScoringCall* scoring = nullptr;     // whose item it is
+  int index = 0;                      // the candidate's or the item's number
+  std::vector<int32_t> tokens;        // prompt, then what was drawn; of an item all that is computed
   int num_prompt = 0;
-  int num_computed = 0;     // tokens whose keys and values are in `blocks`
-  std::vector<int> blocks;  // each with this sequence as a user
-  int num_scheduled = 0;    // tokens to compute in the step under way
-  int num_completed = 0;    // blocks reported complete to the pool
-  Candidate result;
+  int first_output = 0;  // position from which hidden states are wanted; of a candidate its last token's
+
+  int num_computed = 0;           // tokens whose keys and values are in `blocks`
+  int num_scheduled = 0;          // tokens to compute in the step under way
+  std::vector<int> blocks;        // each with this sequence as a user
+  std::vector<int64_t> contents;  // of `blocks`, as far as they are announced to the pool
+  int num_completed = 0;          // blocks reported complete to the pool
   bool finished = false;
 
-  int num_new() const { return static_cast<int>(tokens.size()) - num_prompt; }
+  Candidate result;  // of a candidate
+  std::vector<int32_t>
+      targets;  // of an item: the tokens whose logprobs are wanted; empty: the reward head's score
+  std::vector<float> scores;  // of an item, one a hidden state
+
+  int num_tokens() const { return static_cast<int>(tokens.size()); }
+  int num_new() const { return num_tokens() - num_prompt; }
 };
 
 }  // namespace almost::engine
