@@ -18,6 +18,7 @@
 #include "common/text/tokenizer.h"
 #include "nlohmann/json.hpp"
 #include "services/trainer/core/job_spec.h"
+#include "services/trainer/core/reward_function.h"
 
 namespace almost::trainer {
 
@@ -61,15 +62,6 @@ struct TaskInputs {
   PromptFormat format;
   Llama model;
 };
-
-// A prompt and its answer as the reward model is to read them.
-struct RewardInput {
-  std::string prompt;
-  std::string response;
-};
-
-// The reward service: one raw score an input, in order. An error is an error of the step, never a score.
-using RewardFunction = std::function<absl::StatusOr<std::vector<double>>(std::span<const RewardInput>)>;
 
 absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs);
 

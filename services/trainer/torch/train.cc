@@ -11,6 +11,7 @@
 #include "services/trainer/core/checkpoint_store.h"
 #include "services/trainer/core/model_export.h"
 #include "services/trainer/torch/runtime.h"
+#include "services/trainer/torch/task.h"
 
 namespace almost::trainer {
 namespace {

@@ -2,12 +2,14 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <stop_token>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "services/trainer/core/job_queue.h"
 #include "services/trainer/core/job_spec.h"
-#include "services/trainer/torch/task.h"
+#include "services/trainer/core/reward_function.h"
 
 namespace almost::trainer {
 
@@ -17,7 +19,7 @@ struct TrainContext {
   std::filesystem::path work_folder;
   std::stop_token stop;  // when requested: write a checkpoint and return kCancelled after the step under way
   // After each step, on the calling thread. `step` counts steps done.
-  std::function<void(int64_t step, int64_t num_steps, const Metrics& metrics)> report;
+  std::function<void(int64_t step, int64_t num_steps, const std::map<std::string, double>& metrics)> report;
   std::function<void(const std::string& message)> warn;  // a damaged checkpoint was passed over
   RewardFunction reward;                                 // of a ppo job
 };

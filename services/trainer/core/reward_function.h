@@ -1,0 +1,21 @@
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace almost::trainer {
+
+// A prompt and its answer as the reward model is to read them.
+struct RewardInput {
+  std::string prompt;
+  std::string response;
+};
+
+// The reward service: one raw score an input, in order. An error is an error of the step, never a score.
+using RewardFunction = std::function<absl::StatusOr<std::vector<double>>(std::span<const RewardInput>)>;
+
+}  // namespace almost::trainer

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "common/metrics/metrics_server.h"
+
+namespace almost::trainer {
+
+// almost_trainer_*: the running job's latest values. Thread-safe.
+class TrainerMetrics {
+ public:
+  explicit TrainerMetrics(prometheus::Registry& registry)
+      : registry_(registry),
+        step_(prometheus::BuildGauge()
+                  .Name("almost_trainer_step")
+                  .Help("Optimizer steps of the running job.")
+                  .Register(registry)
+                  .Add({})),
+        tokens_(prometheus::BuildCounter()
+                    .Name("almost_trainer_tokens_total")
+                    .Help("Tokens trained on.")
+                    .Register(registry)
+                    .Add({})) {}
+
+  void Step(int64_t step, const std::map<std::string, double>& metrics) {
+    step_.Set(static_cast<double>(step));
+    for (const auto& [name, value] : metrics) {
+      if (name == "tokens") {
+        tokens_.Increment(value);
+        continue;
+      }
+      for (const auto& [known, help] : kGauges) {
+        if (name == known) {
+          prometheus::BuildGauge()
+              .Name(absl::StrCat("almost_trainer_", name))
+              .Help(help)
+              .Register(registry_)
+              .Add({})
+              .Set(value);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr std::pair<const char*, const char*> kGauges[] = {
+      {"loss", "Loss of the latest step."},
+      {"learning_rate", "Learning rate of the latest step."},
+      {"grad_norm", "Global gradient norm before clipping."},
+      {"kl", "KL of the policy from its reference, nats per rollout."},
+      {"entropy", "Entropy of the policy, nats per token."},
+      {"reward_mean", "Mean score of the latest rollouts."},
+      {"reward_std", "Standard deviation of the latest rollouts' scores."},
+      {"clip_fraction", "Share of tokens whose ratio was clipped."},
+      {"completion_tokens_mean", "Mean length of the latest rollouts."},
+      {"logprob_gap", "Largest difference between the engine's and the trainer's log-probabilities."},
+  };
+
+  prometheus::Registry& registry_;
+  prometheus::Gauge& step_;
+  prometheus::Counter& tokens_;
+};
+
+}  // namespace almost::trainer

@@ -1,0 +1,174 @@
+#include "services/trainer/rpc/job_spec_proto.h"
+
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/status.h"
+
+namespace almost::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Sources {
+ public:
+  Sources(ArtifactStore* store, const fs::path& model_root) : store_(store), model_root_(model_root) {}
+
+  absl::StatusOr<fs::path> Folder(absl::string_view field, const std::string& source) const {
+    absl::StatusOr<fs::path> path = ResolveModelSource(store_, model_root_, source);
+    if (!path.ok()) return Annotate(path.status(), field);
+    return path;
+  }
+
+  // An artifact's only JSON Lines file, or a file beneath model_root.
+  absl::StatusOr<fs::path> File(absl::string_view field, const std::string& source) const {
+    if (!absl::StartsWith(source, "artifacts/")) {
+      const fs::path file(source);
+      ALMOST_ASSIGN_OR_RETURN(const fs::path folder,
+                              Folder(field, file.has_parent_path() ? file.parent_path().string() : "."));
+      if (!fs::is_regular_file(folder / file.filename())) {
+        return absl::NotFoundError(absl::StrCat(field, ": no file ", source));
+      }
+      return folder / file.filename();
+    }
+    ALMOST_ASSIGN_OR_RETURN(const fs::path folder, Folder(field, source));
+    fs::path found;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+      if (entry.path().extension() != ".jsonl") continue;
+      if (!found.empty()) return InvalidField(field, "an artifact with one .jsonl file", source);
+      found = entry.path();
+    }
+    if (found.empty()) return InvalidField(field, "an artifact with a .jsonl file", source);
+    return found;
+  }
+
+ private:
+  ArtifactStore* const store_;
+  const fs::path& model_root_;
+};
+
+OptimizerSpec ReadOptimizer(const v1::OptimizerSpec& proto) {
+  OptimizerSpec spec;
+  spec.learning_rate = proto.learning_rate();
+  spec.weight_decay = proto.weight_decay();
+  if (proto.has_beta1()) spec.beta1 = proto.beta1();
+  if (proto.has_beta2()) spec.beta2 = proto.beta2();
+  spec.schedule = proto.schedule() == v1::OptimizerSpec::SCHEDULE_LINEAR     ? Schedule::kLinear
+                  : proto.schedule() == v1::OptimizerSpec::SCHEDULE_CONSTANT ? Schedule::kConstant
+                                                                             : Schedule::kCosine;
+  spec.warmup_steps = proto.warmup_steps();
+  spec.warmup_fraction = proto.warmup_fraction();
+  spec.hold_fraction = proto.hold_fraction();
+  spec.final_fraction = proto.final_fraction();
+  spec.max_grad_norm = proto.max_grad_norm();
+  spec.muon_learning_rate = proto.muon_learning_rate();
+  spec.muon_weight_decay = proto.muon_weight_decay();
+  return spec;
+}
+
+absl::StatusOr<KindSpec> ReadPretrain(const v1::PretrainSpec& proto, const Sources& sources) {
+  PretrainSpec spec;
+  if (!proto.dataset().empty()) {
+    ALMOST_ASSIGN_OR_RETURN(spec.dataset, sources.File("pretrain.dataset", proto.dataset()));
+  }
+  if (proto.has_world_seed()) spec.world_seed = proto.world_seed();
+  if (!proto.model_config().empty()) {
+    ALMOST_ASSIGN_OR_RETURN(spec.model_config, sources.File("pretrain.model_config", proto.model_config()));
+  }
+  spec.num_tokens = proto.num_tokens();
+  spec.sequence_tokens = proto.sequence_tokens();
+  spec.batch_sequences = proto.batch_sequences();
+  spec.first_document = proto.first_document();
+  return spec;
+}
+
+absl::StatusOr<KindSpec> ReadSft(const v1::SftSpec& proto, const Sources& sources) {
+  SftSpec spec{.epochs = proto.epochs(), .batch_size = proto.batch_size(), .max_tokens = proto.max_tokens()};
+  ALMOST_ASSIGN_OR_RETURN(spec.dataset, sources.File("sft.dataset", proto.dataset()));
+  return spec;
+}
+
+absl::StatusOr<KindSpec> ReadRewardModel(const v1::RewardModelSpec& proto, const Sources& sources) {
+  RewardModelSpec spec{.epochs = proto.epochs(),
+                       .batch_size = proto.batch_size(),
+                       .max_tokens = proto.max_tokens(),
+                       .held_out_fraction = proto.held_out_fraction()};
+  ALMOST_ASSIGN_OR_RETURN(spec.dataset, sources.File("reward_model.dataset", proto.dataset()));
+  return spec;
+}
+
+absl::StatusOr<KindSpec> ReadDpo(const v1::DpoSpec& proto, const Sources& sources) {
+  DpoSpec spec{.epochs = proto.epochs(),
+               .batch_size = proto.batch_size(),
+               .max_tokens = proto.max_tokens(),
+               .beta = proto.beta()};
+  ALMOST_ASSIGN_OR_RETURN(spec.dataset, sources.File("dpo.dataset", proto.dataset()));
+  return spec;
+}
+
+absl::StatusOr<KindSpec> ReadPpo(const v1::PpoSpec& proto, const Sources& sources) {
+  PpoSpec spec;
+  ALMOST_ASSIGN_OR_RETURN(spec.dataset, sources.File("ppo.dataset", proto.dataset()));
+  spec.num_iterations = proto.num_iterations();
+  spec.rollouts = proto.rollouts();
+  spec.epochs = proto.epochs();
+  spec.minibatch_size = proto.minibatch_size();
+  spec.max_new_tokens = proto.max_new_tokens();
+  if (proto.has_top_p()) spec.top_p = proto.top_p();
+  if (proto.has_temperature()) spec.temperature = proto.temperature();
+  spec.kl_coefficient = proto.kl_coefficient();
+  spec.kl_target = proto.kl_target();
+  if (proto.has_clip_range()) spec.clip_range = proto.clip_range();
+  if (proto.has_value_clip_range()) spec.value_clip_range = proto.value_clip_range();
+  if (proto.has_gae_lambda()) spec.gae_lambda = proto.gae_lambda();
+  if (proto.has_gamma()) spec.gamma = proto.gamma();
+  if (proto.has_value_coefficient()) spec.value_coefficient = proto.value_coefficient();
+  spec.value_learning_rate = proto.value_learning_rate();
+  if (proto.has_missing_stop_reward()) spec.missing_stop_reward = proto.missing_stop_reward();
+  spec.normalize_rewards = proto.normalize_rewards();
+  if (proto.reward_target().empty())
+    return InvalidField("ppo.reward_target", "the reward service's address", "nothing");
+  if (proto.reward_model().empty()) return InvalidField("ppo.reward_model", "models/{id}", "nothing");
+  return spec;
+}
+
+absl::StatusOr<KindSpec> ReadKind(const v1::JobSpec& proto, const Sources& sources) {
+  switch (proto.kind_case()) {
+    case v1::JobSpec::kPretrain:
+      return ReadPretrain(proto.pretrain(), sources);
+    case v1::JobSpec::kSft:
+      return ReadSft(proto.sft(), sources);
+    case v1::JobSpec::kRewardModel:
+      return ReadRewardModel(proto.reward_model(), sources);
+    case v1::JobSpec::kDpo:
+      return ReadDpo(proto.dpo(), sources);
+    case v1::JobSpec::kPpo:
+      return ReadPpo(proto.ppo(), sources);
+    default:
+      return InvalidField("kind", "pretrain, sft, reward_model, dpo or ppo", "nothing");
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<JobSpec> ReadJobSpec(const v1::JobSpec& proto, ArtifactStore* store,
+                                    const fs::path& model_root) {
+  const Sources sources(store, model_root);
+  JobSpec spec;
+  if (!proto.base_model().empty()) {
+    ALMOST_ASSIGN_OR_RETURN(spec.base_model, sources.Folder("base_model", proto.base_model()));
+  }
+  spec.seed = proto.seed();
+  spec.optimizer = ReadOptimizer(proto.optimizer());
+  spec.prompt_format = proto.prompt_format();
+  spec.num_threads = proto.num_threads() == 0 ? 1 : proto.num_threads();
+  spec.checkpoint_steps = proto.checkpoint_steps();
+  ALMOST_ASSIGN_OR_RETURN(spec.kind, ReadKind(proto, sources));
+  ALMOST_RETURN_IF_ERROR(ValidateJobSpec(spec));
+  return spec;
+}
+
+}  // namespace almost::trainer

@@ -1,0 +1,77 @@
+#include "services/trainer/rpc/reward_client.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "almost/reward/v1/reward.grpc.pb.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/replica_pool.h"
+
+namespace almost::trainer {
+namespace {
+
+using reward::v1::RewardService;
+using reward::v1::ScoreRequest;
+using reward::v1::ScoreResponse;
+
+constexpr size_t kBatch = 64;
+constexpr absl::Duration kCallDeadline = absl::Seconds(60);
+constexpr absl::Duration kPatience = absl::Minutes(5);
+
+// Whether the same call may pass once the service, or whoever places its models, has caught up.
+bool MayPass(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsResourceExhausted(status) ||
+         absl::IsDeadlineExceeded(status) || absl::IsNotFound(status) || absl::IsCancelled(status);
+}
+
+}  // namespace
+
+absl::StatusOr<RewardFunction> MakeRewardFunction(const v1::PpoSpec& spec, std::stop_token stop,
+                                                  prometheus::Registry& registry) {
+  ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<ReplicaPool> created,
+                          ReplicaPool::Create(spec.reward_target(), ReplicaPoolOptions(), &registry));
+  const std::shared_ptr<ReplicaPool> pool = std::move(created);
+  return [pool, model = spec.reward_model(), digest = spec.reward_digest(),
+          stop](std::span<const RewardInput> inputs) -> absl::StatusOr<std::vector<double>> {
+    std::vector<double> scores;
+    while (scores.size() < inputs.size()) {
+      const auto batch = inputs.subspan(scores.size(), std::min(kBatch, inputs.size() - scores.size()));
+      ScoreRequest request;
+      request.set_model(model);
+      request.set_expected_digest(digest);
+      size_t bytes = 0;
+      for (const RewardInput& input : batch) {
+        reward::v1::ScoreItem* item = request.add_items();
+        item->set_prompt(input.prompt);
+        item->set_response(input.response);
+        bytes += input.prompt.size() + input.response.size();
+      }
+      const absl::Time give_up = absl::Now() + kPatience;
+      absl::StatusOr<ScoreResponse> response = absl::UnavailableError("not asked");
+      while (!response.ok()) {
+        if (stop.stop_requested()) return absl::CancelledError("the job was asked to stop");
+        response =
+            pool->Call<RewardService>(&RewardService::Stub::Score, request, static_cast<double>(bytes),
+                                      absl::Now() + kCallDeadline, [&stop] { return stop.stop_requested(); });
+        if (response.ok()) break;
+        if (!MayPass(response.status()) || absl::Now() > give_up)
+          return Annotate(response.status(), "reward");
+        absl::SleepFor(absl::Milliseconds(200));
+      }
+      if (response->items_size() != static_cast<int>(batch.size())) {
+        return absl::InternalError(
+            absl::StrCat("reward: ", response->items_size(), " answers to ", batch.size(), " items"));
+      }
+      for (const reward::v1::ScoreItemResponse& item : response->items()) {
+        if (!item.has_result()) return Annotate(FromProto(item.error()), "reward");
+        scores.push_back(item.result().raw_score());
+      }
+    }
+    return scores;
+  };
+}
+
+}  // namespace almost::trainer

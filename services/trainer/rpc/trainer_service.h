@@ -1,0 +1,36 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include "almost/trainer/v1/trainer.grpc.pb.h"
+#include "common/storage/artifact_store.h"
+#include "services/trainer/core/job_queue.h"
+
+namespace almost::trainer {
+
+// almost.trainer.v1.TrainerService over a queue of jobs. What a job's spec bytes are: the serialised JobSpec.
+class TrainerService final : public v1::TrainerService::Service {
+ public:
+  // All must outlive the service. `store` may be null: then only files beneath `model_root` can be named.
+  TrainerService(JobQueue& jobs, ArtifactStore* store, std::filesystem::path model_root)
+      : jobs_(jobs), store_(store), model_root_(std::move(model_root)) {}
+
+  grpc::Status CreateJob(grpc::ServerContext* context, const v1::CreateJobRequest* request,
+                         v1::Job* response) override;
+  grpc::Status GetJob(grpc::ServerContext* context, const v1::GetJobRequest* request,
+                      v1::Job* response) override;
+  grpc::Status ListJobs(grpc::ServerContext* context, const v1::ListJobsRequest* request,
+                        v1::ListJobsResponse* response) override;
+  grpc::Status CancelJob(grpc::ServerContext* context, const v1::CancelJobRequest* request,
+                         v1::Job* response) override;
+  grpc::Status WatchJob(grpc::ServerContext* context, const v1::WatchJobRequest* request,
+                        grpc::ServerWriter<v1::JobEvent>* writer) override;
+
+ private:
+  JobQueue& jobs_;
+  ArtifactStore* const store_;
+  const std::filesystem::path model_root_;
+};
+
+}  // namespace almost::trainer
