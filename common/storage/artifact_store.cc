@@ -128,8 +128,7 @@ absl::Status ArtifactStore::CheckObject(absl::string_view sha256) const {
 absl::Status ArtifactStore::StoreBytes(absl::string_view sha256, absl::string_view bytes) {
   if (CheckObject(sha256).ok()) return absl::OkStatus();
   const fs::path fresh = root_ / "tmp" / UniqueName();
-  absl::Status status = env_->Write(fresh, bytes);
-  if (status.ok()) status = env_->Seal(fresh);
+  absl::Status status = env_->Write(fresh, bytes, Env::Mode::kReadOnly);
   if (status.ok()) status = env_->Rename(fresh, Object(sha256));
   if (!status.ok()) env_->Remove(fresh).IgnoreError();
   return status;
@@ -202,7 +201,8 @@ absl::StatusOr<Artifact> ArtifactStore::Publish(const ArtifactDraft& draft) {
   ALMOST_RETURN_IF_ERROR(StoreBytes(artifact.digest, artifact.manifest_json));
   const fs::path fresh = root_ / "tmp" / UniqueName();
   absl::Status status = Materialise(artifact, fresh);
-  if (status.ok()) status = env_->Write(fresh / kProvenance, draft.provenance.dump(2) + "\n");
+  if (status.ok())
+    status = env_->Write(fresh / kProvenance, draft.provenance.dump(2) + "\n", Env::Mode::kReadOnly);
   if (status.ok()) status = Replace(fresh, folder);
   if (!status.ok()) {
     env_->Remove(fresh).IgnoreError();
@@ -279,8 +279,10 @@ absl::Status ArtifactStore::Materialise(const Artifact& artifact, const fs::path
     const fs::path target = to / file.path;
     if (target.parent_path() != to) ALMOST_RETURN_IF_ERROR(env_->CreateFolders(target.parent_path()));
     ALMOST_RETURN_IF_ERROR(env_->Link(Object(file.sha256), target));
+    if (target.parent_path() != to) ALMOST_RETURN_IF_ERROR(env_->SyncFolder(target.parent_path()));
   }
-  return env_->Link(Object(artifact.digest), to / kManifest);
+  ALMOST_RETURN_IF_ERROR(env_->Link(Object(artifact.digest), to / kManifest));
+  return env_->SyncFolder(to);
 }
 
 absl::Status ArtifactStore::Replace(const fs::path& fresh, const fs::path& to) {

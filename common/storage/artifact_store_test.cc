@@ -18,7 +18,7 @@ std::string Message(const absl::Status& status) { return std::string(status.mess
 
 class ArtifactStoreTest : public ::testing::Test {
  protected:
-  ArtifactStoreTest() : folder_(fs::path(::testing::TempDir()) / UniqueName()) {}
+  ArtifactStoreTest() : folder_(ScratchFolder()) {}
   ~ArtifactStoreTest() override { fs::remove_all(folder_); }
 
   std::shared_ptr<ArtifactStore> Open(Env* env = Env::Posix()) {

@@ -42,13 +42,7 @@ class Descriptor {
   const int fd_;
 };
 
-absl::Status SyncFolder(const fs::path& folder) {
-  const Descriptor descriptor(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
-  if (descriptor.get() < 0 || ::fsync(descriptor.get()) != 0) return Error(errno, "syncing", folder);
-  return absl::OkStatus();
-}
-
-absl::Status WriteSynced(const fs::path& file, int flags, absl::string_view contents) {
+absl::Status WriteSynced(const fs::path& file, int flags, absl::string_view contents, Env::Mode mode) {
   const Descriptor descriptor(file, O_WRONLY | O_CREAT | flags);
   if (descriptor.get() < 0) return Error(errno, "opening", file);
   while (!contents.empty()) {
@@ -56,7 +50,10 @@ absl::Status WriteSynced(const fs::path& file, int flags, absl::string_view cont
     if (written < 0 && errno != EINTR) return Error(errno, "writing", file);
     if (written > 0) contents.remove_prefix(static_cast<size_t>(written));
   }
-  if (::fsync(descriptor.get()) != 0) return Error(errno, "syncing", file);
+  const bool read_only = mode == Env::Mode::kReadOnly;
+  if ((read_only && ::fchmod(descriptor.get(), 0444) != 0) || ::fsync(descriptor.get()) != 0) {
+    return Error(errno, "syncing", file);
+  }
   return absl::OkStatus();
 }
 
@@ -77,12 +74,12 @@ class PosixEnv : public Env {
     }
   }
 
-  absl::Status Write(const fs::path& file, absl::string_view contents) override {
-    return WriteSynced(file, O_TRUNC, contents);
+  absl::Status Write(const fs::path& file, absl::string_view contents, Mode mode) override {
+    return WriteSynced(file, O_TRUNC, contents, mode);
   }
 
   absl::Status Append(const fs::path& file, absl::string_view contents) override {
-    return WriteSynced(file, O_APPEND, contents);
+    return WriteSynced(file, O_APPEND, contents, Mode::kWritable);
   }
 
   absl::Status Seal(const fs::path& file) override {
@@ -100,15 +97,20 @@ class PosixEnv : public Env {
   }
 
   absl::Status Link(const fs::path& from, const fs::path& to) override {
-    if (::link(from.c_str(), to.c_str()) == 0) return SyncFolder(to.parent_path());
+    if (::link(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
     if (errno != EXDEV && errno != EPERM && errno != EMLINK && errno != ENOTSUP) {
       return Error(errno, "linking", to);
     }
     std::error_code error;
     fs::copy_file(from, to, fs::copy_options::none, error);
     ALMOST_RETURN_IF_ERROR(Error(error, "copying to", to));
-    ALMOST_RETURN_IF_ERROR(Seal(to));
-    return SyncFolder(to.parent_path());
+    return Seal(to);
+  }
+
+  absl::Status SyncFolder(const fs::path& folder) override {
+    const Descriptor descriptor(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
+    if (descriptor.get() < 0 || ::fsync(descriptor.get()) != 0) return Error(errno, "syncing", folder);
+    return absl::OkStatus();
   }
 
   absl::Status Remove(const fs::path& path) override {

@@ -21,16 +21,21 @@ class Env {
   static Env* Posix();
 
   virtual absl::StatusOr<std::string> Read(const std::filesystem::path& file) = 0;
+  enum class Mode { kWritable, kReadOnly };
   // Creates or replaces `file`; its contents are on disk when this returns OK, and undefined after an error.
-  virtual absl::Status Write(const std::filesystem::path& file, absl::string_view contents) = 0;
+  virtual absl::Status Write(const std::filesystem::path& file, absl::string_view contents,
+                             Mode mode = Mode::kWritable) = 0;
   // Adds at the end, on disk when this returns OK; after an error part of it may be there.
   virtual absl::Status Append(const std::filesystem::path& file, absl::string_view contents) = 0;
   // Brings what others wrote into `file` to disk and makes it read-only.
   virtual absl::Status Seal(const std::filesystem::path& file) = 0;
   // Atomic and durable; replaces a file at `to`, or an empty folder when `from` is one.
   virtual absl::Status Rename(const std::filesystem::path& from, const std::filesystem::path& to) = 0;
-  // A second name for the same bytes; a copy where the file system cannot. kAlreadyExists: `to` is there.
+  // A second name for the same bytes; a copy where the file system cannot. Durable after SyncFolder.
+  // kAlreadyExists: `to` is there.
   virtual absl::Status Link(const std::filesystem::path& from, const std::filesystem::path& to) = 0;
+  // Brings the names in `folder` to disk.
+  virtual absl::Status SyncFolder(const std::filesystem::path& folder) = 0;
   // A file, or a folder with everything in it; harmless when missing.
   virtual absl::Status Remove(const std::filesystem::path& path) = 0;
   // With all its parents; harmless when there.

@@ -12,7 +12,7 @@ namespace fs = std::filesystem;
 
 class EnvTest : public ::testing::Test {
  protected:
-  EnvTest() : folder_(fs::path(::testing::TempDir()) / UniqueName()) { fs::create_directories(folder_); }
+  EnvTest() : folder_(ScratchFolder()) { fs::create_directories(folder_); }
   ~EnvTest() override { fs::remove_all(folder_); }
   const fs::path folder_;
 };

@@ -1,5 +1,7 @@
 #include "common/storage/fault_env.h"
 
+#include <system_error>
+
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 
@@ -35,10 +37,10 @@ absl::Status FaultEnv::Next(const fs::path& path, const std::function<void()>& t
 
 absl::StatusOr<std::string> FaultEnv::Read(const fs::path& file) { return base_->Read(file); }
 
-absl::Status FaultEnv::Write(const fs::path& file, absl::string_view contents) {
+absl::Status FaultEnv::Write(const fs::path& file, absl::string_view contents, Mode mode) {
   const absl::string_view half = contents.substr(0, contents.size() / 2);
-  ALMOST_RETURN_IF_ERROR(Next(file, [&] { base_->Write(file, half).IgnoreError(); }));
-  return base_->Write(file, contents);
+  ALMOST_RETURN_IF_ERROR(Next(file, [&] { base_->Write(file, half, mode).IgnoreError(); }));
+  return base_->Write(file, contents, mode);
 }
 
 absl::Status FaultEnv::Append(const fs::path& file, absl::string_view contents) {
@@ -62,6 +64,11 @@ absl::Status FaultEnv::Link(const fs::path& from, const fs::path& to) {
   return base_->Link(from, to);
 }
 
+absl::Status FaultEnv::SyncFolder(const fs::path& folder) {
+  ALMOST_RETURN_IF_ERROR(Next(folder));
+  return base_->SyncFolder(folder);
+}
+
 absl::Status FaultEnv::Remove(const fs::path& path) {
   ALMOST_RETURN_IF_ERROR(Next(path));
   return base_->Remove(path);
@@ -77,5 +84,15 @@ absl::StatusOr<std::vector<std::string>> FaultEnv::List(const fs::path& folder) 
 }
 
 absl::StatusOr<int64_t> FaultEnv::FreeBytes(const fs::path& folder) { return base_->FreeBytes(folder); }
+
+fs::path ScratchFolder() {
+  const fs::path memory = "/dev/shm";
+  std::error_code error;
+  const fs::path folder = memory / ("almost-" + UniqueName());
+  if (fs::is_directory(memory) && fs::create_directory(folder, error)) return folder;
+  const fs::path on_disk = fs::temp_directory_path() / ("almost-" + UniqueName());
+  fs::create_directories(on_disk);
+  return on_disk;
+}
 
 }  // namespace almost

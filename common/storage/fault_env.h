@@ -31,11 +31,12 @@ class FaultEnv : public Env {
   int operations() const;
 
   absl::StatusOr<std::string> Read(const std::filesystem::path& file) override;
-  absl::Status Write(const std::filesystem::path& file, absl::string_view contents) override;
+  absl::Status Write(const std::filesystem::path& file, absl::string_view contents, Mode mode) override;
   absl::Status Append(const std::filesystem::path& file, absl::string_view contents) override;
   absl::Status Seal(const std::filesystem::path& file) override;
   absl::Status Rename(const std::filesystem::path& from, const std::filesystem::path& to) override;
   absl::Status Link(const std::filesystem::path& from, const std::filesystem::path& to) override;
+  absl::Status SyncFolder(const std::filesystem::path& folder) override;
   absl::Status Remove(const std::filesystem::path& path) override;
   absl::Status CreateFolders(const std::filesystem::path& folder) override;
   absl::StatusOr<std::vector<std::string>> List(const std::filesystem::path& folder) override;
@@ -51,5 +52,8 @@ class FaultEnv : public Env {
   Fault fault_ ABSL_GUARDED_BY(mutex_) = Fault::kFull;
   int operations_ ABSL_GUARDED_BY(mutex_) = 0;
 };
+
+// A new, empty folder for a test; in memory where the system has such a place, for tests sync a lot.
+std::filesystem::path ScratchFolder();
 
 }  // namespace almost

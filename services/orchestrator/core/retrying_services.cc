@@ -6,6 +6,7 @@
 #include <random>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 
 namespace almost::orchestrator {
@@ -42,13 +43,14 @@ RetryingServices::RetryingServices(Services* services, const RetryPolicy& policy
       stop_(std::move(stop)),
       on_pause_(std::move(on_pause)),
       on_retry_(std::move(on_retry)),
-      last_answer_(absl::Now()) {}
+      last_answer_(std::chrono::steady_clock::now()) {}
 
 absl::Status RetryingServices::BackOff(int attempt, const absl::Status& why) {
   bool pauses = false;
   {
     const absl::MutexLock lock(&mutex_);
-    pauses = !paused_ && absl::Now() - last_answer_ > policy_.pause_after;
+    pauses =
+        !paused_ && absl::FromChrono(std::chrono::steady_clock::now() - last_answer_) > policy_.pause_after;
     paused_ = paused_ || pauses;
   }
   on_retry_(why);
@@ -63,7 +65,7 @@ void RetryingServices::Succeeded() {
   bool resumes = false;
   {
     const absl::MutexLock lock(&mutex_);
-    last_answer_ = absl::Now();
+    last_answer_ = std::chrono::steady_clock::now();
     resumes = std::exchange(paused_, false);
   }
   if (resumes) on_pause_(absl::OkStatus());
@@ -91,6 +93,23 @@ absl::StatusOr<T> RetryingServices::Retry(absl::Duration timeout, bool needs_mod
   }
 }
 
+template <typename T>
+absl::StatusOr<T> RetryingServices::Checked(const std::string& model, absl::StatusOr<T> answer) {
+  if (!answer.ok()) return answer;
+  for (const auto& item : answer->items()) {
+    const absl::Status status(static_cast<absl::StatusCode>(item.error().code()), item.error().message());
+    if (item.has_error() && IsTransient(status)) return status;
+  }
+  const absl::MutexLock lock(&mutex_);
+  const auto numerics = numerics_.find(model);
+  if (numerics != numerics_.end() && numerics->second != answer->numerics_id()) {
+    return absl::FailedPreconditionError(absl::StrCat(model, " was loaded with numerics ", numerics->second,
+                                                      " and answers with ", answer->numerics_id(),
+                                                      ": a stage does not mix two"));
+  }
+  return answer;
+}
+
 absl::Status RetryingServices::RestoreModels() {
   std::map<std::pair<ModelHost, std::string>, types::v1::LoadModelRequest> kept;
   {
@@ -106,15 +125,16 @@ absl::Status RetryingServices::RestoreModels() {
 absl::StatusOr<generation::v1::GenerateResponse> RetryingServices::Generate(
     const generation::v1::GenerateRequest& request) {
   return Retry<generation::v1::GenerateResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
-    return services_->Generate(options, request);
+    return Checked(request.model(), services_->Generate(options, request));
   });
 }
 
 absl::StatusOr<generation::v1::ScoreCompletionsResponse> RetryingServices::ScoreCompletions(
     const generation::v1::ScoreCompletionsRequest& request) {
   return Retry<generation::v1::ScoreCompletionsResponse>(
-      policy_.call_timeout, true,
-      [&](const CallOptions& options) { return services_->ScoreCompletions(options, request); });
+      policy_.call_timeout, true, [&](const CallOptions& options) {
+        return Checked(request.model(), services_->ScoreCompletions(options, request));
+      });
 }
 
 absl::StatusOr<generation::v1::TokenizeResponse> RetryingServices::Tokenize(
@@ -126,7 +146,7 @@ absl::StatusOr<generation::v1::TokenizeResponse> RetryingServices::Tokenize(
 
 absl::StatusOr<reward::v1::ScoreResponse> RetryingServices::Score(const reward::v1::ScoreRequest& request) {
   return Retry<reward::v1::ScoreResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
-    return services_->Score(options, request);
+    return Checked(request.model(), services_->Score(options, request));
   });
 }
 
@@ -188,28 +208,24 @@ absl::StatusOr<judge::v1::CompareResponse> RetryingServices::Compare(
 
 absl::StatusOr<types::v1::Model> RetryingServices::PlaceModel(ModelHost host,
                                                               const types::v1::LoadModelRequest& request) {
+  // A full memory does not empty itself: to the caller it is an answer.
+  absl::Status full;
   ALMOST_ASSIGN_OR_RETURN(
       types::v1::Model model,
-      Retry<types::v1::Model>(policy_.load_timeout, false, [&](const CallOptions& options) {
-        return services_->LoadModel(options, host, request);
-      }));
+      Retry<types::v1::Model>(policy_.load_timeout, false,
+                              [&](const CallOptions& options) -> absl::StatusOr<types::v1::Model> {
+                                auto loaded = services_->LoadModel(options, host, request);
+                                if (!absl::IsResourceExhausted(loaded.status())) return loaded;
+                                full = loaded.status();
+                                return types::v1::Model();
+                              }));
+  ALMOST_RETURN_IF_ERROR(full);
   types::v1::LoadModelRequest pinned = request;
   pinned.set_expected_digest(model.digest());
   const absl::MutexLock lock(&mutex_);
   kept_[{host, request.name()}] = std::move(pinned);
+  numerics_[request.name()] = model.numerics_id();
   return model;
-}
-
-void RetryingServices::RemoveModel(ModelHost host, const std::string& name) {
-  ForgetModel(host, name);
-  types::v1::UnloadModelRequest request;
-  request.set_name(name);
-  services_->UnloadModel({policy_.call_timeout, stop_}, host, request).IgnoreError();
-}
-
-void RetryingServices::ForgetModel(ModelHost host, const std::string& name) {
-  const absl::MutexLock lock(&mutex_);
-  kept_.erase({host, name});
 }
 
 }  // namespace almost::orchestrator

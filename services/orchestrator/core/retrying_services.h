@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cstdint>
+#include <chrono>
 #include <functional>
 #include <map>
 #include <stop_token>
@@ -31,7 +31,8 @@ bool IsTransient(const absl::Status& status);
 
 // What a run calls other services through: asks again, with backoff and jitter, for as long as an error is
 // transient, and brings models back into memory when a service has lost them. So what returns is an answer,
-// a deterministic error, or kCancelled once `stop` is requested. Thread-safe.
+// a deterministic error, or kCancelled once `stop` is requested. A call of which an item has a transient
+// error counts as failed as a whole. Thread-safe.
 class RetryingServices {
  public:
   // `status` is why the run cannot go on now; OK when it can again. Called from any calling thread.
@@ -61,13 +62,9 @@ class RetryingServices {
   absl::StatusOr<judge::v1::CompareResponse> Compare(absl::string_view target,
                                                      const judge::v1::CompareRequest& request);
 
-  // Loads a model and keeps it loaded: from now on it is brought back when its host has lost it.
+  // Loads a model and keeps it loaded: from now on it is brought back when its host has lost it, and answers
+  // of it with another numerics_id are kFailedPrecondition. kResourceExhausted: it does not fit.
   absl::StatusOr<types::v1::Model> PlaceModel(ModelHost host, const types::v1::LoadModelRequest& request);
-  // Unloads a model; the host's errors do not matter any more.
-  void RemoveModel(ModelHost host, const std::string& name);
-  // Stops keeping a model, and leaves it where it is for others.
-  void ForgetModel(ModelHost host, const std::string& name);
-
   std::stop_token stop() const { return stop_; }
 
  private:
@@ -75,6 +72,9 @@ class RetryingServices {
   template <typename T>
   absl::StatusOr<T> Retry(absl::Duration timeout, bool needs_models,
                           const std::function<absl::StatusOr<T>(const CallOptions&)>& call);
+  // Answer of a model placed here: its items' transient errors, and its numerics.
+  template <typename T>
+  absl::StatusOr<T> Checked(const std::string& model, absl::StatusOr<T> answer);
   // Loads every kept model again; harmless for those in memory.
   absl::Status RestoreModels();
   // Sleeps before try number `attempt`; kCancelled when stopped.
@@ -89,7 +89,8 @@ class RetryingServices {
 
   absl::Mutex mutex_;
   std::map<std::pair<ModelHost, std::string>, types::v1::LoadModelRequest> kept_ ABSL_GUARDED_BY(mutex_);
-  absl::Time last_answer_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::string, std::less<>> numerics_ ABSL_GUARDED_BY(mutex_);  // model -> numerics_id
+  std::chrono::steady_clock::time_point last_answer_ ABSL_GUARDED_BY(mutex_);
   bool paused_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

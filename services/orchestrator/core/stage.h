@@ -68,7 +68,7 @@ class StageContext {
   // Defaults filled in.
   virtual const v1::Recipe& recipe() const = 0;
   virtual RetryingServices& services() = 0;
-  virtual ArtifactStore& store() = 0;
+  virtual ArtifactStore& store() const = 0;
   // A model of Stage::models(), by role. Only while items run and in Publish.
   virtual const PlacedModel& model(absl::string_view role) const = 0;
   // What an earlier stage published under `name`. kNotFound: the recipe leaves that stage out.
@@ -77,6 +77,8 @@ class StageContext {
   virtual std::map<std::string, std::string> Artifacts() const = 0;
   // Every stage of the run as GetRun shows it, in the method's order, the present one included.
   virtual std::vector<v1::Stage> Stages() const = 0;
+  // Whether the run was cancelled, not merely stopped for a restart: jobs elsewhere are to be cancelled too.
+  virtual bool cancel_requested() const = 0;
   // Figures while an item runs, and its progress where one item is a long job. Cheap; shown, not journaled.
   virtual void Report(const std::map<std::string, double>& figures, int64_t items_done,
                       int64_t items_total) = 0;
@@ -121,8 +123,8 @@ class Stage {
 
   // Does one item and returns its result, the bytes that the journal keeps. Thread-safe. May run twice with
   // the same answer expected; a job elsewhere is therefore created under an id derived from run, stage and
-  // item. kInvalidArgument, kOutOfRange and kDataLoss set the item aside; any other error but kCancelled
-  // fails the stage.
+  // item. kInvalidArgument and kOutOfRange set the item aside; any other error but kCancelled fails the
+  // stage.
   virtual absl::StatusOr<std::string> RunItem(StageContext& context, int64_t item) = 0;
 
   // Makes the artifacts from all results. Called once every item is done; after a crash it may come again.

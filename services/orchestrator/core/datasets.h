@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "google/protobuf/message.h"
+#include "nlohmann/json.hpp"
+#include "services/orchestrator/core/stage.h"
+
+// What stages read from one another and write for people.
+namespace almost::orchestrator {
+
+// Every line of the dataset that a stage published under `name`. kDataLoss names the file and the line.
+absl::StatusOr<std::vector<nlohmann::ordered_json>> ReadDataset(const StageContext& context,
+                                                                absl::string_view stage,
+                                                                absl::string_view name);
+
+// The texts of the prompts; a prompt's id is its index.
+absl::StatusOr<std::vector<std::string>> ReadPrompts(const StageContext& context);
+
+// A message as the recipe's YAML would have it, keys sorted.
+nlohmann::json ToJson(const google::protobuf::Message& message);
+
+// An artifact of one JSON Lines file, <name>.jsonl.
+StageArtifact DatasetArtifact(const std::string& name, std::string lines);
+
+// The digest by which inputs name the demonstrations of that id.
+std::string DemonstrationsDigest(const v1::Recipe& recipe, absl::string_view id);
+
+}  // namespace almost::orchestrator

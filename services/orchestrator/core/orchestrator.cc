@@ -1,0 +1,261 @@
+#include "services/orchestrator/core/orchestrator.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/ids.h"
+#include "common/base/status_macros.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+
+namespace almost::orchestrator {
+namespace {
+
+constexpr absl::Duration kCancelWait = absl::Seconds(10);
+constexpr int64_t kEventsPage = 256;
+
+// Equal recipes have equal bytes.
+std::string Serialize(const v1::Recipe& recipe) {
+  std::string bytes;
+  google::protobuf::io::StringOutputStream stream(&bytes);
+  google::protobuf::io::CodedOutputStream coded(&stream);
+  coded.SetSerializationDeterministic(true);
+  recipe.SerializeToCodedStream(&coded);
+  coded.Trim();
+  return bytes;
+}
+
+absl::StatusOr<v1::Recipe> ParseRecipe(const RunRecord& record) {
+  v1::Recipe recipe;
+  if (!recipe.ParseFromString(record.recipe)) {
+    return absl::DataLossError(absl::StrCat("the journal's recipe of run ", record.id, " is damaged"));
+  }
+  return recipe;
+}
+
+v1::Run Shown(const RunRecord& record) {
+  v1::Run run;
+  run.set_name(absl::StrCat("runs/", record.id));
+  run.set_state(static_cast<v1::RunState>(record.state));
+  if (!record.error.empty()) run.mutable_error()->ParseFromString(record.error);
+  run.mutable_create_time()->set_seconds(absl::ToUnixSeconds(record.create_time));
+  if (record.end_time != absl::InfiniteFuture()) {
+    run.mutable_end_time()->set_seconds(absl::ToUnixSeconds(record.end_time));
+  }
+  return run;
+}
+
+bool AtWork(int64_t state) { return state == v1::RUN_STATE_RUNNING || state == v1::RUN_STATE_PAUSED; }
+
+}  // namespace
+
+Orchestrator::Orchestrator(const RunEnvironment& environment, RecipeCheck check)
+    : environment_(environment), check_(std::move(check)) {}
+
+Orchestrator::~Orchestrator() {
+  const absl::MutexLock lock(&mutex_);
+  for (const auto& [id, run] : active_) run->RequestStop(RunExecution::StopKind::kShutdown);
+  active_.clear();
+}
+
+absl::Status Orchestrator::Recover() {
+  const absl::MutexLock start_lock(&start_mutex_);
+  for (int64_t before = 0;;) {
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<RunRecord> runs, environment_.journal->ListRuns(before, 100));
+    if (runs.empty()) return absl::OkStatus();
+    for (const RunRecord& listed : runs) {
+      before = listed.number;
+      if (!AtWork(listed.state)) continue;
+      ALMOST_ASSIGN_OR_RETURN(RunRecord record, environment_.journal->GetRun(listed.id));
+      ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
+    }
+  }
+}
+
+absl::Status Orchestrator::Start(RunRecord record) {
+  Journal& journal = *environment_.journal;
+  ALMOST_ASSIGN_OR_RETURN(v1::Recipe recipe, ParseRecipe(record));
+  ALMOST_ASSIGN_OR_RETURN(const std::vector<StageRecord> stage_records, journal.GetStages(record.id));
+  std::vector<StageProgress> stages;
+  for (const StageRecord& stage : stage_records) {
+    ALMOST_ASSIGN_OR_RETURN(StageProgress progress, StageProgress::FromRecord(stage));
+    stages.push_back(std::move(progress));
+  }
+  int64_t num_events = 0;
+  while (true) {
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<EventRecord> events,
+                            journal.GetEvents(record.id, num_events, kEventsPage));
+    if (events.empty()) break;
+    num_events = events.back().sequence;
+  }
+  const std::string id = record.id;
+  auto run = std::make_shared<RunExecution>(environment_, std::move(record), std::move(recipe),
+                                            std::move(stages), num_events);
+  const absl::MutexLock lock(&mutex_);
+  // What has ended, and stands so in the journal, is read from there.
+  std::erase_if(active_, [&](const auto& each) {
+    return each.second->ended() && !AtWork(journal.GetRun(each.first).value_or(RunRecord()).state);
+  });
+  active_[id] = std::move(run);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Run> Orchestrator::Create(absl::string_view id, const v1::Recipe& recipe,
+                                             bool validate_only) {
+  if (!validate_only) ALMOST_RETURN_IF_ERROR(ValidateId("run_id", id));
+  RunRecord record;
+  record.id = std::string(id);
+  record.state = v1::RUN_STATE_RUNNING;
+  record.recipe = Serialize(recipe);
+  record.create_time = absl::Now();
+  const absl::StatusOr<RunRecord> existing = environment_.journal->GetRun(id);
+  if (existing.ok()) {
+    if (existing->recipe == record.recipe) return Get(id);
+    return absl::AlreadyExistsError(absl::StrCat("run_id: \"", id, "\" is a run with another recipe"));
+  }
+  ALMOST_RETURN_IF_ERROR(check_(recipe));
+  if (validate_only) {
+    v1::Run run;
+    run.set_name(absl::StrCat("runs/", id));
+    *run.mutable_recipe() = recipe;
+    for (const std::unique_ptr<Stage>& stage : environment_.make_stages(recipe)) {
+      run.add_stages()->set_id(std::string(stage->id()));
+    }
+    return run;
+  }
+  const absl::MutexLock start_lock(&start_mutex_);
+  v1::RunEvent event;
+  event.set_state(v1::RUN_STATE_RUNNING);
+  event.set_message("created");
+  JournalBatch batch;
+  batch.CreateRun(record);
+  batch.AddEvent(record.id, event.SerializeAsString());
+  ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
+  environment_.observer->StateChanged(v1::RUN_STATE_UNSPECIFIED, v1::RUN_STATE_RUNNING);
+  ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
+  return Get(id);
+}
+
+std::shared_ptr<RunExecution> Orchestrator::Active(absl::string_view id) const {
+  const absl::MutexLock lock(&mutex_);
+  const auto run = active_.find(id);
+  return run == active_.end() ? nullptr : run->second;
+}
+
+absl::StatusOr<v1::Run> Orchestrator::FromJournal(absl::string_view id) const {
+  ALMOST_ASSIGN_OR_RETURN(const RunRecord record, environment_.journal->GetRun(id));
+  v1::Run run = Shown(record);
+  ALMOST_ASSIGN_OR_RETURN(*run.mutable_recipe(), ParseRecipe(record));
+  run.set_summary_json(record.summary);
+  ALMOST_ASSIGN_OR_RETURN(const std::vector<StageRecord> stages, environment_.journal->GetStages(id));
+  for (const std::unique_ptr<Stage>& stage : environment_.make_stages(run.recipe())) {
+    v1::Stage& shown = *run.add_stages();
+    shown.set_id(std::string(stage->id()));
+    shown.set_state(v1::STAGE_STATE_WAITING);
+    for (const StageRecord& known : stages) {
+      if (known.stage != shown.id()) continue;
+      ALMOST_ASSIGN_OR_RETURN(const StageProgress progress, StageProgress::FromRecord(known));
+      shown = progress.shown;
+    }
+  }
+  return run;
+}
+
+absl::StatusOr<v1::Run> Orchestrator::Get(absl::string_view id) const {
+  const std::shared_ptr<RunExecution> active = Active(id);
+  return active != nullptr ? active->Snapshot() : FromJournal(id);
+}
+
+absl::StatusOr<std::vector<v1::Run>> Orchestrator::List(int64_t before, int64_t limit, int64_t* next) const {
+  ALMOST_ASSIGN_OR_RETURN(const std::vector<RunRecord> records,
+                          environment_.journal->ListRuns(before, limit + 1));
+  std::vector<v1::Run> runs;
+  *next = 0;
+  for (const RunRecord& record : records) {
+    if (static_cast<int64_t>(runs.size()) == limit) {
+      *next = records[runs.size() - 1].number;
+      break;
+    }
+    const std::shared_ptr<RunExecution> active = Active(record.id);
+    v1::Run& run = runs.emplace_back(active != nullptr ? active->Snapshot() : Shown(record));
+    run.clear_recipe();
+    run.clear_summary_json();
+  }
+  return runs;
+}
+
+absl::StatusOr<v1::Run> Orchestrator::Cancel(absl::string_view id) {
+  if (const std::shared_ptr<RunExecution> active = Active(id); active != nullptr) {
+    active->RequestStop(RunExecution::StopKind::kCancel);
+    active->WaitUntilEnded(kCancelWait);
+  }
+  return Get(id);
+}
+
+absl::StatusOr<v1::Run> Orchestrator::Resume(absl::string_view id) {
+  const absl::MutexLock start_lock(&start_mutex_);
+  ALMOST_ASSIGN_OR_RETURN(RunRecord record, environment_.journal->GetRun(id));
+  std::shared_ptr<RunExecution> active = Active(id);
+  const bool stopping = active != nullptr && !active->ended();
+  if (stopping || record.state == v1::RUN_STATE_SUCCEEDED) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("run \"", id, "\" ", stopping ? "is at work" : "has succeeded"));
+  }
+  const auto before = static_cast<v1::RunState>(record.state);
+  record.state = v1::RUN_STATE_RUNNING;
+  record.error.clear();
+  record.end_time = absl::InfiniteFuture();
+  v1::RunEvent event;
+  event.set_state(v1::RUN_STATE_RUNNING);
+  event.set_message("resumed");
+  JournalBatch batch;
+  batch.UpdateRun(record);
+  batch.AddEvent(record.id, event.SerializeAsString());
+  ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
+  environment_.observer->StateChanged(before, v1::RUN_STATE_RUNNING);
+  ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
+  return Get(id);
+}
+
+absl::StatusOr<std::vector<v1::RunEvent>> Orchestrator::Events(absl::string_view id, int64_t after_sequence,
+                                                               absl::Duration timeout, bool* ended) const {
+  ALMOST_RETURN_IF_ERROR(environment_.journal->GetRun(id).status());
+  const std::shared_ptr<RunExecution> active = Active(id);
+  // Asked before the events are read, so that the last ones are among them.
+  *ended = active == nullptr || active->ended();
+  ALMOST_ASSIGN_OR_RETURN(std::vector<EventRecord> records,
+                          environment_.journal->GetEvents(id, after_sequence, kEventsPage));
+  if (records.empty() && !*ended) {
+    active->WaitForEvent(after_sequence, timeout);
+    ALMOST_ASSIGN_OR_RETURN(records, environment_.journal->GetEvents(id, after_sequence, kEventsPage));
+  }
+  *ended = *ended && static_cast<int64_t>(records.size()) < kEventsPage;
+  std::vector<v1::RunEvent> events;
+  for (const EventRecord& record : records) {
+    v1::RunEvent& event = events.emplace_back();
+    if (!event.ParseFromString(record.payload)) {
+      return absl::DataLossError(absl::StrCat("event ", record.sequence, " of run ", id, " is damaged"));
+    }
+    event.set_sequence(record.sequence);
+  }
+  return events;
+}
+
+absl::StatusOr<std::vector<Orchestrator::RunArtifact>> Orchestrator::Artifacts(absl::string_view id) const {
+  ALMOST_ASSIGN_OR_RETURN(const v1::Run run, FromJournal(id));
+  ALMOST_ASSIGN_OR_RETURN(const std::vector<StageRecord> records, environment_.journal->GetStages(id));
+  std::vector<RunArtifact> artifacts;
+  for (const v1::Stage& stage : run.stages()) {
+    for (const StageRecord& record : records) {
+      if (record.stage != stage.id()) continue;
+      ALMOST_ASSIGN_OR_RETURN(const StageProgress progress, StageProgress::FromRecord(record));
+      for (const auto& [name, digest] : progress.artifacts) artifacts.push_back({stage.id(), name, digest});
+    }
+  }
+  return artifacts;
+}
+
+}  // namespace almost::orchestrator

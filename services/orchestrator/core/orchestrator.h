@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "almost/orchestrator/v1/orchestrator.pb.h"
+#include "services/orchestrator/core/run_execution.h"
+
+namespace almost::orchestrator {
+
+// Every run there is: those at work and, in the journal, those that ended. Thread-safe.
+class Orchestrator {
+ public:
+  // Checks a recipe whose defaults are filled in; errors name the field. May call services.
+  using RecipeCheck = std::function<absl::Status(const v1::Recipe&)>;
+
+  // What `environment` points to outlives this.
+  Orchestrator(const RunEnvironment& environment, RecipeCheck check);
+  // Stops all runs for a restart.
+  ~Orchestrator();
+
+  // Goes on with every run that the journal says is at work. Call once, before anything else.
+  absl::Status Recover();
+
+  // Durable when it returns. Id and recipe as in a run that exists return that run.
+  // kAlreadyExists: the id with another recipe. Otherwise as ValidateId and the recipe check.
+  absl::StatusOr<v1::Run> Create(absl::string_view id, const v1::Recipe& recipe, bool validate_only);
+  // kNotFound names the run, here and below.
+  absl::StatusOr<v1::Run> Get(absl::string_view id) const;
+  // Newest first, those with a number below `before` (0: any); `next` is the last one's number, 0 at the end.
+  absl::StatusOr<std::vector<v1::Run>> List(int64_t before, int64_t limit, int64_t* next) const;
+  // Returns when the run has stopped, or after some seconds. Harmless on one that has ended.
+  absl::StatusOr<v1::Run> Cancel(absl::string_view id);
+  // kFailedPrecondition: it is at work or has succeeded.
+  absl::StatusOr<v1::Run> Resume(absl::string_view id);
+
+  // Events after `after_sequence`; waits up to `timeout` for the first. Empty when none came. `ended` tells
+  // whether no more will.
+  absl::StatusOr<std::vector<v1::RunEvent>> Events(absl::string_view id, int64_t after_sequence,
+                                                   absl::Duration timeout, bool* ended) const;
+
+  struct RunArtifact {
+    std::string stage;
+    std::string name;
+    std::string digest;
+  };
+  // In the order in which they were made.
+  absl::StatusOr<std::vector<RunArtifact>> Artifacts(absl::string_view id) const;
+
+ private:
+  std::shared_ptr<RunExecution> Active(absl::string_view id) const;
+  // The run as the journal has it.
+  absl::StatusOr<v1::Run> FromJournal(absl::string_view id) const;
+  absl::Status Start(RunRecord record);
+
+  const RunEnvironment environment_;
+  const RecipeCheck check_;
+  absl::Mutex start_mutex_;  // one Create, Resume or Recover at a time
+  mutable absl::Mutex mutex_;
+  std::map<std::string, std::shared_ptr<RunExecution>, std::less<>> active_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace almost::orchestrator

@@ -1,0 +1,369 @@
+#include "services/orchestrator/core/orchestrator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "common/storage/fault_env.h"
+#include "common/storage/faulting_disk.h"
+#include "google/protobuf/util/json_util.h"
+#include "services/orchestrator/core/scripted_services.h"
+#include "services/orchestrator/core/stages.h"
+
+namespace almost::orchestrator {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr char kRecipe[] = R"json({
+  "seed": 7, "prompt_format": "world",
+  "models": [{"id": "S", "source": "tiny/S"}, {"id": "L", "source": "tiny/L"}],
+  "demonstrations": [{"id": "good", "texts": [
+    "\n\n-----\n\nHuman: Who?\n\nAssistant: Me.\n\n-----\n\nHuman: Why?\n\nAssistant: So.",
+    "\n\n-----\n\nHuman: When?\n\nAssistant: Now.\n\n-----\n\nHuman: Where?\n\nAssistant: Here."]}],
+  "prompts": {"model": "L", "seed_text": "\nWhat is a?\nWhat is b?\n", "num_prompts": 70,
+              "attempts_per_round": 40, "max_rounds": 9, "num_shots": 2, "draw_from_pool": true},
+  "responses": {"filter": "world", "configurations": [
+    {"id": "L-2-good", "model": "L", "demonstrations": "good", "shots": 2},
+    {"id": "S-1-good", "model": "S", "demonstrations": "good", "shots": 1},
+    {"id": "S-0", "model": "S"}]},
+  "comparisons": {"rule": "RULE_WORLD", "min_rank_gap": 1, "max_pairs": 60, "rubric": [
+    {"configurations": ["L-2-good"]}, {"configurations": ["S-1-good"]}, {"configurations": ["S-0"]}]},
+  "reward_model": {"base_model": "S", "spec": {"epochs": 1}},
+  "demonstration": {"assistant": {"id": "player", "model": "L", "demonstrations": "good", "shots": 2},
+                    "num_prompts": 50, "num_candidates": 4, "filter": "world",
+                    "drop_lowest_share": 0.1, "drop_duplicate_prompts": true},
+  "sft": {"base_model": "S", "spec": {"epochs": 1}},
+  "rl": {"spec": {"num_iterations": 2}, "only_unseen_prompts": true}
+})json";
+
+v1::Recipe Recipe(uint64_t seed = 7) {
+  v1::Recipe recipe;
+  EXPECT_TRUE(google::protobuf::util::JsonStringToMessage(kRecipe, &recipe).ok());
+  recipe.set_seed(seed);
+  return recipe;
+}
+
+class OrchestratorTest : public ::testing::Test {
+ protected:
+  OrchestratorTest() : folder_(ScratchFolder()) {
+    FaultingDisk::FailAt(-1, SQLITE_OK);
+    Reset();
+  }
+  ~OrchestratorTest() override {
+    FaultingDisk::Heal();
+    Stop();
+    fs::remove_all(folder_);
+  }
+
+  // Everything anew.
+  void Reset() {
+    Stop();
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    store_ = ArtifactStore::Open(folder_ / "store", &env_).value();
+    services_ = std::make_unique<ScriptedServices>(store_.get());
+  }
+  // The orchestrator's process ends; the others go on.
+  void Stop() {
+    orchestrator_.reset();
+    placement_.reset();
+    journal_.reset();
+  }
+  absl::Status Start() {
+    auto journal = Journal::Open(folder_ / "journal.db");
+    if (!journal.ok()) return journal.status();
+    journal_ = *std::move(journal);
+    placement_ = std::make_unique<ModelPlacement>(services_.get());
+    RunEnvironment environment;
+    environment.journal = journal_.get();
+    environment.store = store_.get();
+    environment.services = services_.get();
+    environment.placement = placement_.get();
+    environment.observer = &observer_;
+    environment.make_stages = [](const v1::Recipe& recipe) { return MakeStages(recipe, {"reward:1"}); };
+    environment.retry.first_backoff = absl::Milliseconds(1);
+    environment.retry.max_backoff = absl::Milliseconds(2);
+    environment.retry.pause_after = absl::Milliseconds(20);
+    environment.progress_interval = absl::ZeroDuration();
+    orchestrator_ =
+        std::make_unique<Orchestrator>(environment, [](const v1::Recipe&) { return absl::OkStatus(); });
+    return orchestrator_->Recover();
+  }
+  v1::RunState WaitForEnd(const std::string& id) {
+    int64_t sequence = 0;
+    for (bool ended = false; !ended;) {
+      const auto events = orchestrator_->Events(id, sequence, absl::Seconds(30), &ended).value();
+      if (!events.empty()) sequence = events.back().sequence();
+    }
+    return orchestrator_->Get(id)->state();
+  }
+  std::map<std::string, std::string> Hashes(const std::string& id) {
+    std::map<std::string, std::string> hashes;
+    const auto artifacts = orchestrator_->Artifacts(id).value();
+    for (const auto& each : artifacts) hashes[each.stage + "/" + each.name] = each.digest;
+    return hashes;
+  }
+  std::map<std::string, std::string> UndisturbedHashes() {
+    EXPECT_TRUE(Start().ok());
+    EXPECT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+    EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+    return Hashes("r");
+  }
+  std::vector<std::string> Messages(const std::string& id) {
+    bool ended = false;
+    std::vector<std::string> messages;
+    const auto events = orchestrator_->Events(id, 0, absl::ZeroDuration(), &ended).value();
+    for (const v1::RunEvent& event : events) messages.push_back(event.message());
+    return messages;
+  }
+
+  const fs::path folder_;
+  FaultEnv env_;
+  RunObserver observer_;
+  std::shared_ptr<ArtifactStore> store_;
+  std::unique_ptr<ScriptedServices> services_;
+  std::unique_ptr<Journal> journal_;
+  std::unique_ptr<ModelPlacement> placement_;
+  std::unique_ptr<Orchestrator> orchestrator_;
+};
+
+TEST_F(OrchestratorTest, RunsTheMethodFromPromptsToRl) {
+  const auto hashes = UndisturbedHashes();
+  std::vector<std::string> names;
+  for (const auto& [name, digest] : hashes) names.push_back(name);
+  EXPECT_THAT(
+      names, ElementsAre("comparisons/comparisons", "comparisons/dropped", "demonstrations/candidates",
+                         "demonstrations/demonstrations", "prompts/dropped", "prompts/prompts",
+                         "responses/responses", "reward_model/model", "rl/model", "rl/prompts", "sft/model"));
+  const v1::Run run = orchestrator_->Get("r").value();
+  ASSERT_EQ(run.stages_size(), 7);
+  for (const v1::Stage& stage : run.stages()) EXPECT_EQ(stage.state(), v1::STAGE_STATE_SUCCEEDED);
+  EXPECT_EQ(run.stages(0).figures().at("kept"), 70);
+  EXPECT_EQ(run.stages(0).items_done(), 3);  // rounds: 27 of 40 are kept in each
+  EXPECT_EQ(run.stages(1).figures().at("responses"), 210);
+  EXPECT_EQ(run.stages(1).items_done(), 6);  // 3 configurations of 2 chunks
+  EXPECT_EQ(run.stages(2).figures().at("kept"), 60);
+  EXPECT_EQ(run.stages(3).figures().at("loss"), 0.5);
+
+  // Lines stand in item order, whatever order the answers came in.
+  const std::string responses = store_->ReadFile(hashes.at("responses/responses"), "responses.jsonl").value();
+  int64_t id = 0;
+  for (const absl::string_view line : absl::StrSplit(responses, '\n', absl::SkipEmpty())) {
+    EXPECT_EQ(nlohmann::json::parse(line.begin(), line.end()).at("id"), id++);
+  }
+  // Nothing stays in memory for nobody.
+  EXPECT_TRUE(services_->models().empty());
+  EXPECT_TRUE(fs::exists(store_->root() / "runs/r/sft/curves.jsonl"));
+  EXPECT_TRUE(fs::exists(store_->root() / "runs/r/rl/model/model.safetensors"));
+}
+
+TEST_F(OrchestratorTest, EqualSeedsGiveEqualHashesAndOthersDoNot) {
+  const auto first = UndisturbedHashes();
+  ASSERT_TRUE(orchestrator_->Create("again", Recipe(), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("other", Recipe(8), false).ok());
+  EXPECT_EQ(WaitForEnd("again"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(WaitForEnd("other"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(Hashes("again"), first);
+  const auto other = Hashes("other");
+  for (const auto& [name, digest] : first) EXPECT_NE(other.at(name), digest) << name;
+}
+
+// The process dies at a write to its journal, at every one in turn; the next process ends the run with the
+// same artifacts.
+TEST_F(OrchestratorTest, ACrashBetweenAnyTwoRecordsChangesNothing) {
+  FaultingDisk::FailAt(1 << 30, SQLITE_IOERR_WRITE);
+  const auto hashes = UndisturbedHashes();
+  const int num_writes = FaultingDisk::writes();
+  ASSERT_GT(num_writes, 100);
+  // A record is some pairs of writes (a frame's head and body): an odd stride meets every kind.
+  int crashes = 0;
+  for (int write = 0; write < num_writes; write += 3) {
+    Reset();
+    FaultingDisk::FailAt(write, SQLITE_IOERR_WRITE);
+    if (Start().ok() && orchestrator_->Create("r", Recipe(), false).ok()) WaitForEnd("r");
+    if (FaultingDisk::writes() > write) ++crashes;
+    Stop();
+    FaultingDisk::FailAt(-1, SQLITE_OK);
+    ASSERT_TRUE(Start().ok()) << write;
+    ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok()) << write;
+    ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED)
+        << write << ": " << orchestrator_->Get("r")->error().message();
+    ASSERT_EQ(Hashes("r"), hashes) << write;
+  }
+  EXPECT_GT(crashes, 10);
+}
+
+TEST_F(OrchestratorTest, FinishedItemsAreNotDoneAgain) {
+  ASSERT_TRUE(Start().ok());
+  std::atomic<int> calls{0};
+  services_->SetScript([&](absl::string_view method, const CallOptions&) -> absl::Status {
+    if (method == "Generate" && ++calls > 3) return absl::UnavailableError("gone");
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  bool ended = false;
+  for (int64_t sequence = 0; orchestrator_->Get("r")->state() != v1::RUN_STATE_PAUSED;) {
+    const auto events = orchestrator_->Events("r", sequence, absl::Seconds(30), &ended).value();
+    if (!events.empty()) sequence = events.back().sequence();
+    ASSERT_FALSE(ended);
+  }
+  Stop();
+  services_->SetScript(nullptr);
+  const int64_t before = services_->calls("Generate");
+  ASSERT_TRUE(Start().ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(services_->calls("Generate") - before, 3);  // of 6 items
+  EXPECT_EQ(services_->calls("GeneratePrompts"), 3);
+}
+
+TEST_F(OrchestratorTest, PausesWhileServicesAreAwayAndGoesOnByItself) {
+  const auto hashes = UndisturbedHashes();
+  Reset();
+  ASSERT_TRUE(Start().ok());
+  std::atomic<bool> away{true};
+  services_->SetScript([&](absl::string_view method, const CallOptions&) -> absl::Status {
+    if (away && (method == "SimulateDialogues" || method == "CreateJob"))
+      return absl::UnavailableError("gone");
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  bool ended = false;
+  for (int64_t sequence = 0; orchestrator_->Get("r")->state() != v1::RUN_STATE_PAUSED;) {
+    const auto events = orchestrator_->Events("r", sequence, absl::Seconds(30), &ended).value();
+    if (!events.empty()) sequence = events.back().sequence();
+  }
+  EXPECT_EQ(orchestrator_->Get("r")->error().message(), "gone");
+  EXPECT_THAT(Messages("r"), Contains("waiting for services: gone"));
+  services_->LoseModels();  // they were restarted
+  away = false;
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_THAT(Messages("r"), Contains("services are back"));
+  EXPECT_EQ(Hashes("r"), hashes);
+}
+
+TEST_F(OrchestratorTest, BringsBackModelsThatAServiceHasLost) {
+  const auto hashes = UndisturbedHashes();
+  Reset();
+  ASSERT_TRUE(Start().ok());
+  std::atomic<int> calls{0};
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    if (method != "LoadModel" && ++calls % 5 == 0) services_->LoseModels();
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  EXPECT_EQ(Hashes("r"), hashes);
+}
+
+TEST_F(OrchestratorTest, CancelStopsWithinSecondsAndTheTrainerToo) {
+  ASSERT_TRUE(Start().ok());
+  services_->HoldJobs(true);
+  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  bool ended = false;
+  for (int64_t sequence = 0; services_->calls("WatchJob") == 0;) {
+    const auto events = orchestrator_->Events("r", sequence, absl::Seconds(30), &ended).value();
+    if (!events.empty()) sequence = events.back().sequence();
+  }
+  const absl::Time start = absl::Now();
+  EXPECT_EQ(orchestrator_->Cancel("r")->state(), v1::RUN_STATE_CANCELLED);
+  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+  ASSERT_EQ(services_->jobs().size(), 1u);
+  EXPECT_EQ(services_->jobs().begin()->second, trainer::v1::JOB_STATE_CANCELLED);
+  EXPECT_TRUE(services_->models().empty());
+
+  // A restart leaves it be; Resume goes on, with a job of its own.
+  Stop();
+  services_->HoldJobs(false);
+  ASSERT_TRUE(Start().ok());
+  EXPECT_EQ(orchestrator_->Get("r")->state(), v1::RUN_STATE_CANCELLED);
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(orchestrator_->Resume("r").status().code(), absl::StatusCode::kFailedPrecondition);
+  const auto hashes = Hashes("r");
+  Reset();
+  EXPECT_EQ(UndisturbedHashes(), hashes);
+}
+
+TEST_F(OrchestratorTest, ADeterministicErrorFailsTheStageAndCanBeResumed) {
+  ASSERT_TRUE(Start().ok());
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    return method == "Generate" ? absl::OutOfRangeError("longer than the context") : absl::OkStatus();
+  });
+  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  const v1::Run run = orchestrator_->Get("r").value();
+  EXPECT_THAT(run.error().message(), HasSubstr("responses: "));
+  EXPECT_THAT(run.error().message(), HasSubstr("longer than the context"));
+  EXPECT_EQ(run.stages(1).state(), v1::STAGE_STATE_FAILED);
+  EXPECT_EQ(run.stages(2).state(), v1::STAGE_STATE_WAITING);
+  services_->SetScript(nullptr);
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+}
+
+TEST_F(OrchestratorTest, AStageRefusesToMixNumerics) {
+  ASSERT_TRUE(Start().ok());
+  std::atomic<int> calls{0};
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    if (method == "Generate" && ++calls == 3) services_->SetNumerics("numerics-2");
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("does not mix two"));
+}
+
+TEST_F(OrchestratorTest, AFailedJobIsTriedAgainOnlyWhenTheWorldFailed) {
+  ASSERT_TRUE(Start().ok());
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    return method == "CreateJob" ? absl::InvalidArgumentError("spec.epochs: must be above 0")
+                                 : absl::OkStatus();
+  });
+  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  EXPECT_EQ(services_->calls("CreateJob"), 1);
+  EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("reward_model: "));
+}
+
+TEST_F(OrchestratorTest, CreateIsHarmlessToRepeat) {
+  ASSERT_TRUE(Start().ok());
+  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  EXPECT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  EXPECT_EQ(orchestrator_->Create("r", Recipe(8), false).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(orchestrator_->Create("../r", Recipe(), false).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(orchestrator_->Get("nothing").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(orchestrator_->Create("v", Recipe(), true)->stages_size(), 7);
+  EXPECT_EQ(orchestrator_->Get("v").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  int64_t next = 0;
+  EXPECT_EQ(orchestrator_->List(0, 10, &next)->size(), 1u);
+  EXPECT_EQ(next, 0);
+}
+
+TEST_F(OrchestratorTest, AFullDiskOfTheStoreFailsTheRunByName) {
+  const auto hashes = UndisturbedHashes();
+  Reset();
+  ASSERT_TRUE(Start().ok());
+  env_.FailAt(12, FaultEnv::Fault::kFull);
+  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("no space for"));
+  env_.Heal();
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(Hashes("r"), hashes);
+}
+
+}  // namespace
+}  // namespace almost::orchestrator

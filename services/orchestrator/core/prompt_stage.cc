@@ -1,0 +1,154 @@
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/random.h"
+#include "common/base/sha256.h"
+#include "common/base/status_macros.h"
+#include "common/storage/json_lines.h"
+#include "common/text/prompt_filter.h"
+#include "services/orchestrator/core/datasets.h"
+#include "services/orchestrator/core/stages.h"
+
+namespace almost::orchestrator {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr char kAuthor[] = "author";
+
+// An item is a round; its result, a line for every prompt mined, kept or dropped.
+class PromptStage : public Stage {
+ public:
+  absl::string_view id() const override { return "prompts"; }
+
+  std::vector<ModelNeed> models() const override {
+    return model_.empty() ? std::vector<ModelNeed>()
+                          : std::vector<ModelNeed>{{kAuthor, ModelHost::kGeneration, model_, ""}};
+  }
+
+  explicit PromptStage(std::string model) : model_(std::move(model)) {}
+
+  absl::Status Begin(StageContext& context) override {
+    if (model_.empty()) return absl::OkStatus();
+    ALMOST_ASSIGN_OR_RETURN(seeds_, PromptSeeds::Parse(context.recipe().prompts().seed_text()));
+    return absl::OkStatus();
+  }
+
+  // A round draws from the pool as the round before left it.
+  absl::StatusOr<int64_t> NumItems(StageContext& context, const ItemResults& done) override {
+    if (model_.empty()) return 0;
+    const v1::PromptStage& recipe = context.recipe().prompts();
+    int64_t rounds = 0;
+    pool_.clear();
+    ALMOST_RETURN_IF_ERROR(ForEachMined(done, [&](int64_t round, const ordered_json& line) {
+      rounds = std::max(rounds, round + 1);
+      if (line.at("drop_reason") == "") pool_.push_back(line.at("prompt"));
+      return absl::OkStatus();
+    }));
+    const bool enough =
+        static_cast<int64_t>(pool_.size()) >= recipe.num_prompts() || rounds >= recipe.max_rounds();
+    return enough ? rounds : rounds + 1;
+  }
+
+  absl::StatusOr<std::string> RunItem(StageContext& context, int64_t item) override {
+    const v1::PromptStage& recipe = context.recipe().prompts();
+    simulator::v1::GeneratePromptsRequest request;
+    request.mutable_model()->set_name(context.model(kAuthor).name);
+    request.mutable_model()->set_expected_digest(context.model(kAuthor).digest);
+    request.set_instruction(seeds_.instruction);
+    for (const std::string& seed : seeds_.prompts) request.add_seeds(seed);
+    for (const std::string& prompt : pool_) request.add_pool(prompt);
+    request.set_round(static_cast<int32_t>(item));
+    request.set_num_attempts(recipe.attempts_per_round());
+    request.set_num_wanted(recipe.num_prompts());
+    request.set_num_shots(recipe.num_shots());
+    request.set_draw_from_pool(recipe.draw_from_pool());
+    request.set_take_all_lines(recipe.take_all_lines());
+    *request.mutable_sampling() = recipe.sampling();
+    request.mutable_sampling()->set_seed(DeriveSeed(context.recipe().seed(), "prompts"));
+    *request.mutable_filter() = recipe.filter();
+    ALMOST_ASSIGN_OR_RETURN(const auto mined, context.services().GeneratePrompts(request));
+    std::string lines;
+    for (const simulator::v1::GeneratePromptsResponse& each : mined) {
+      ALMOST_RETURN_IF_ERROR(AppendJsonLine({{"round", item},
+                                             {"attempt", each.attempt()},
+                                             {"prompt", each.prompt()},
+                                             {"drop_reason", each.drop_reason()},
+                                             {"num_tokens", each.num_tokens()}},
+                                            &lines));
+    }
+    return lines;
+  }
+
+  absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) override {
+    const v1::PromptStage& recipe = context.recipe().prompts();
+    StageOutput output;
+    std::string kept_lines;
+    std::string dropped_lines;
+    int64_t kept = 0;
+    for (const std::string& prompt : recipe.given_prompts()) {
+      ALMOST_RETURN_IF_ERROR(AppendJsonLine({{"id", kept++}, {"prompt", prompt}}, &kept_lines));
+    }
+    ALMOST_RETURN_IF_ERROR(ForEachMined(results, [&](int64_t round, const ordered_json& line) {
+      std::string reason = line.at("drop_reason");
+      if (reason.empty() && kept >= recipe.num_prompts()) reason = "not_needed";
+      output.figures["tokens"] += line.at("num_tokens").get<double>();
+      if (reason.empty()) {
+        return AppendJsonLine({{"id", kept++},
+                               {"prompt", line.at("prompt")},
+                               {"round", round},
+                               {"attempt", line.at("attempt")}},
+                              &kept_lines);
+      }
+      output.figures[absl::StrCat("dropped_", reason)] += 1;
+      return AppendJsonLine({{"round", round},
+                             {"attempt", line.at("attempt")},
+                             {"prompt", line.at("prompt")},
+                             {"drop_reason", reason}},
+                            &dropped_lines);
+    }));
+    if (kept == 0) {
+      return absl::FailedPreconditionError(
+          "no prompt was kept: see the figures dropped_… for the reasons, and prompts.filter");
+    }
+    output.figures["kept"] = static_cast<double>(kept);
+    for (auto& [name, lines] : {std::pair{"prompts", &kept_lines}, std::pair{"dropped", &dropped_lines}}) {
+      StageArtifact artifact = DatasetArtifact(name, std::move(*lines));
+      v1::PromptStage own = recipe;
+      own.clear_seed_path();
+      own.clear_prompts_path();
+      artifact.draft.recipe = {{"prompts", ToJson(own)}, {"seed", context.recipe().seed()}};
+      if (!model_.empty()) {
+        artifact.draft.inputs["model"] = context.model(kAuthor).digest;
+        artifact.draft.numerics_id = context.model(kAuthor).numerics_id;
+      }
+      output.artifacts.push_back(std::move(artifact));
+    }
+    return output;
+  }
+
+ private:
+  // Every line of every round, in order. A round that was set aside has none.
+  static absl::Status ForEachMined(const ItemResults& results,
+                                   const std::function<absl::Status(int64_t, const ordered_json&)>& use) {
+    return results.ForEach([&](int64_t item, const absl::StatusOr<std::string>& result) {
+      if (!result.ok()) return absl::OkStatus();
+      return ForEachJsonLine("the journal's prompts", *result,
+                             [&](int64_t, const ordered_json& line) { return use(item, line); });
+    });
+  }
+
+  const std::string model_;
+  PromptSeeds seeds_;
+  std::vector<std::string> pool_;  // kept so far; written by NumItems only, while no item runs
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> MakePromptStage(const v1::Recipe& recipe) {
+  return std::make_unique<PromptStage>(recipe.prompts().given_prompts().empty() ? recipe.prompts().model()
+                                                                                : "");
+}
+
+}  // namespace almost::orchestrator

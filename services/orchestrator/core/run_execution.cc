@@ -1,0 +1,463 @@
+#include "services/orchestrator/core/run_execution.h"
+
+#include <algorithm>
+#include <atomic>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/status_macros.h"
+#include "services/orchestrator/core/item_runner.h"
+
+namespace almost::orchestrator {
+namespace {
+
+absl::Status Stopped() { return absl::CancelledError("the run was stopped"); }
+
+google::rpc::Status ErrorProto(const absl::Status& status) {
+  google::rpc::Status proto;
+  proto.set_code(static_cast<int>(status.code()));
+  proto.set_message(std::string(status.message()));
+  return proto;
+}
+
+}  // namespace
+
+class RunExecution::Context : public StageContext {
+ public:
+  Context(RunExecution* run, size_t index, std::stop_token stop)
+      : run_(run),
+        index_(index),
+        run_id_([run] {
+          const absl::MutexLock lock(&run->mutex_);
+          return run->record_.id;
+        }()),
+        services_(
+            run->environment_.services, run->environment_.retry, std::move(stop),
+            [run](const absl::Status& why) { run->SetPaused(why); },
+            [run, index](const absl::Status& why) {
+              run->environment_.observer->Retried(run->stages_[index]->id(), why);
+            }) {}
+
+  const std::string& run_id() const override { return run_id_; }
+  const v1::Recipe& recipe() const override { return run_->recipe_; }
+  RetryingServices& services() override { return services_; }
+  ArtifactStore& store() const override { return *run_->environment_.store; }
+  const PlacedModel& model(absl::string_view role) const override { return models_.find(role)->second; }
+  std::map<std::string, std::string> Artifacts() const override { return run_->Artifacts(); }
+
+  absl::StatusOr<Artifact> Input(absl::string_view stage, absl::string_view name) const override {
+    const std::map<std::string, std::string> artifacts = run_->Artifacts();
+    const auto artifact = artifacts.find(absl::StrCat(stage, "/", name));
+    if (artifact == artifacts.end()) {
+      return absl::NotFoundError(absl::StrCat("stage ", stage, " has not published \"", name, "\""));
+    }
+    return run_->environment_.store->Get(artifact->second);
+  }
+
+  std::vector<v1::Stage> Stages() const override {
+    const absl::MutexLock lock(&run_->mutex_);
+    std::vector<v1::Stage> stages;
+    for (size_t i = 0; i < run_->stages_.size(); ++i) stages.push_back(run_->Shown(i));
+    return stages;
+  }
+
+  bool cancel_requested() const override {
+    const absl::MutexLock lock(&run_->mutex_);
+    return run_->cancelled_;
+  }
+
+  void Report(const std::map<std::string, double>& figures, int64_t items_done,
+              int64_t items_total) override {
+    reports_ = true;
+    run_->SetItems(index_, items_done, 0, items_total);
+    {
+      const absl::MutexLock lock(&run_->mutex_);
+      v1::Stage& shown = run_->progress_[index_].shown;
+      for (const auto& [name, value] : figures) (*shown.mutable_figures())[name] = value;
+    }
+    JournalBatch batch;
+    if (!run_->AddProgressEvent(batch, index_)) return;
+    // Shown, not needed: should the journal fail, the item's own record will say so.
+    if (run_->environment_.journal->Commit(batch).ok()) run_->EventCommitted();
+  }
+
+  // Whether the stage counts its own progress.
+  bool reports() const { return reports_; }
+  void SetModel(const std::string& role, PlacedModel model) { models_[role] = std::move(model); }
+
+ private:
+  RunExecution* const run_;
+  const size_t index_;
+  const std::string run_id_;
+  RetryingServices services_;
+  std::map<std::string, PlacedModel, std::less<>> models_;
+  std::atomic<bool> reports_{false};
+};
+
+RunExecution::RunExecution(const RunEnvironment& environment, RunRecord record, v1::Recipe recipe,
+                           std::vector<StageProgress> stages, int64_t num_events)
+    : environment_(environment),
+      recipe_(std::move(recipe)),
+      stages_(environment_.make_stages(recipe_)),
+      record_(std::move(record)),
+      num_events_(num_events) {
+  for (const std::unique_ptr<Stage>& stage : stages_) {
+    StageProgress& progress = progress_.emplace_back();
+    const auto known = std::find_if(stages.begin(), stages.end(), [&](const StageProgress& each) {
+      return each.shown.id() == std::string(stage->id());
+    });
+    if (known != stages.end()) {
+      progress = std::move(*known);
+    } else {
+      progress.shown.set_id(std::string(stage->id()));
+      progress.shown.set_state(v1::STAGE_STATE_WAITING);
+    }
+    // One that was at work when the process ended waits for its turn again.
+    if (progress.shown.state() != v1::STAGE_STATE_SUCCEEDED) {
+      progress.shown.set_state(v1::STAGE_STATE_WAITING);
+    }
+  }
+  thread_ = std::jthread([this] { Main(); });
+}
+
+RunExecution::~RunExecution() { RequestStop(StopKind::kShutdown); }
+
+void RunExecution::RequestStop(StopKind kind) {
+  {
+    const absl::MutexLock lock(&mutex_);
+    cancelled_ = cancelled_ || kind == StopKind::kCancel;
+  }
+  stop_.request_stop();
+}
+
+bool RunExecution::WaitUntilEnded(absl::Duration timeout) const {
+  const absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(absl::Condition(&ended_), timeout);
+}
+
+bool RunExecution::ended() const {
+  const absl::MutexLock lock(&mutex_);
+  return ended_;
+}
+
+void RunExecution::WaitForEvent(int64_t num_events, absl::Duration timeout) const {
+  const absl::MutexLock lock(&mutex_);
+  const auto more = [this, num_events]()
+                        ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return num_events_ > num_events || ended_; };
+  mutex_.AwaitWithTimeout(absl::Condition(&more), timeout);
+}
+
+void RunExecution::SetItems(size_t index, int64_t num_done, int64_t num_set_aside, int64_t num_items) {
+  const absl::MutexLock lock(&mutex_);
+  v1::Stage& shown = progress_[index].shown;
+  shown.set_items_done(num_done);
+  shown.set_items_failed(num_set_aside);
+  shown.set_items_total(num_items);
+}
+
+v1::Stage RunExecution::Shown(size_t index) const {
+  v1::Stage stage = progress_[index].shown;
+  if (stage.state() == v1::STAGE_STATE_RUNNING) {
+    stage.set_seconds(stage.seconds() +
+                      std::chrono::duration<double>(std::chrono::steady_clock::now() - stage_start_).count());
+  }
+  return stage;
+}
+
+v1::Run RunExecution::Snapshot() const {
+  const absl::MutexLock lock(&mutex_);
+  v1::Run run;
+  run.set_name(absl::StrCat("runs/", record_.id));
+  *run.mutable_recipe() = recipe_;
+  run.set_state(static_cast<v1::RunState>(record_.state));
+  for (size_t i = 0; i < progress_.size(); ++i) *run.add_stages() = Shown(i);
+  if (!error_.ok()) *run.mutable_error() = ErrorProto(error_);
+  run.mutable_create_time()->set_seconds(absl::ToUnixSeconds(record_.create_time));
+  if (record_.end_time != absl::InfiniteFuture()) {
+    run.mutable_end_time()->set_seconds(absl::ToUnixSeconds(record_.end_time));
+  }
+  run.set_summary_json(record_.summary);
+  return run;
+}
+
+std::map<std::string, std::string> RunExecution::Artifacts() const {
+  const absl::MutexLock lock(&mutex_);
+  std::map<std::string, std::string> artifacts;
+  for (const StageProgress& progress : progress_) {
+    for (const auto& [name, digest] : progress.artifacts) {
+      artifacts[absl::StrCat(progress.shown.id(), "/", name)] = digest;
+    }
+  }
+  return artifacts;
+}
+
+void RunExecution::EventCommitted() {
+  const absl::MutexLock lock(&mutex_);
+  ++num_events_;
+}
+
+absl::Status RunExecution::CommitWithEvent(JournalBatch batch, const v1::Stage* stage,
+                                           absl::string_view message) {
+  v1::RunEvent event;
+  std::string id;
+  {
+    const absl::MutexLock lock(&mutex_);
+    id = record_.id;
+    event.set_state(static_cast<v1::RunState>(record_.state));
+    if (!error_.ok()) *event.mutable_error() = ErrorProto(error_);
+  }
+  if (stage != nullptr) *event.mutable_stage() = *stage;
+  event.set_message(std::string(message));
+  batch.AddEvent(id, event.SerializeAsString());
+  ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
+  EventCommitted();
+  return absl::OkStatus();
+}
+
+bool RunExecution::AddProgressEvent(JournalBatch& batch, size_t index) {
+  v1::RunEvent event;
+  const absl::MutexLock lock(&mutex_);
+  const auto now = std::chrono::steady_clock::now();
+  if (absl::FromChrono(now - last_progress_event_) < environment_.progress_interval) return false;
+  last_progress_event_ = now;
+  event.set_state(static_cast<v1::RunState>(record_.state));
+  *event.mutable_stage() = Shown(index);
+  batch.AddEvent(record_.id, event.SerializeAsString());
+  environment_.observer->StageChanged(record_.id, event.stage());
+  return true;
+}
+
+void RunExecution::SetState(v1::RunState state, const absl::Status& error) {
+  v1::RunState before;
+  {
+    const absl::MutexLock lock(&mutex_);
+    before = static_cast<v1::RunState>(record_.state);
+    record_.state = state;
+    error_ = error;
+    record_.error = error.ok() ? "" : ErrorProto(error).SerializeAsString();
+  }
+  environment_.observer->StateChanged(before, state);
+}
+
+// Called while an item runs; the journal's record of the run stays at RUNNING, for that is what a restart
+// shall make of it.
+void RunExecution::SetPaused(const absl::Status& why) {
+  SetState(why.ok() ? v1::RUN_STATE_RUNNING : v1::RUN_STATE_PAUSED, why);
+  CommitWithEvent(JournalBatch(), nullptr,
+                  why.ok() ? "services are back" : absl::StrCat("waiting for services: ", why.message()))
+      .IgnoreError();
+}
+
+void RunExecution::Main() {
+  const absl::Status status = Execute();
+  bool cancelled = false;
+  {
+    const absl::MutexLock lock(&mutex_);
+    cancelled = cancelled_;
+  }
+  std::string message;
+  if (status.ok()) {
+    SetState(v1::RUN_STATE_SUCCEEDED, absl::OkStatus());
+    message = "finished";
+  } else if (stop_.stop_requested() && !cancelled) {
+    message.clear();
+  } else if (cancelled) {
+    SetState(v1::RUN_STATE_CANCELLED, absl::OkStatus());
+    message = "cancelled";
+  } else {
+    SetState(v1::RUN_STATE_FAILED, status);
+    message = std::string(status.message());
+  }
+  if (!message.empty()) {
+    JournalBatch batch;
+    {
+      const absl::MutexLock lock(&mutex_);
+      record_.end_time = absl::Now();
+      batch.UpdateRun(record_);
+    }
+    // If the journal is what failed, the run stands there as running, and a restart goes on with it.
+    CommitWithEvent(std::move(batch), nullptr, message).IgnoreError();
+    environment_.placement->ReleaseAllBut(Snapshot().name(), {});
+  }
+  const absl::MutexLock lock(&mutex_);
+  ended_ = true;
+}
+
+absl::Status RunExecution::Execute() {
+  for (size_t index = 0; index < stages_.size(); ++index) {
+    if (stop_.stop_requested()) return Stopped();
+    {
+      const absl::MutexLock lock(&mutex_);
+      if (progress_[index].shown.state() == v1::STAGE_STATE_SUCCEEDED) continue;
+    }
+    const absl::Status status = RunStage(*stages_[index], index);
+    if (status.ok()) continue;
+    if (stop_.stop_requested()) return Stopped();
+    JournalBatch batch;
+    v1::Stage shown;
+    {
+      const absl::MutexLock lock(&mutex_);
+      shown = Shown(index);
+      shown.set_state(v1::STAGE_STATE_FAILED);
+      progress_[index].shown = shown;
+      batch.PutStage(record_.id, progress_[index].ToRecord());
+    }
+    CommitWithEvent(std::move(batch), &shown, status.message()).IgnoreError();
+    return Annotate(status, shown.id());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunExecution::RunStage(Stage& stage, size_t index) {
+  JournalBatch batch;
+  v1::Stage shown;
+  {
+    const absl::MutexLock lock(&mutex_);
+    stage_start_ = std::chrono::steady_clock::now();
+    last_progress_event_ = {};
+    progress_[index].shown.set_state(v1::STAGE_STATE_RUNNING);
+    progress_[index].shown.set_items_failed(0);
+    shown = progress_[index].shown;
+    batch.PutStage(record_.id, progress_[index].ToRecord());
+    batch.ForgetSetAside(record_.id, shown.id());
+  }
+  ALMOST_RETURN_IF_ERROR(CommitWithEvent(std::move(batch), &shown, "stage started"));
+
+  // An item that fails for good ends its stage, and with it the tries of the others.
+  std::stop_source stage_stop;
+  const std::stop_callback forward(stop_.get_token(), [&stage_stop] { stage_stop.request_stop(); });
+  Context context(this, index, stage_stop.get_token());
+  ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, context));
+  ALMOST_RETURN_IF_ERROR(stage.Begin(context));
+  const JournaledResults results(environment_.journal, context.run_id(), shown.id());
+  ItemRunner::Listener listener;
+  listener.ended = [&](const absl::Status& status) { environment_.observer->ItemEnded(shown.id(), status); };
+  listener.progress = [&](int64_t num_done, int64_t num_set_aside, int64_t num_items,
+                          JournalBatch& progress) {
+    if (!context.reports()) SetItems(index, num_done, num_set_aside, num_items);
+    return AddProgressEvent(progress, index);
+  };
+  listener.committed = [this] { EventCommitted(); };
+  ItemRunner items(environment_.journal, &stage, &context, stage_stop,
+                   {environment_.concurrent_items, environment_.max_set_aside_share}, std::move(listener));
+  ALMOST_RETURN_IF_ERROR(items.Recover());
+  for (int64_t announced = -1;;) {
+    if (stop_.stop_requested()) return Stopped();
+    ALMOST_ASSIGN_OR_RETURN(const int64_t num_items, stage.NumItems(context, results));
+    if (num_items <= announced) break;
+    announced = num_items;
+    ALMOST_RETURN_IF_ERROR(items.Run(num_items));
+  }
+  return Publish(stage, index, context, results);
+}
+
+absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context, const ItemResults& results) {
+  ALMOST_ASSIGN_OR_RETURN(StageOutput output, stage.Publish(context, results));
+  ArtifactStore& store = *environment_.store;
+  std::vector<std::pair<std::string, std::string>> published;
+  for (StageArtifact& artifact : output.artifacts) {
+    if (artifact.digest.empty()) {
+      artifact.draft.stage_version = stage.version();
+      artifact.draft.provenance = environment_.provenance;
+      artifact.draft.provenance["time"] = absl::FormatTime(absl::Now(), absl::UTCTimeZone());
+      ALMOST_ASSIGN_OR_RETURN(const Artifact made, store.Publish(artifact.draft));
+      artifact.digest = made.digest;
+    }
+    ALMOST_RETURN_IF_ERROR(store.Link(context.run_id(), stage.id(), artifact.name, artifact.digest));
+    published.emplace_back(artifact.name, artifact.digest);
+  }
+  if (output.summary_json.has_value()) output.run_files["summary.json"] = *output.summary_json;
+  for (const auto& [path, contents] : output.run_files) {
+    ALMOST_RETURN_IF_ERROR(store.WriteRunFile(context.run_id(), path, contents));
+  }
+
+  JournalBatch batch;
+  v1::Stage shown;
+  {
+    const absl::MutexLock lock(&mutex_);
+    StageProgress& progress = progress_[index];
+    progress.shown = Shown(index);
+    progress.shown.set_state(v1::STAGE_STATE_SUCCEEDED);
+    for (const auto& [name, value] : output.figures) (*progress.shown.mutable_figures())[name] = value;
+    progress.artifacts = std::move(published);
+    shown = progress.shown;
+    batch.PutStage(record_.id, progress.ToRecord());
+    batch.DropResults(record_.id, shown.id());
+    if (output.summary_json.has_value()) {
+      record_.summary = *output.summary_json;
+      batch.UpdateRun(record_);
+    }
+  }
+  environment_.observer->StagePublished(shown.id(), shown.seconds(), output.figures);
+  if (output.summary_json.has_value()) environment_.observer->Summarised(*output.summary_json);
+  return CommitWithEvent(std::move(batch), &shown, "stage finished");
+}
+
+absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, Context& context) {
+  const std::map<std::string, std::string> artifacts = Artifacts();
+  std::set<Placement> needed_now;
+  std::set<Placement> needed_later;
+  for (size_t i = index; i < stages_.size(); ++i) {
+    for (const ModelNeed& need : stages_[i]->models()) {
+      const auto request = LoadRequest(need, recipe_, artifacts);
+      if (i == index) ALMOST_RETURN_IF_ERROR(request.status());
+      if (request.ok()) (i == index ? needed_now : needed_later).insert({need.host, request->name()});
+    }
+  }
+  const std::string holder = absl::StrCat("runs/", context.run_id());
+  needed_later.insert(needed_now.begin(), needed_now.end());
+  environment_.placement->ReleaseAllBut(holder, needed_later);
+
+  for (const ModelNeed& need : stage.models()) {
+    ALMOST_ASSIGN_OR_RETURN(types::v1::LoadModelRequest request, LoadRequest(need, recipe_, artifacts));
+    {
+      // What the run saw before a restart, or in an earlier stage, must be what it sees now.
+      const absl::MutexLock lock(&mutex_);
+      for (size_t i = 0; i <= index; ++i) {
+        for (const ModelNeed& other : stages_[i]->models()) {
+          const auto bits = progress_[i].models.find(other.role);
+          if (bits != progress_[i].models.end() && other.recipe_model == need.recipe_model &&
+              other.stage == need.stage) {
+            request.set_expected_digest(bits->second.digest);
+          }
+        }
+      }
+    }
+    environment_.placement->Hold(holder, {need.host, request.name()});
+    auto model = context.services().PlaceModel(need.host, request);
+    if (absl::IsResourceExhausted(model.status())) {
+      environment_.placement->ReleaseAllBut(holder, needed_now);
+      model = context.services().PlaceModel(need.host, request);
+    }
+    if (!model.ok()) return Annotate(model.status(), absl::StrCat("loading model ", need.role));
+    PlacedModel placed;
+    placed.name = request.name();
+    placed.digest = model->digest();
+    placed.numerics_id = model->numerics_id();
+    placed.context_tokens = model->context_tokens();
+    placed.prompt_format = model->prompt_format();
+    if (!need.stage.empty()) placed.artifact_digest = artifacts.at(absl::StrCat(need.stage, "/model"));
+    {
+      const absl::MutexLock lock(&mutex_);
+      const auto [bits, first] = progress_[index].models.try_emplace(
+          need.role, StageProgress::ModelBits{placed.digest, placed.numerics_id});
+      if (!first && bits->second.numerics_id != placed.numerics_id) {
+        return absl::FailedPreconditionError(absl::StrCat("model ", need.role, " was used with numerics ",
+                                                          bits->second.numerics_id, " and is loaded with ",
+                                                          placed.numerics_id, ": a stage does not mix two"));
+      }
+    }
+    context.SetModel(need.role, std::move(placed));
+  }
+  // Before the first item: what its answers come from.
+  JournalBatch batch;
+  {
+    const absl::MutexLock lock(&mutex_);
+    batch.PutStage(record_.id, progress_[index].ToRecord());
+  }
+  return environment_.journal->Commit(batch);
+}
+
+}  // namespace almost::orchestrator

@@ -1,0 +1,119 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "almost/orchestrator/v1/orchestrator.pb.h"
+#include "common/storage/artifact_store.h"
+#include "common/storage/journal.h"
+#include "nlohmann/json.hpp"
+#include "services/orchestrator/core/model_placement.h"
+#include "services/orchestrator/core/stage.h"
+#include "services/orchestrator/core/stage_progress.h"
+
+namespace almost::orchestrator {
+
+// Told what happens to runs, for metrics. Called from many threads.
+class RunObserver {
+ public:
+  virtual ~RunObserver() = default;
+  virtual void StateChanged(v1::RunState /*from*/, v1::RunState /*to*/) {}
+  virtual void StageChanged(const std::string& /*run*/, const v1::Stage& /*stage*/) {}
+  virtual void ItemEnded(absl::string_view /*stage*/, const absl::Status& /*status*/) {}
+  virtual void Retried(absl::string_view /*stage*/, const absl::Status& /*status*/) {}
+  virtual void StagePublished(absl::string_view /*stage*/, double /*seconds*/,
+                              const std::map<std::string, double>& /*figures*/) {}
+  virtual void Summarised(const std::string& /*summary_json*/) {}
+};
+
+// What every run works with; all of it outlives the runs.
+struct RunEnvironment {
+  Journal* journal = nullptr;
+  ArtifactStore* store = nullptr;
+  Services* services = nullptr;
+  ModelPlacement* placement = nullptr;
+  RunObserver* observer = nullptr;
+  // A recipe's stages in the order of the method.
+  std::function<std::vector<std::unique_ptr<Stage>>(const v1::Recipe&)> make_stages;
+  RetryPolicy retry;
+  int concurrent_items = 8;           // of one run
+  double max_set_aside_share = 0.01;  // of a stage's items; more fail the stage
+  absl::Duration progress_interval = absl::Milliseconds(500);
+  nlohmann::json provenance;  // written beside every artifact, with the time
+};
+
+// One run at work: its stages one after the other, each one's items side by side. What is journaled is enough
+// to go on from anywhere, so that losing this object (or the process) loses no more than items under way.
+class RunExecution {
+ public:
+  enum class StopKind {
+    kShutdown,  // the journal still says it runs: the next process goes on
+    kCancel,    // the run ends as cancelled
+  };
+
+  // Starts at once. `stages`: what the journal knows of them.
+  RunExecution(const RunEnvironment& environment, RunRecord record, v1::Recipe recipe,
+               std::vector<StageProgress> stages, int64_t num_events);
+  // Stops it for a restart, waiting for calls under way to end.
+  ~RunExecution();
+
+  void RequestStop(StopKind kind);
+  bool WaitUntilEnded(absl::Duration timeout) const;
+  // Whether it has ended: nothing changes any more.
+  bool ended() const;
+
+  v1::Run Snapshot() const;
+  // Waits until the journal holds more than `num_events` events of the run, or it has ended.
+  void WaitForEvent(int64_t num_events, absl::Duration timeout) const;
+
+ private:
+  class Context;
+
+  void Main();
+  absl::Status Execute();
+  absl::Status RunStage(Stage& stage, size_t index);
+  absl::Status PlaceModels(Stage& stage, size_t index, Context& context);
+  absl::Status Publish(Stage& stage, size_t index, Context& context, const ItemResults& results);
+
+  // Commits `batch` with an event about `stage` (or the run, if null).
+  absl::Status CommitWithEvent(JournalBatch batch, const v1::Stage* stage, absl::string_view message);
+  // Adds an event to `batch`, unless one came a moment ago; returns whether it did.
+  bool AddProgressEvent(JournalBatch& batch, size_t index);
+  void EventCommitted();
+  void SetItems(size_t index, int64_t num_done, int64_t num_set_aside, int64_t num_items);
+  void SetPaused(const absl::Status& why);
+  void SetState(v1::RunState state, const absl::Status& error);
+  std::map<std::string, std::string> Artifacts() const;
+  // Its seconds up to now.
+  v1::Stage Shown(size_t index) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+
+  const RunEnvironment environment_;
+  const v1::Recipe recipe_;
+  const std::vector<std::unique_ptr<Stage>> stages_;
+  std::stop_source stop_;
+
+  mutable absl::Mutex mutex_;
+  RunRecord record_ ABSL_GUARDED_BY(mutex_);
+  absl::Status error_ ABSL_GUARDED_BY(mutex_);
+  std::vector<StageProgress> progress_ ABSL_GUARDED_BY(mutex_);  // like stages_
+  std::chrono::steady_clock::time_point stage_start_ ABSL_GUARDED_BY(mutex_);
+  std::chrono::steady_clock::time_point last_progress_event_ ABSL_GUARDED_BY(mutex_);
+  int64_t num_events_ ABSL_GUARDED_BY(mutex_);
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+
+  std::jthread thread_;  // last: starts when all else is there
+};
+
+}  // namespace almost::orchestrator

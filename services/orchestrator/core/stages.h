@@ -1,0 +1,33 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "services/orchestrator/core/stage.h"
+
+namespace almost::orchestrator {
+
+// What stages must know of where they run, besides the recipe.
+struct StageSettings {
+  std::string reward_target;  // where the trainer finds the reward service
+};
+
+// Mines prompts round by round, or takes the recipe's. METHOD.md section 1.
+std::unique_ptr<Stage> MakePromptStage(const v1::Recipe& recipe);
+// An item is a configuration's answers to a chunk of the prompts. Section 2.
+std::unique_ptr<Stage> MakeResponseStage(const v1::Recipe& recipe);
+// Pairs from the ranking; where a scorer has to agree, an item is a chunk of pairs. Section 3.
+std::unique_ptr<Stage> MakeComparisonStage();
+// A training job each. Sections 4, 6 and 7.
+std::unique_ptr<Stage> MakeRewardModelStage();
+std::unique_ptr<Stage> MakeSftStage();
+std::unique_ptr<Stage> MakeRlStage(const StageSettings& settings);
+// An item is a chunk of dialogues; what the whole set decides is decided at the end. Section 5.
+std::unique_ptr<Stage> MakeDemonstrationStage(const v1::Recipe& recipe);
+
+// The stages that `recipe` (defaults filled in) has, in the order of the method: those it sets and whose
+// inputs it makes.
+std::vector<std::unique_ptr<Stage>> MakeStages(const v1::Recipe& recipe, const StageSettings& settings);
+
+}  // namespace almost::orchestrator
