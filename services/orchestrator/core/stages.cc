@@ -18,6 +18,7 @@ std::vector<std::unique_ptr<Stage>> MakeStages(const v1::Recipe& recipe, const S
   if (demonstrations) stages.push_back(MakeDemonstrationStage(recipe));
   if (sft) stages.push_back(MakeSftStage());
   if (rl) stages.push_back(MakeRlStage(settings));
+  if (prompts && recipe.has_evaluation()) stages.push_back(MakeEvaluationStage(recipe));
   return stages;
 }
 

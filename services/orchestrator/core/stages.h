@@ -26,6 +26,9 @@ std::unique_ptr<Stage> MakeRlStage(const StageSettings& settings);
 // An item is a chunk of dialogues; what the whole set decides is decided at the end. Section 5.
 std::unique_ptr<Stage> MakeDemonstrationStage(const v1::Recipe& recipe);
 
+// Asks models, reward model and judge about the evaluation prompts; an item is a chunk of these. Section 8.
+std::unique_ptr<Stage> MakeEvaluationStage(const v1::Recipe& recipe);
+
 // The stages that `recipe` (defaults filled in) has, in the order of the method: those it sets and whose
 // inputs it makes.
 std::vector<std::unique_ptr<Stage>> MakeStages(const v1::Recipe& recipe, const StageSettings& settings);

@@ -1,0 +1,210 @@
+#include "services/orchestrator/core/evaluation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <optional>
+
+#include "common/base/random.h"
+#include "services/orchestrator/core/statistics.h"
+
+namespace almost::orchestrator {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr double kClearDifference = 1.0;  // of the judge's 0 to 10
+
+ordered_json ToJson(const Estimate& estimate) {
+  return {{"value", estimate.value}, {"low", estimate.low}, {"high", estimate.high}, {"n", estimate.n}};
+}
+
+// 1 when the better answer has more of it, 1/2 when both have the same; nothing where one was not measured.
+std::optional<double> Picks(const ordered_json& better, const ordered_json& worse, const char* by) {
+  if (!better.contains(by) || !worse.contains(by)) return std::nullopt;
+  const double a = better[by], b = worse[by];
+  return a > b ? 1.0 : a == b ? 0.5 : 0.0;
+}
+
+class Evaluation {
+ public:
+  Evaluation(const std::vector<EvaluatedPrompt>& prompts, const EvaluationSettings& settings)
+      : prompts_(prompts), settings_(settings) {}
+
+  ordered_json Run() {
+    RewardModelAccuracy();
+    WinRates();
+    Systems();
+    BestOfN();
+    return std::move(out_);
+  }
+
+ private:
+  Estimate Bootstrap(const std::vector<Share>& units, absl::string_view purpose) const {
+    return BootstrapRatio(units, settings_.bootstrap, DeriveSeed(settings_.seed, purpose));
+  }
+
+  // How often each rule picks the answer that the judge scores clearly higher; a unit is a prompt's pairs.
+  struct Accuracy {
+    std::map<std::string, std::vector<Share>> units;  // by rule
+
+    void Add(const std::vector<std::pair<const ordered_json*, const ordered_json*>>& pairs) {
+      for (const char* rule : {"reward", "num_tokens", "likelihood"}) {
+        Share share{0, 0};
+        for (const auto& [a, b] : pairs) {
+          const double difference = a->at("score").get<double>() - b->at("score").get<double>();
+          const auto right = difference > 0 ? Picks(*a, *b, rule) : Picks(*b, *a, rule);
+          if (!right) continue;
+          share.part += *right;
+          share.whole += 1;
+        }
+        units[rule].push_back(share);
+      }
+    }
+    bool Measured(const std::string& rule) const {
+      const auto found = units.find(rule);
+      return found != units.end() && std::any_of(found->second.begin(), found->second.end(),
+                                                 [](const Share& share) { return share.whole > 0; });
+    }
+  };
+
+  static bool Clear(const ordered_json& a, const ordered_json& b) {
+    return a.contains("score") && b.contains("score") &&
+           std::abs(a["score"].get<double>() - b["score"].get<double>()) >= kClearDifference;
+  }
+
+  void RewardModelAccuracy() {
+    Accuracy mixed, same;
+    std::vector<double> rewards, lengths;
+    const size_t wanted =
+        prompts_.empty() ? 0 : (settings_.num_pairs + prompts_.size() - 1) / prompts_.size();
+    for (const EvaluatedPrompt& prompt : prompts_) {
+      std::vector<const ordered_json*> vanilla;
+      for (const auto& [system, answer] : prompt["answers"].items()) {
+        if (system != "sft" && system != "rl") vanilla.push_back(&answer);
+        if (!answer.contains("reward")) continue;
+        rewards.push_back(answer["reward"]);
+        lengths.push_back(answer["num_tokens"]);
+      }
+      RandomStream random(DeriveSeed(settings_.seed, "pairs"), prompt["id"].get<uint64_t>());
+      std::vector<std::pair<const ordered_json*, const ordered_json*>> pairs;
+      for (size_t a = 0; a < vanilla.size(); ++a) {
+        for (size_t b = a + 1; b < vanilla.size(); ++b) {
+          if (Clear(*vanilla[a], *vanilla[b])) pairs.emplace_back(vanilla[a], vanilla[b]);
+        }
+      }
+      random.Shuffle(pairs);
+      pairs.resize(std::min(pairs.size(), wanted));
+      mixed.Add(pairs);
+      const ordered_json& candidates = prompt["candidates"];
+      if (candidates.size() >= 2 && Clear(candidates[0], candidates[1]))
+        same.Add({{&candidates[0], &candidates[1]}});
+    }
+    const auto report = [&](const Accuracy& accuracy, ordered_json& into, const std::string& rm,
+                            const std::string& length, const std::string& likelihood) {
+      for (const auto& [rule, name] : {std::pair<std::string, std::string>{"reward", rm},
+                                       {"num_tokens", length},
+                                       {"likelihood", likelihood}}) {
+        if (accuracy.Measured(rule)) into[name] = ToJson(Bootstrap(accuracy.units.at(rule), "accuracy"));
+      }
+    };
+    report(mixed, out_, "rm_accuracy", "rm_accuracy_length_only", "rm_accuracy_likelihood");
+    report(same, out_["rm_same_configuration"], "rm", "length_only", "likelihood");
+    if (!rewards.empty()) out_["rm_length_correlation"] = Correlation(rewards, lengths);
+  }
+
+  void WinRates() {
+    for (const auto& [pair, name] : {std::pair<const char*, const char*>{"sft/baseline", "win_rate_sft"},
+                                     {"rl/baseline", "win_rate_rl"},
+                                     {"rl/sft", "win_rate_rl_over_sft"}}) {
+      WinCounts counts;
+      std::vector<Share> units;
+      for (const EvaluatedPrompt& prompt : prompts_) {
+        if (!prompt["verdicts"].contains(pair)) continue;
+        const std::string verdict = prompt["verdicts"][pair];
+        if (verdict == "unparsable") {
+          ++counts.unparsable;
+          continue;
+        }
+        ++(verdict == "win" ? counts.win : verdict == "loss" ? counts.loss : counts.tie);
+        units.push_back({verdict == "win" ? 1.0 : verdict == "loss" ? 0.0 : 0.5, 1});
+      }
+      if (units.empty()) continue;
+      out_[name] = ToJson(Bootstrap(units, name));
+      out_["wins"][name] = {
+          {"win", counts.win}, {"tie", counts.tie}, {"loss", counts.loss}, {"unparsable", counts.unparsable}};
+    }
+  }
+
+  void Systems() {
+    std::vector<std::string> systems = settings_.grid;
+    for (const std::string& other : {settings_.baseline, std::string("sft"), std::string("rl")}) {
+      if (std::find(systems.begin(), systems.end(), other) == systems.end()) systems.push_back(other);
+    }
+    out_["systems"] = ordered_json::array();
+    for (const std::string& system : systems) {
+      std::vector<Share> scores, tokens;
+      for (const EvaluatedPrompt& prompt : prompts_) {
+        if (!prompt["answers"].contains(system)) continue;
+        const ordered_json& answer = prompt["answers"][system];
+        if (answer.contains("score")) scores.push_back({answer["score"], 1});
+        tokens.push_back({answer["num_tokens"], 1});
+      }
+      if (tokens.empty()) continue;
+      ordered_json entry = {{"id", system}};
+      if (!scores.empty()) entry["score"] = ToJson(Bootstrap(scores, "scores"));
+      entry["tokens"] = ToJson(Bootstrap(tokens, "tokens"));
+      out_["systems"].push_back(std::move(entry));
+    }
+  }
+
+  void BestOfN() {
+    ordered_json curve = ordered_json::array();
+    for (int n = 1; n <= settings_.best_of; n *= 2) {
+      std::map<std::string, std::vector<Share>> units;
+      for (const EvaluatedPrompt& prompt : prompts_) {
+        const ordered_json& candidates = prompt["candidates"];
+        if (candidates.size() < size_t(n) || !candidates[0].contains("score") ||
+            !candidates[0].contains("reward")) {
+          continue;
+        }
+        size_t chosen = 0, longest = 0;
+        double sum = 0, oracle = 0;
+        for (size_t c = 0; c < size_t(n); ++c) {
+          if (candidates[c]["reward"] > candidates[chosen]["reward"]) chosen = c;
+          if (candidates[c]["num_tokens"] > candidates[longest]["num_tokens"]) longest = c;
+          sum += candidates[c]["score"].get<double>();
+          oracle = std::max(oracle, candidates[c]["score"].get<double>());
+        }
+        units["chosen"].push_back({candidates[chosen]["score"], 1});
+        units["random"].push_back({sum / n, 1});
+        units["oracle"].push_back({oracle, 1});
+        units["longest"].push_back({candidates[longest]["score"], 1});
+        units["tokens"].push_back({candidates[chosen]["num_tokens"], 1});
+        units["reward"].push_back({candidates[chosen]["reward"], 1});
+      }
+      if (units.empty()) return;
+      ordered_json point = {{"n", n}};
+      for (const char* name : {"chosen", "random", "oracle", "longest", "tokens", "reward"}) {
+        point[name] = ToJson(Bootstrap(units[name], "best_of"));
+      }
+      curve.push_back(std::move(point));
+    }
+    if (curve.empty()) return;
+    const ordered_json& last = curve.back();
+    out_["best_of_n"] = {{"n", last["n"]},           {"chosen", last["chosen"]},   {"random", last["random"]},
+                         {"oracle", last["oracle"]}, {"longest", last["longest"]}, {"curve", curve}};
+  }
+
+  const std::vector<EvaluatedPrompt>& prompts_;
+  const EvaluationSettings& settings_;
+  ordered_json out_ = ordered_json::object();
+};
+
+}  // namespace
+
+ordered_json Evaluate(const std::vector<EvaluatedPrompt>& prompts, const EvaluationSettings& settings) {
+  return Evaluation(prompts, settings).Run();
+}
+
+}  // namespace almost::orchestrator
