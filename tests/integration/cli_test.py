@@ -1,0 +1,100 @@
+"""The verbs of `almost` that need no service, and what it says when one is missing."""
+
+import json
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+from suite import BIN, SOURCE
+
+
+class Cli(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="almost-test-")
+        self.addCleanup(self.folder.cleanup)
+        self.path = pathlib.Path(self.folder.name)
+
+    def almost(self, *arguments, code=0):
+        done = subprocess.run([BIN / "almost", *map(str, arguments)], cwd=self.path, capture_output=True, text=True,
+                              timeout=60)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        return done.stderr if code else done.stdout
+
+    def test_every_verb_explains_itself(self):
+        help_of_all = self.almost("--help-all")
+        for verb in ("up", "run", "runs", "artifacts", "lineage", "report", "generate", "score", "train", "data", "world",
+                     "doctor"):
+            self.assertRegex(help_of_all, rf"(?m)^\s*{verb}\b")
+            self.assertIn("Usage", self.almost(verb, "--help"))
+
+    def test_version(self):
+        self.assertRegex(self.almost("--version"), r"^almost \d+\.\d+\.\d+\n$")
+
+    def test_a_wrong_command_line_is_exit_code_2(self):
+        self.assertIn("subcommand", self.almost(code=2))
+        self.assertIn("--nonsense", self.almost("runs", "list", "--nonsense", code=2))
+        self.assertIn("xml", self.almost("--output", "xml", "doctor", code=2))
+
+    def test_a_service_that_is_away_is_named_with_its_address_and_a_hint(self):
+        for arguments, service in ((("runs", "list"), "orchestrator"), (("artifacts", "ls", "x"), "orchestrator"),
+                                   (("generate", "--model", "m", "x"), "generation"),
+                                   (("score", "--model", "m", "--prompt", "p", "--response", "r"), "reward")):
+            error = self.almost(*arguments, f"--{service}", "127.0.0.1:1", code=1)
+            self.assertIn(f"{service} at 127.0.0.1:1", error)
+            self.assertIn("almost up", error)
+
+    def test_recipe_errors_name_file_line_and_field(self):
+        (self.path / "recipe.yaml").write_text("seed: 1\nprompts:\n  num_promts: 4\n")
+        self.assertIn("recipe.yaml:3: prompts.num_promts: unknown field of PromptStage; did you mean num_prompts?",
+                      self.almost("run", "recipe.yaml", code=1))
+
+    def test_compare_filter_and_prompts_work_on_plain_files(self):
+        responses = self.path / "responses"
+        responses.mkdir()
+        (responses / "prompts.txt").write_text("How do I bake bread at home?\nWhere can I learn to swim?\n")
+        long = "You knead flour, water, salt and yeast, let it rise, and bake it for an hour."
+        (responses / "large.json").write_text(json.dumps([long, "Bad one?"]))
+        (responses / "small.json").write_text(json.dumps(["Buy it at the shop around the corner, it is cheap and good.",
+                                                          "At the public pool, where courses are given each week."]))
+        (self.path / "rubric.json").write_text('["large", "small"]')
+
+        counts = json.loads(self.almost("--output", "json", "data", "filter", "--responses", responses, "--output",
+                                        "filtered"))
+        self.assertEqual(counts, {"dropped_too_short": 1, "kept": 3})
+        self.assertEqual(json.loads((self.path / "filtered/large.json").read_text()), [long, "BAD"])
+
+        self.almost("data", "compare", "--responses", "filtered", "--rubric", "rubric.json", "--output", "pairs.json")
+        pairs = json.loads((self.path / "pairs.json").read_text())
+        self.assertEqual([list(pair) for pair in pairs], [["prompt", "chosen", "rejected", "meta"]])
+        self.assertEqual((pairs[0]["chosen"], pairs[0]["meta"]), (long, "large-vs-small"))
+
+        (self.path / "mined.txt").write_text("How do I bake bread at home?\nHow do I bake good bread at home?\nShort\n")
+        counts = json.loads(self.almost("--output", "json", "data", "prompts", "--input", "mined.txt", "--output", "kept.txt"))
+        self.assertEqual(counts, {"kept": 1, "dropped_too_short": 1, "dropped_too_similar": 1})
+        self.assertEqual((self.path / "kept.txt").read_text(), "How do I bake bread at home?\n")
+
+    def test_missing_files_are_named_and_nothing_is_written(self):
+        self.assertIn("gone.json", self.almost("data", "compare", "--responses", ".", "--rubric", "gone.json", "--output",
+                                               "pairs.json", code=1))
+        self.assertFalse((self.path / "pairs.json").exists())
+
+    def test_the_world_is_a_function_of_its_seed(self):
+        corpus = self.almost("world", "corpus", "--seed", 7, "--count", 3)
+        self.assertEqual([list(json.loads(line)) for line in corpus.splitlines()], [["text"]] * 3)
+        self.assertEqual(self.almost("world", "corpus", "--seed", 7, "--first", 1, "--count", 2),
+                         "".join(corpus.splitlines(keepends=True)[1:]))
+        questions = self.almost("world", "questions", "--seed", 1, "--count", 20).splitlines()
+        self.assertEqual(len(questions), 20)
+        self.assertNotEqual(questions, self.almost("world", "questions", "--seed", 2, "--count", 20).splitlines())
+
+    def test_doctor_reports_every_part(self):
+        done = subprocess.run([BIN / "almost", "--output", "json", "doctor"], cwd=self.path, capture_output=True, text=True,
+                              timeout=120)
+        findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+        self.assertTrue({"almost", "cpu", "memory", "device", "store", "almost-generation", "orchestrator"} <= findings.keys())
+        self.assertEqual(done.returncode, int(any(finding["result"] == "FAIL" for finding in findings.values())))
+
+
+if __name__ == "__main__":
+    unittest.main()
