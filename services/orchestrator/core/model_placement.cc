@@ -54,6 +54,11 @@ void ModelPlacement::Hold(const std::string& run, const Placement& placement) {
   holders_[placement].insert(run);
 }
 
+bool ModelPlacement::IsHeld(const Placement& placement) const {
+  const absl::MutexLock lock(&mutex_);
+  return holders_.contains(placement);
+}
+
 void ModelPlacement::ReleaseAllBut(const std::string& run, const std::set<Placement>& keep) {
   std::vector<Placement> unwanted;
   {

@@ -30,13 +30,15 @@ class ModelPlacement {
 
   // Before `run` loads it.
   void Hold(const std::string& run, const Placement& placement);
+  // Whether any run wants it.
+  bool IsHeld(const Placement& placement) const;
   // `run` no longer needs any but `keep`; unloads what now no run holds. That a host does not answer is no
   // matter: it is the host's memory.
   void ReleaseAllBut(const std::string& run, const std::set<Placement>& keep);
 
  private:
   Services* const services_;
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   std::map<Placement, std::set<std::string>> holders_ ABSL_GUARDED_BY(mutex_);
 };
 

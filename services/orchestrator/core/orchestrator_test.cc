@@ -11,6 +11,7 @@
 #include "common/storage/fault_env.h"
 #include "common/storage/faulting_disk.h"
 #include "google/protobuf/util/json_util.h"
+#include "services/orchestrator/core/lineage.h"
 #include "services/orchestrator/core/scripted_services.h"
 #include "services/orchestrator/core/stages.h"
 
@@ -163,6 +164,37 @@ TEST_F(OrchestratorTest, RunsTheMethodFromPromptsToRl) {
   EXPECT_TRUE(services_->models().empty());
   EXPECT_TRUE(fs::exists(store_->root() / "runs/r/sft/curves.jsonl"));
   EXPECT_TRUE(fs::exists(store_->root() / "runs/r/rl/model/model.safetensors"));
+}
+
+TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
+  const auto hashes = UndisturbedHashes();
+  const std::string prompts = "artifacts/" + hashes.at("prompts/prompts");
+  const std::string responses = "artifacts/" + hashes.at("responses/responses");
+  const std::string comparison = "artifacts/" + hashes.at("comparisons/comparisons") + "/0";
+  const std::string demonstrations = "artifacts/" + hashes.at("demonstrations/demonstrations");
+
+  const auto back = Lineage(*store_, comparison, false).value();
+  const auto line = nlohmann::json::parse(back.front().json());
+  std::vector<std::string> names;
+  for (const v1::LineageNode& node : back) names.push_back(node.name());
+  for (const char* const key : {"chosen_id", "rejected_id"}) {
+    EXPECT_THAT(names, Contains(absl::StrCat(responses, "/", line.at(key).get<int64_t>())));
+  }
+  EXPECT_THAT(names, Contains(absl::StrCat(prompts, "/", line.at("prompt_id").get<int64_t>())));
+
+  const auto player = Lineage(*store_, demonstrations + "/3", false).value();
+  names.clear();
+  for (const v1::LineageNode& node : player) names.push_back(node.name());
+  EXPECT_THAT(names, Contains("artifacts/" + hashes.at("reward_model/model")));
+
+  const int64_t prompt = nlohmann::json::parse(player.front().json()).at("prompt_id");
+  const auto onward = Lineage(*store_, absl::StrCat(prompts, "/", prompt), true).value();
+  names.clear();
+  for (const v1::LineageNode& node : onward) names.push_back(node.name());
+  EXPECT_THAT(names, Contains(demonstrations + "/3"));
+
+  EXPECT_EQ(Lineage(*store_, "artifacts/x/y", false).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Lineage(*store_, prompts + "/70", false).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(OrchestratorTest, EqualSeedsGiveEqualHashesAndOthersDoNot) {

@@ -1,0 +1,126 @@
+#include "services/orchestrator/core/recipe_check.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/storage/fault_env.h"
+#include "google/protobuf/util/json_util.h"
+#include "services/orchestrator/core/scripted_services.h"
+
+namespace almost::orchestrator {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+constexpr char kRecipe[] = R"json({
+  "seed": 7, "prompt_format": "world",
+  "models": [{"id": "S", "source": "tiny/S"}, {"id": "L", "source": "tiny/L"}],
+  "demonstrations": [{"id": "good", "texts": ["\n\n-----\n\nHuman: Who?\n\nAssistant: Me."]}],
+  "prompts": {"model": "L", "seed_text": "\nWhat is a?\nWhat is b?\n", "num_prompts": 20,
+              "attempts_per_round": 10, "max_rounds": 9, "num_shots": 2},
+  "responses": {"sampling": {"max_new_tokens": 20}, "configurations": [
+    {"id": "L-1-good", "model": "L", "demonstrations": "good", "shots": 1}, {"id": "S-0", "model": "S"}]},
+  "comparisons": {},
+  "reward_model": {"base_model": "S", "spec": {"epochs": 1, "batch_size": 8, "max_tokens": 64},
+                   "optimizer": {"learning_rate": 0.001}},
+  "demonstration": {"assistant": {"id": "p", "model": "L"}},
+  "sft": {"base_model": "S", "spec": {"epochs": 1, "batch_size": 8, "max_tokens": 64},
+          "optimizer": {"learning_rate": 0.001}},
+  "rl": {"spec": {"num_iterations": 1, "rollouts": 4, "epochs": 1, "minibatch_size": 4, "max_new_tokens": 8},
+         "optimizer": {"learning_rate": 0.001}},
+  "evaluation": {"baseline": {"id": "L-0", "model": "L"}, "prompts": ["Why?"]}
+})json";
+
+v1::Recipe Recipe() {
+  v1::Recipe recipe;
+  EXPECT_TRUE(google::protobuf::util::JsonStringToMessage(kRecipe, &recipe).ok());
+  return WithDefaults(recipe);
+}
+
+std::string Error(const v1::Recipe& recipe) { return std::string(CheckRecipe(recipe).message()); }
+
+TEST(RecipeCheckTest, FillsInTheStatedDefaults) {
+  const v1::Recipe recipe = Recipe();
+  EXPECT_EQ(recipe.comparisons().rule(), v1::ComparisonStage::RULE_PAPER);
+  EXPECT_EQ(recipe.comparisons().rubric_size(), 2);
+  EXPECT_EQ(recipe.demonstration().num_candidates(), 4);
+  EXPECT_EQ(recipe.demonstration().max_turns(), 2);
+  EXPECT_EQ(recipe.responses().filter(), "world");
+  EXPECT_EQ(recipe.evaluation().bootstrap(), 2000);
+  EXPECT_EQ(CheckRecipe(recipe), absl::OkStatus());
+}
+
+TEST(RecipeCheckTest, NamesTheFieldThatIsWrong) {
+  const auto expect = [](const char* start, const std::function<void(v1::Recipe&)>& change) {
+    v1::Recipe recipe = Recipe();
+    change(recipe);
+    EXPECT_THAT(Error(recipe), StartsWith(start));
+    EXPECT_EQ(CheckRecipe(recipe).code(), absl::StatusCode::kInvalidArgument);
+  };
+  expect("prompt_format: ", [](auto& r) { r.set_prompt_format("papper"); });
+  expect("models: ", [](auto& r) { r.clear_models(); });
+  expect("models[1].id: ", [](auto& r) { r.mutable_models(1)->set_id("S"); });
+  expect("models[0].id: ", [](auto& r) { r.mutable_models(0)->set_id("../S"); });
+  expect("models[0].source: ", [](auto& r) { r.mutable_models(0)->clear_source(); });
+  expect("prompts: ", [](auto& r) { r.clear_prompts(); });
+  expect("prompts.model: ", [](auto& r) { r.mutable_prompts()->set_model("XL"); });
+  expect("prompts.num_prompts: ", [](auto& r) { r.mutable_prompts()->set_num_prompts(0); });
+  expect("prompts.num_shots: ", [](auto& r) { r.mutable_prompts()->set_num_shots(3); });
+  expect("prompts.seed_text: ", [](auto& r) { r.mutable_prompts()->clear_seed_text(); });
+  expect("prompts.sampling.top_p: ", [](auto& r) { r.mutable_prompts()->mutable_sampling()->set_top_p(0); });
+  expect("prompts.sampling.temperature: ",
+         [](auto& r) { r.mutable_prompts()->mutable_sampling()->set_temperature(std::nan("")); });
+  expect("responses.configurations[1].id: ",
+         [](auto& r) { r.mutable_responses()->mutable_configurations(1)->set_id("L-1-good"); });
+  expect("responses.configurations[1].model: ",
+         [](auto& r) { r.mutable_responses()->mutable_configurations(1)->set_model("M"); });
+  expect("responses.configurations[0].demonstrations: ",
+         [](auto& r) { r.mutable_responses()->mutable_configurations(0)->set_demonstrations("bad"); });
+  expect("responses.filter: ", [](auto& r) { r.mutable_responses()->set_filter("none"); });
+  expect("comparisons.rubric[0].configurations: ",
+         [](auto& r) { r.mutable_comparisons()->mutable_rubric(0)->set_configurations(0, "X"); });
+  expect("reward_model.spec.epochs: ",
+         [](auto& r) { r.mutable_reward_model()->mutable_spec()->set_epochs(0); });
+  expect("reward_model.spec.dataset: ",
+         [](auto& r) { r.mutable_reward_model()->mutable_spec()->set_dataset("x"); });
+  expect("demonstration.drop_lowest_share: ",
+         [](auto& r) { r.mutable_demonstration()->set_drop_lowest_share(1); });
+  expect("sft.optimizer.learning_rate: ", [](auto& r) { r.mutable_sft()->clear_optimizer(); });
+  expect("rl.spec.minibatch_size: ", [](auto& r) { r.mutable_rl()->mutable_spec()->set_minibatch_size(5); });
+  expect("evaluation.prompts: ", [](auto& r) { r.mutable_evaluation()->clear_prompts(); });
+}
+
+TEST(RecipeCheckTest, RefusesMoreShotsThanAFileHolds) {
+  v1::Recipe recipe = Recipe();
+  recipe.mutable_responses()->mutable_configurations(0)->set_shots(2);
+  EXPECT_EQ(CheckRecipe(recipe).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Error(recipe), StartsWith("responses.configurations[0].shots: asks for 2"));
+}
+
+TEST(RecipeCheckTest, LoadsEveryModelAndMeasuresWhatItWillRead) {
+  const std::filesystem::path folder = ScratchFolder();
+  const auto store = ArtifactStore::Open(folder).value();
+  ScriptedServices services(store.get());
+  const auto holds_none = [](const std::string&) { return false; };
+  EXPECT_EQ(CheckModels(Recipe(), services, holds_none), absl::OkStatus());
+  EXPECT_EQ(services.calls("LoadModel"), 2);
+  EXPECT_TRUE(services.models().empty());
+
+  v1::Recipe too_long = Recipe();  // the scripted models read 512 tokens of 4 bytes
+  too_long.mutable_responses()->mutable_sampling()->set_max_new_tokens(500);
+  absl::Status status = CheckModels(too_long, services, holds_none);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), StartsWith("responses.configurations["));
+  EXPECT_TRUE(services.models().empty());
+
+  v1::Recipe missing = Recipe();
+  missing.mutable_models(1)->set_source("missing");
+  status = CheckModels(missing, services, holds_none);
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("models[1]: "));
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace almost::orchestrator
