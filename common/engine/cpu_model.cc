@@ -1,6 +1,7 @@
 #include "common/engine/cpu_model.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -41,6 +42,49 @@ void FillRows(const std::vector<float>& bias, int rows, int width, std::vector<f
   out.assign(size_t(rows) * width, 0.0f);
   if (bias.empty()) return;
   for (int row = 0; row < rows; ++row) std::copy(bias.begin(), bias.end(), out.begin() + size_t(row) * width);
+}
+
+constexpr int kQueriesAtOnce = 6;  // what Attend reads shared blocks once for
+
+// Consecutive rows whose sequences begin with the same blocks.
+struct AttentionGroup {
+  int first_row = 0;
+  int num_rows = 0;
+  int shared_blocks = 0;  // whole for each row
+  std::array<const int*, kQueriesAtOnce> blocks;
+  std::array<int, kQueriesAtOnce> num_tokens;  // that the row attends to
+};
+
+// A row joins its predecessors where they then still share at least half of what they shared.
+std::vector<AttentionGroup> GroupRows(std::span<const SequenceChunk> chunks, int max_rows) {
+  std::vector<AttentionGroup> groups;
+  int row = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    for (size_t t = 0; t < chunk.tokens.size(); ++t, ++row) {
+      const int num_tokens = chunk.first_position + static_cast<int>(t) + 1;
+      const int whole = num_tokens / kBlockTokens;
+      const int* blocks = chunk.blocks.data();
+      if (!groups.empty() && groups.back().num_rows < max_rows) {
+        AttentionGroup& group = groups.back();
+        const int limit = std::min(whole, group.shared_blocks);
+        const int shared =
+            static_cast<int>(std::mismatch(blocks, blocks + limit, group.blocks[0]).first - blocks);
+        if (2 * shared >= group.shared_blocks) {
+          group.shared_blocks = shared;
+          group.blocks[group.num_rows] = blocks;
+          group.num_tokens[group.num_rows++] = num_tokens;
+          continue;
+        }
+      }
+      AttentionGroup& group = groups.emplace_back();
+      group.first_row = row;
+      group.num_rows = 1;
+      group.shared_blocks = whole;
+      group.blocks[0] = blocks;
+      group.num_tokens[0] = num_tokens;
+    }
+  }
+  return groups;
 }
 
 }  // namespace
@@ -149,9 +193,11 @@ void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
   }
   std::vector<float> x(size_t(rows) * d), normed(size_t(rows) * d), qkv, attended(size_t(rows) * q_width),
       gate_up, activated(size_t(rows) * c.intermediate_size);
-  const int longest_blocks = (longest + kBlockTokens - 1) / kBlockTokens;
-  std::vector<float> scores(size_t(longest_blocks) * kBlockTokens);
-  std::vector<const float*> key_blocks(longest_blocks), value_blocks(longest_blocks);
+  const std::vector<AttentionGroup> groups =
+      GroupRows(chunks, std::max(1, kQueriesAtOnce / queries_per_head));
+  const size_t scores_stride = (size_t(longest) + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
+  std::vector<float> scores(scores_stride * std::max(kQueriesAtOnce, queries_per_head));
+  std::vector<AttentionQuery> queries;
 
   float* row = x.data();
   for (const SequenceChunk& chunk : chunks) {
@@ -167,7 +213,6 @@ void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
     MatMulAdd(normed.data(), rows, layer.qkv, qkv.data());
 
     float* at = qkv.data();
-    float* out = attended.data();
     for (const SequenceChunk& chunk : chunks) {
       const int count = static_cast<int>(chunk.tokens.size());
       for (int t = 0; t < count; ++t) {
@@ -192,23 +237,22 @@ void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
                       c.head_dim * sizeof(float));
         }
       }
-      const int num_blocks = (chunk.first_position + count + kBlockTokens - 1) / kBlockTokens;
-      for (int h = 0; h < c.num_kv_heads; ++h) {
-        for (int b = 0; b < num_blocks; ++b) {
-          key_blocks[b] = cache.keys(l, chunk.blocks[b], h);
-          value_blocks[b] = cache.values(l, chunk.blocks[b], h);
-        }
-        for (int t = 0; t < count; ++t) {
-          for (int g = 0; g < queries_per_head; ++g) {
-            const int query = h * queries_per_head + g;
-            Attend(at + size_t(t) * qkv_width + query * c.head_dim, key_blocks.data(), value_blocks.data(),
-                   chunk.first_position + t + 1, c.head_dim, scale, scores.data(),
-                   out + size_t(t) * q_width + query * c.head_dim);
+      at += size_t(count) * qkv_width;
+    }
+    for (int h = 0; h < c.num_kv_heads; ++h) {
+      const HeadCache head = cache.head(l, h);
+      for (const AttentionGroup& group : groups) {
+        queries.clear();
+        for (int r = group.first_row; r < group.first_row + group.num_rows; ++r) {
+          for (int query = h * queries_per_head; query < (h + 1) * queries_per_head; ++query) {
+            queries.push_back({qkv.data() + size_t(r) * qkv_width + query * c.head_dim,
+                               group.blocks[r - group.first_row], group.num_tokens[r - group.first_row],
+                               scores.data() + queries.size() * scores_stride,
+                               attended.data() + size_t(r) * q_width + query * c.head_dim});
           }
         }
+        Attend(queries, group.shared_blocks, head, c.head_dim, scale);
       }
-      at += size_t(count) * qkv_width;
-      out += size_t(count) * q_width;
     }
     const auto add_bias = [&](const std::vector<float>& bias) {
       for (int r = 0; r < rows && !bias.empty(); ++r) {

@@ -23,6 +23,9 @@ class KvCache {
     return data_.get() + (((size_t(layer) * num_blocks_ + block) * heads_ + head) * 2) * block_head_floats_;
   }
   float* values(int layer, int block, int head) { return keys(layer, block, head) + block_head_floats_; }
+  HeadCache head(int layer, int head) {
+    return {keys(layer, 0, head), values(layer, 0, head), size_t(heads_) * 2 * block_head_floats_};
+  }
   // Block `to` becomes a copy of block `from`.
   void Copy(int from, int to);
 

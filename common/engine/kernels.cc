@@ -81,6 +81,153 @@ void TileRows(int rows, const float* x, size_t x_stride, const float* const* pan
   }
 }
 
+constexpr size_t kMaxQueries = 6;
+
+// Scores of QUERIES queries against BLOCKS blocks from block number `first` on, the same for all of them.
+template <int QUERIES, int BLOCKS>
+void ScoreBlocks(const AttentionQuery* queries, int first, const HeadCache& cache, int head_dim,
+                 float scale) {
+  const float* keys[BLOCKS];
+  for (int b = 0; b < BLOCKS; ++b) keys[b] = cache.keys + size_t(queries[0].blocks[first + b]) * cache.stride;
+  __m256 sum[QUERIES][2 * BLOCKS];
+  for (auto& row : sum) std::fill(std::begin(row), std::end(row), _mm256_setzero_ps());
+  for (int d = 0; d < head_dim; ++d) {
+    __m256 key[2 * BLOCKS];
+    for (int b = 0; b < BLOCKS; ++b) {
+      key[2 * b] = _mm256_loadu_ps(keys[b] + d * kBlockTokens);
+      key[2 * b + 1] = _mm256_loadu_ps(keys[b] + d * kBlockTokens + 8);
+    }
+    for (int q = 0; q < QUERIES; ++q) {
+      const __m256 value = _mm256_broadcast_ss(queries[q].query + d);
+      for (int c = 0; c < 2 * BLOCKS; ++c) sum[q][c] = _mm256_fmadd_ps(value, key[c], sum[q][c]);
+    }
+  }
+  for (int q = 0; q < QUERIES; ++q) {
+    float* scores = queries[q].scores + first * kBlockTokens;
+    for (int c = 0; c < 2 * BLOCKS; ++c) {
+      _mm256_storeu_ps(scores + 8 * c, _mm256_mul_ps(sum[q][c], _mm256_set1_ps(scale)));
+    }
+  }
+}
+
+void ScoreShared(std::span<const AttentionQuery> queries, int num_blocks, const HeadCache& cache,
+                 int head_dim, float scale) {
+  int b = 0;
+  const auto run = [&]<int QUERIES, int BLOCKS>() {
+    for (; b + BLOCKS <= num_blocks; b += BLOCKS) {
+      ScoreBlocks<QUERIES, BLOCKS>(queries.data(), b, cache, head_dim, scale);
+    }
+  };
+  switch (queries.size()) {
+    case 1:
+      run.operator()<1, 4>();
+      return run.operator()<1, 1>();
+    case 2:
+      run.operator()<2, 3>();
+      return run.operator()<2, 1>();
+    case 3:
+      run.operator()<3, 2>();
+      return run.operator()<3, 1>();
+    case 4:
+      return run.operator()<4, 1>();
+    case 5:
+      return run.operator()<5, 1>();
+    default:
+      return run.operator()<6, 1>();
+  }
+}
+
+// Scores become exp(score - largest), those of no token 0; returns their sum.
+float ExponentiateScores(float* scores, int num_tokens) {
+  const int padded = (num_tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
+  __m256 largest8 = _mm256_set1_ps(-INFINITY);
+  for (int i = 0; i < padded; i += 8) largest8 = _mm256_max_ps(largest8, _mm256_loadu_ps(scores + i));
+  float lanes[8];
+  _mm256_storeu_ps(lanes, largest8);
+  const __m256 largest = _mm256_set1_ps(*std::max_element(lanes, lanes + 8));
+  __m256 sum = _mm256_setzero_ps();
+  for (int i = 0; i < padded; i += 8) {
+    const __m256 e = Exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), largest));
+    _mm256_storeu_ps(scores + i, e);
+    sum = _mm256_add_ps(sum, e);
+  }
+  return HorizontalSum(sum);
+}
+
+// Output dimensions [d, d + 8·VECTORS) of QUERIES queries over tokens [begin, end), the same for all of them.
+template <int QUERIES, int VECTORS>
+void AddValues(const AttentionQuery* queries, int begin, int end, const HeadCache& cache, int head_dim,
+               int d) {
+  __m256 sum[QUERIES][VECTORS];
+  for (int q = 0; q < QUERIES; ++q) {
+    for (int c = 0; c < VECTORS; ++c) sum[q][c] = _mm256_loadu_ps(queries[q].out + d + 8 * c);
+  }
+  for (int t = begin; t < end;) {
+    const float* value = cache.values + size_t(queries[0].blocks[t / kBlockTokens]) * cache.stride + d;
+    const int block_end = std::min(end, t + kBlockTokens);
+    for (; t < block_end; ++t, value += head_dim) {
+      __m256 v[VECTORS];
+      for (int c = 0; c < VECTORS; ++c) v[c] = _mm256_loadu_ps(value + 8 * c);
+      for (int q = 0; q < QUERIES; ++q) {
+        const __m256 weight = _mm256_broadcast_ss(queries[q].scores + t);
+        for (int c = 0; c < VECTORS; ++c) sum[q][c] = _mm256_fmadd_ps(weight, v[c], sum[q][c]);
+      }
+    }
+  }
+  for (int q = 0; q < QUERIES; ++q) {
+    for (int c = 0; c < VECTORS; ++c) _mm256_storeu_ps(queries[q].out + d + 8 * c, sum[q][c]);
+  }
+}
+
+// The dimensions from `d` on that fill no vector.
+void AddRest(const AttentionQuery& q, int begin, int end, const HeadCache& cache, int head_dim, int d) {
+  for (; d < head_dim; ++d) {
+    float sum = q.out[d];
+    for (int t = begin; t < end; ++t) {
+      const float* values = cache.values + size_t(q.blocks[t / kBlockTokens]) * cache.stride;
+      sum = std::fma(q.scores[t], values[t % kBlockTokens * head_dim + d], sum);
+    }
+    q.out[d] = sum;
+  }
+}
+
+void AddShared(std::span<const AttentionQuery> queries, int num_tokens, const HeadCache& cache,
+               int head_dim) {
+  int d = 0;
+  const auto run = [&]<int QUERIES, int VECTORS>() {
+    for (; d + 8 * VECTORS <= head_dim; d += 8 * VECTORS) {
+      AddValues<QUERIES, VECTORS>(queries.data(), 0, num_tokens, cache, head_dim, d);
+    }
+  };
+  switch (queries.size()) {
+    case 1:
+      run.operator()<1, 8>();
+      run.operator()<1, 4>();
+      run.operator()<1, 1>();
+      break;
+    case 2:
+      run.operator()<2, 4>();
+      run.operator()<2, 1>();
+      break;
+    case 3:
+      run.operator()<3, 4>();
+      run.operator()<3, 1>();
+      break;
+    case 4:
+      run.operator()<4, 2>();
+      run.operator()<4, 1>();
+      break;
+    case 5:
+      run.operator()<5, 2>();
+      run.operator()<5, 1>();
+      break;
+    default:
+      run.operator()<6, 2>();
+      run.operator()<6, 1>();
+  }
+  for (const AttentionQuery& q : queries) AddRest(q, 0, num_tokens, cache, head_dim, d);
+}
+
 }  // namespace
 
 bool CpuIsSupported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -197,61 +344,35 @@ void SiluMul(const float* gate_up, int rows, int width, float* out) {
   }
 }
 
-void Attend(const float* query_D, const float* const* key_blocks, const float* const* value_blocks,
-            int num_tokens, int head_dim, float scale, float* scores, float* out_D) {
-  const int num_blocks = (num_tokens + kBlockTokens - 1) / kBlockTokens;
-  const __m256 scale8 = _mm256_set1_ps(scale);
-  __m256 largest8 = _mm256_set1_ps(-INFINITY);
-  for (int b = 0; b < num_blocks; ++b) {
-    const float* keys = key_blocks[b];
-    __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
-    for (int d = 0; d < head_dim; ++d) {
-      const __m256 q = _mm256_broadcast_ss(query_D + d);
-      low = _mm256_fmadd_ps(q, _mm256_loadu_ps(keys + d * kBlockTokens), low);
-      high = _mm256_fmadd_ps(q, _mm256_loadu_ps(keys + d * kBlockTokens + 8), high);
-    }
-    float* block_scores = scores + b * kBlockTokens;
-    _mm256_storeu_ps(block_scores, _mm256_mul_ps(low, scale8));
-    _mm256_storeu_ps(block_scores + 8, _mm256_mul_ps(high, scale8));
+void Attend(std::span<const AttentionQuery> queries, int shared_blocks, const HeadCache& cache, int head_dim,
+            float scale) {
+  for (; queries.size() > kMaxQueries; queries = queries.subspan(kMaxQueries)) {
+    Attend(queries.first(kMaxQueries), shared_blocks, cache, head_dim, scale);
+  }
+  if (shared_blocks > 0) ScoreShared(queries, shared_blocks, cache, head_dim, scale);
+  for (const AttentionQuery& q : queries) {
+    const int num_blocks = (q.num_tokens + kBlockTokens - 1) / kBlockTokens;
+    int b = shared_blocks;
+    for (; b + 4 <= num_blocks; b += 4) ScoreBlocks<1, 4>(&q, b, cache, head_dim, scale);
+    for (; b < num_blocks; ++b) ScoreBlocks<1, 1>(&q, b, cache, head_dim, scale);
     // What lies past the query in its own block is another's, or not yet written.
-    for (int t = num_tokens - b * kBlockTokens; t < kBlockTokens; ++t) block_scores[t] = -INFINITY;
-    largest8 = _mm256_max_ps(largest8,
-                             _mm256_max_ps(_mm256_loadu_ps(block_scores), _mm256_loadu_ps(block_scores + 8)));
+    std::fill(q.scores + q.num_tokens, q.scores + num_blocks * kBlockTokens, -INFINITY);
   }
-  float lanes[8];
-  _mm256_storeu_ps(lanes, largest8);
-  const float largest = *std::max_element(lanes, lanes + 8);
-
-  __m256 sum8 = _mm256_setzero_ps();
-  for (int i = 0; i < num_blocks * kBlockTokens; i += 8) {
-    const __m256 e = Exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), _mm256_set1_ps(largest)));
-    _mm256_storeu_ps(scores + i, e);
-    sum8 = _mm256_add_ps(sum8, e);
+  float inverse[kMaxQueries];
+  for (size_t i = 0; i < queries.size(); ++i) {
+    inverse[i] = 1.0f / ExponentiateScores(queries[i].scores, queries[i].num_tokens);
+    std::fill(queries[i].out, queries[i].out + head_dim, 0.0f);
   }
-  const float inverse = 1.0f / HorizontalSum(sum8);
-
-  // Output dimensions in registers, 32 at a time; tokens in order.
-  for (int d0 = 0; d0 < head_dim; d0 += 32) {
-    const int width = std::min(32, head_dim - d0);
-    if (width == 32) {
-      __m256 out[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-      for (int t = 0; t < num_tokens; ++t) {
-        const float* value = value_blocks[t / kBlockTokens] + (t % kBlockTokens) * head_dim + d0;
-        const __m256 weight = _mm256_broadcast_ss(scores + t);
-        for (int c = 0; c < 4; ++c) out[c] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(value + 8 * c), out[c]);
-      }
-      for (int c = 0; c < 4; ++c) {
-        _mm256_storeu_ps(out_D + d0 + 8 * c, _mm256_mul_ps(out[c], _mm256_set1_ps(inverse)));
-      }
-    } else {
-      for (int d = d0; d < d0 + width; ++d) {
-        float sum = 0;
-        for (int t = 0; t < num_tokens; ++t) {
-          sum = std::fma(scores[t], value_blocks[t / kBlockTokens][(t % kBlockTokens) * head_dim + d], sum);
-        }
-        out_D[d] = sum * inverse;
-      }
-    }
+  if (shared_blocks > 0) AddShared(queries, shared_blocks * kBlockTokens, cache, head_dim);
+  for (size_t i = 0; i < queries.size(); ++i) {
+    const AttentionQuery& q = queries[i];
+    int d = 0;
+    const int begin = shared_blocks * kBlockTokens;
+    for (; d + 64 <= head_dim; d += 64) AddValues<1, 8>(&q, begin, q.num_tokens, cache, head_dim, d);
+    for (; d + 32 <= head_dim; d += 32) AddValues<1, 4>(&q, begin, q.num_tokens, cache, head_dim, d);
+    for (; d + 8 <= head_dim; d += 8) AddValues<1, 1>(&q, begin, q.num_tokens, cache, head_dim, d);
+    AddRest(q, begin, q.num_tokens, cache, head_dim, d);
+    for (int c = 0; c < head_dim; ++c) q.out[c] *= inverse[i];
   }
 }
 

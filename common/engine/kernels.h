@@ -52,14 +52,29 @@ void SiluMul(const float* gate_up, int rows, int width, float* out);
 // exp(x) by a fixed polynomial, relative error under 2e-7; 0 below -87.3.
 void Exp(float* x, int count);
 
-// Keys and values of one head in blocks of 16 tokens: keys transposed [D, 16], values [16, D].
+// Keys and values of one head in blocks of 16 tokens: block b has its keys, transposed [D, 16], at
+// keys + b · stride, and its values, [16, D], at values + b · stride.
 inline constexpr int kBlockTokens = 16;
+struct HeadCache {
+  const float* keys;
+  const float* values;
+  size_t stride;
+};
 
-// Softmax attention of one query over the first `num_tokens` tokens of a sequence; out_D. `scores` is scratch
-// for num_tokens rounded up to 16. Blocks are read in order, so chunks, sharing and recomputation change no
-// bit.
-void Attend(const float* query_D, const float* const* key_blocks, const float* const* value_blocks,
-            int num_tokens, int head_dim, float scale, float* scores, float* out_D);
+// A query over the first `num_tokens` tokens of the sequence that lies in `blocks`.
+struct AttentionQuery {
+  const float* query;  // [D]
+  const int* blocks;
+  int num_tokens;
+  float* scores;  // scratch for num_tokens rounded up to 16
+  float* out;     // [D]
+};
+
+// Softmax attention of each query. The first `shared_blocks` blocks are the same for all and whole for each:
+// they are read once for up to six queries. Scores are one chain over D, outputs one chain over the tokens in
+// order, so company, chunks, sharing and recomputation change no bit.
+void Attend(std::span<const AttentionQuery> queries, int shared_blocks, const HeadCache& cache, int head_dim,
+            float scale);
 
 // x · y in eight fixed lanes.
 float Dot(const float* x, const float* y, int count);

@@ -145,31 +145,39 @@ TEST(SiluMulTest, AgreesWithDouble) {
   }
 }
 
+// Keys and values of one head in scattered blocks; slots that hold no token hold NaN, which must not be
+// looked at.
+struct ScatteredHead {
+  ScatteredHead(int head_dim_in, int num_blocks)
+      : head_dim(head_dim_in),
+        data(size_t(num_blocks) * 2 * 16 * head_dim, std::numeric_limits<float>::quiet_NaN()) {}
+  HeadCache cache() const {
+    return {data.data(), data.data() + size_t(16) * head_dim, size_t(2) * 16 * head_dim};
+  }
+  void Put(int block, int slot, const float* key, const float* value) {
+    float* at = data.data() + size_t(block) * 2 * 16 * head_dim;
+    for (int d = 0; d < head_dim; ++d) {
+      at[d * 16 + slot] = key[d];
+      at[(16 + slot) * head_dim + d] = value[d];
+    }
+  }
+  int head_dim;
+  std::vector<float> data;
+};
+
 TEST(AttendTest, IsSoftmaxAttentionOverScatteredBlocks) {
-  for (const int head_dim : {8, 24, 32, 40, 64, 128}) {
+  for (const int head_dim : {2, 8, 24, 32, 40, 64, 128}) {
     for (const int tokens : {1, 15, 16, 17, 100}) {
-      const int num_blocks = (tokens + 15) / 16;
       const std::vector<float> query = Random(9, head_dim), keys = Random(10, tokens * head_dim),
                                values = Random(11, tokens * head_dim);
-      // Unwritten slots hold NaN: they must not be looked at.
-      const float nan = std::numeric_limits<float>::quiet_NaN();
-      std::vector<std::vector<float>> key_store(num_blocks, std::vector<float>(16 * head_dim, nan)),
-          value_store = key_store;
-      std::vector<const float*> key_blocks, value_blocks;
-      for (int t = 0; t < tokens; ++t) {
-        for (int d = 0; d < head_dim; ++d) {
-          key_store[t / 16][d * 16 + t % 16] = keys[t * head_dim + d];
-          value_store[t / 16][t % 16 * head_dim + d] = values[t * head_dim + d];
-        }
-      }
-      for (int b = 0; b < num_blocks; ++b) {
-        key_blocks.push_back(key_store[b].data());
-        value_blocks.push_back(value_store[b].data());
-      }
+      ScatteredHead head(head_dim, 8);
+      const std::vector<int> blocks = {5, 2, 7, 0, 1, 6, 3};
+      for (int t = 0; t < tokens; ++t)
+        head.Put(blocks[t / 16], t % 16, &keys[t * head_dim], &values[t * head_dim]);
       const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
-      std::vector<float> scores(num_blocks * 16), out(head_dim);
-      Attend(query.data(), key_blocks.data(), value_blocks.data(), tokens, head_dim, scale, scores.data(),
-             out.data());
+      std::vector<float> scores(112), out(head_dim);
+      const AttentionQuery one{query.data(), blocks.data(), tokens, scores.data(), out.data()};
+      Attend({&one, 1}, 0, head.cache(), head_dim, scale);
 
       std::vector<double> weights(tokens), wanted(head_dim);
       double sum = 0;
@@ -182,6 +190,37 @@ TEST(AttendTest, IsSoftmaxAttentionOverScatteredBlocks) {
         for (int d = 0; d < head_dim; ++d) wanted[d] += weights[t] / sum * values[t * head_dim + d];
       }
       for (int d = 0; d < head_dim; ++d) EXPECT_NEAR(out[d], wanted[d], 5e-6) << head_dim << " " << tokens;
+    }
+  }
+}
+
+TEST(AttendTest, CompanyChangesNoBit) {
+  for (const int head_dim : {8, 20, 32, 96}) {
+    // Block 0 to 4 in common, then some of each one's own.
+    constexpr int kQueries = 15;
+    ScatteredHead head(head_dim, 5 + 3 * kQueries);
+    const std::vector<float> keys = Random(1, 16 * 60 * head_dim), values = Random(2, 16 * 60 * head_dim),
+                             query = Random(3, kQueries * head_dim);
+    for (int t = 0; t < 16 * (5 + 3 * kQueries); ++t) {
+      head.Put(t / 16, t % 16, &keys[t * head_dim], &values[t * head_dim]);
+    }
+    std::vector<std::vector<int>> blocks(kQueries);
+    std::vector<float> alone(kQueries * head_dim), together(kQueries * head_dim), scores(kQueries * 128);
+    for (int count = 1; count <= kQueries; ++count) {
+      for (int shared : {0, 1, 5}) {
+        std::vector<AttentionQuery> queries;
+        for (int i = 0; i < count; ++i) {
+          blocks[i] = {0, 1, 2, 3, 4, 5 + 3 * i, 6 + 3 * i, 7 + 3 * i};
+          queries.push_back({&query[i * head_dim], blocks[i].data(), 80 + (i * 11) % 48, &scores[i * 128],
+                             &alone[i * head_dim]});
+          Attend({&queries.back(), 1}, 0, head.cache(), head_dim, 0.2f);
+          queries.back().out = &together[i * head_dim];
+        }
+        Attend(queries, shared, head.cache(), head_dim, 0.2f);
+        EXPECT_TRUE(
+            SameBits(std::span(together).first(count * head_dim), std::span(alone).first(count * head_dim)))
+            << head_dim << " " << count << " " << shared;
+      }
     }
   }
 }
