@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <latch>
+#include <condition_variable>
 #include <map>
+#include <mutex>
 #include <thread>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/engine/cpu_model.h"
@@ -27,13 +25,34 @@ struct RunningRequest {
   absl::Status error;           // what on_done gets instead of them
 };
 
+// Events that one thread counts and another waits for. (With std's mutex, as all of this file: Debian's
+// Abseil is not built for ThreadSanitizer, which then sees races where there are none.)
+class Countdown {
+ public:
+  explicit Countdown(size_t count) : left_(count) {}
+  // Under the lock to its end, so that the waiter may destroy it at once.
+  void Done() {
+    const std::lock_guard lock(mutex_);
+    if (--left_ == 0) none_left_.notify_all();
+  }
+  void Wait() {
+    std::unique_lock lock(mutex_);
+    none_left_.wait(lock, [this] { return left_ == 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable none_left_;
+  size_t left_;
+};
+
 // One ScoreCompletions or ScoreSequences under way, on its caller's stack; its items are sequences of the
 // scheduler. The engine's thread fills it until `done`.
 struct ScoringCall {
   std::vector<std::vector<float>> results;  // one an item
   int num_left = 0;                         // items without a result
   absl::Status status;
-  absl::Notification done;
+  Countdown done{1};
 };
 
 namespace {
@@ -77,15 +96,16 @@ class CpuEngine final : public Engine {
   ~CpuEngine() override {
     owner_.request_stop();
     {
-      absl::MutexLock lock(&mutex_);
+      const std::lock_guard lock(mutex_);
       stopping_ = true;
+      wake_.notify_one();
     }
     owner_.join();
   }
 
   absl::StatusOr<uint64_t> Submit(GenerationRequest request) override {
     ALMOST_RETURN_IF_ERROR(Validate(request));
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (static_cast<int>(inbox_.size()) + num_unfinished_ >= options_.max_queued_requests) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "the engine's queue holds ", options_.max_queued_requests, " requests; try again later"));
@@ -95,12 +115,14 @@ class CpuEngine final : public Engine {
     running->request = std::move(request);
     const uint64_t id = running->id;
     inbox_.push_back(std::move(running));
+    wake_.notify_one();
     return id;
   }
 
   void Cancel(uint64_t request_id) override {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     cancelled_.push_back(request_id);
+    wake_.notify_one();
   }
 
   absl::StatusOr<std::vector<std::vector<float>>> ScoreCompletions(
@@ -153,7 +175,7 @@ class CpuEngine final : public Engine {
   }
 
   EngineStats Stats() const override {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     return stats_;
   }
   const ModelConfig& config() const override { return model_->config(); }
@@ -204,12 +226,13 @@ class CpuEngine final : public Engine {
       item->scores.resize(item->num_tokens() - item->first_output);
     }
     {
-      absl::MutexLock lock(&mutex_);
+      const std::lock_guard lock(mutex_);
       if (stopping_) return absl::CancelledError("the engine is stopping");
       calls_inbox_.push_back(&call);
       for (std::unique_ptr<Sequence>& item : items) items_inbox_.push_back(std::move(item));
+      wake_.notify_one();
     }
-    call.done.WaitForNotification();
+    call.done.Wait();
     return call.status;
   }
 
@@ -221,7 +244,7 @@ class CpuEngine final : public Engine {
       Step();
     }
     {
-      absl::MutexLock lock(&mutex_);
+      const std::lock_guard lock(mutex_);
       for (auto& request : inbox_) requests_.emplace(request->id, std::move(request));
       inbox_.clear();
       calls_.insert(calls_.end(), calls_inbox_.begin(), calls_inbox_.end());
@@ -230,7 +253,7 @@ class CpuEngine final : public Engine {
     for (auto& [id, request] : requests_) request->request.on_done(stopping);
     for (ScoringCall* call : calls_) {
       call->status = stopping;
-      call->done.Notify();
+      call->done.Done();
     }
   }
 
@@ -239,14 +262,12 @@ class CpuEngine final : public Engine {
     std::vector<std::unique_ptr<Sequence>> items;
     std::vector<uint64_t> cancelled;
     {
-      absl::MutexLock lock(&mutex_);
-      const auto work = [this] {
-        mutex_.AssertHeld();
-        return stopping_ || scheduler_.num_running() + scheduler_.num_waiting() > 0 || !inbox_.empty() ||
-               !items_inbox_.empty() || !cancelled_.empty();
-      };
+      const bool busy = scheduler_.num_running() + scheduler_.num_waiting() > 0;
+      std::unique_lock lock(mutex_);
       PublishStats();
-      mutex_.Await(absl::Condition(&work));
+      wake_.wait(lock, [&] {
+        return busy || stopping_ || !inbox_.empty() || !items_inbox_.empty() || !cancelled_.empty();
+      });
       fresh.swap(inbox_);
       items.swap(items_inbox_);
       cancelled.swap(cancelled_);
@@ -414,7 +435,14 @@ class CpuEngine final : public Engine {
   }
 
   void Collect() {
-    for (std::unique_ptr<Sequence>& sequence : scheduler_.TakeFinished()) {
+    std::vector<std::unique_ptr<Sequence>> finished = scheduler_.TakeFinished();
+    if (finished.empty()) return;
+    {
+      // Whoever has its results sees statistics that count them.
+      const std::lock_guard lock(mutex_);
+      PublishStats();
+    }
+    for (std::unique_ptr<Sequence>& sequence : finished) {
       if (sequence->scoring != nullptr) {
         CollectItem(*sequence);
         continue;
@@ -451,10 +479,11 @@ class CpuEngine final : public Engine {
     call.results[item.index] = std::move(item.scores);
     if (--call.num_left > 0) return;
     std::erase(calls_, &call);
-    call.done.Notify();
+    call.done.Done();
   }
 
-  void PublishStats() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  // With mutex_ held.
+  void PublishStats() {
     BlockPool& pool = scheduler_.pool();
     stats_.running_sequences = scheduler_.num_running();
     stats_.waiting_sequences = scheduler_.num_waiting();
@@ -471,15 +500,17 @@ class CpuEngine final : public Engine {
   const EngineOptions options_;
   const std::string numerics_id_;
 
-  mutable absl::Mutex mutex_;
-  std::vector<std::unique_ptr<RunningRequest>> inbox_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::unique_ptr<Sequence>> items_inbox_ ABSL_GUARDED_BY(mutex_);
-  std::vector<ScoringCall*> calls_inbox_ ABSL_GUARDED_BY(mutex_);
-  std::vector<uint64_t> cancelled_ ABSL_GUARDED_BY(mutex_);
-  int num_unfinished_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  EngineStats stats_ ABSL_GUARDED_BY(mutex_);
+  // mutex_ guards what follows up to stats_; wake_ says that there is something new among it.
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::unique_ptr<RunningRequest>> inbox_;
+  std::vector<std::unique_ptr<Sequence>> items_inbox_;
+  std::vector<ScoringCall*> calls_inbox_;
+  std::vector<uint64_t> cancelled_;
+  int num_unfinished_ = 0;
+  uint64_t next_id_ = 1;
+  bool stopping_ = false;
+  EngineStats stats_;
 
   // The owner thread's alone.
   KvCache cache_;
@@ -518,18 +549,18 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
 std::vector<absl::StatusOr<std::vector<Candidate>>> Engine::Generate(
     std::vector<GenerationRequest> requests) {
   std::vector<absl::StatusOr<std::vector<Candidate>>> results(requests.size(), absl::UnknownError("not run"));
-  std::latch left(static_cast<std::ptrdiff_t>(requests.size()));
+  Countdown left(requests.size());
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i].on_done = [&results, &left, i](absl::StatusOr<std::vector<Candidate>> result) {
       results[i] = std::move(result);
-      left.count_down();
+      left.Done();
     };
     if (const absl::StatusOr<uint64_t> id = Submit(std::move(requests[i])); !id.ok()) {
       results[i] = id.status();
-      left.count_down();
+      left.Done();
     }
   }
-  left.wait();
+  left.Wait();
   return results;
 }
 
