@@ -24,8 +24,8 @@ bool Ended(pb::RunState state) {
 
 // What a person watches while a stage is at work, in order of preference.
 std::string NoteOf(const pb::Stage& stage) {
-  static constexpr const char* kFigures[] = {"kept",    "pairs", "loss",    "accuracy", "reward_mean",
-                                             "kl_mean", "kl",    "dropped", "win_rate"};
+  static constexpr const char* kFigures[] = {"kept", "loss",         "accuracy",   "reward_mean",
+                                             "kl",   "win_rate_sft", "win_rate_rl"};
   std::vector<std::string> parts;
   for (const char* figure : kFigures) {
     const auto value = stage.figures().find(figure);
