@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <numeric>
 
 #include "common/base/random.h"
 #include "common/engine/kernels.h"
@@ -16,51 +17,48 @@ bool AllFinite(std::span<const float> x) {
   return largest < 0x7f800000;
 }
 
+// Of a weight in [0, 1]: 32 buckets from each power of two to the next.
+size_t Bucket(float weight) { return std::bit_cast<uint32_t>(weight) >> 18; }
+
 }  // namespace
 
-double Sampler::Truncate(std::span<const float> logits, const SamplingParams& params) {
-  const size_t count = logits.size();
-  double mass = 0;
-  for (const float weight : weights_) mass += weight;
-  // Where top-k does not cut first, no nucleus reaches down to (1 - top_p) / V of the mass: all tokens below
-  // that together do not make up 1 - top_p. Half of it, for rounding.
-  const bool top_k = params.top_k > 0 && size_t(params.top_k) < count;
-  const double floor =
-      top_k ? 0 : std::max(0.5 * (1 - params.top_p) / static_cast<double>(count) * mass, params.min_p);
-  kept_.clear();
-  for (size_t i = 0; i < count; ++i) {
-    if (weights_[i] >= floor) kept_.push_back(static_cast<int32_t>(i));
+double Sampler::Mass() const {
+  // Four sums side by side: one alone would wait for itself.
+  double sums[4] = {};
+  size_t i = 0;
+  for (; i + 4 <= kept_.size(); i += 4) {
+    for (size_t lane = 0; lane < 4; ++lane) sums[lane] += weights_[kept_[i + lane]];
   }
-  const auto likelier = [&](int32_t a, int32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  };
-  size_t sorted = 0;
-  // Sorts no further than it has to: the next tokens in order are selected, then sorted among themselves.
-  const auto sort_to = [&](size_t end) {
-    end = std::min(end, kept_.size());
-    if (end <= sorted) return;
-    const auto begin = kept_.begin();
-    if (end < kept_.size()) std::nth_element(begin + sorted, begin + end, kept_.end(), likelier);
-    std::sort(begin + sorted, begin + end, likelier);
-    sorted = end;
-  };
-  if (top_k) {
-    sort_to(params.top_k);
-    kept_.resize(sorted);
-    mass = 0;
-    for (const int32_t token : kept_) mass += weights_[token];
-  }
+  for (; i < kept_.size(); ++i) sums[0] += weights_[kept_[i]];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+template <typename Amount>
+void Sampler::KeepLikeliest(std::span<const float> logits, double target, const Amount& amount) {
+  buckets_.assign(Bucket(1.0f) + 1, 0.0);
+  for (const int32_t token : kept_) buckets_[Bucket(weights_[token])] += amount(weights_[token]);
+  size_t bucket = buckets_.size() - 1;
   double reached = 0;
-  size_t nucleus = 0;
-  while (nucleus < kept_.size() && (nucleus == 0 || reached < params.top_p * mass)) {
-    if (nucleus == sorted) sort_to(std::max<size_t>(64, 4 * sorted));
-    const float weight = weights_[kept_[nucleus]];
-    if (weight < params.min_p) break;  // the likeliest's weight is 1
-    reached += weight;
-    ++nucleus;
+  while (bucket > 0 && reached + buckets_[bucket] < target) reached += buckets_[bucket--];
+
+  boundary_.clear();
+  for (const int32_t token : kept_) {
+    if (Bucket(weights_[token]) == bucket) boundary_.push_back(token);
   }
-  kept_.resize(nucleus);
-  return reached;
+  std::sort(boundary_.begin(), boundary_.end(),
+            [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
+  size_t taken = 0;
+  while (taken < boundary_.size() && reached < target) reached += amount(weights_[boundary_[taken++]]);
+  boundary_.resize(taken);
+  std::sort(boundary_.begin(), boundary_.end());
+  auto next = boundary_.begin();
+  std::erase_if(kept_, [&](int32_t token) {
+    const size_t own = Bucket(weights_[token]);
+    if (own != bucket) return own < bucket;
+    if (next == boundary_.end() || *next != token) return true;
+    ++next;
+    return false;
+  });
 }
 
 std::optional<Sampler::Draw> Sampler::operator()(std::span<const float> logits, const SamplingParams& params,
@@ -74,30 +72,25 @@ std::optional<Sampler::Draw> Sampler::operator()(std::span<const float> logits, 
     for (size_t i = 0; i < logits.size(); ++i) weights_[i] = (logits[i] - *largest) * inverse;
     Exp(weights_.data(), static_cast<int>(weights_.size()));
 
-    const double unit =
-        RandomUnit(params.seed, static_cast<uint64_t>(candidate), static_cast<uint64_t>(position));
-    double mass = 0;
-    if (params.top_p < 1 || params.top_k > 0 || params.min_p > 0) {
-      mass = Truncate(logits, params);
-      double left = unit * mass;
-      draw.token = kept_.back();
-      for (const int32_t token : kept_) {
-        if (left < weights_[token]) {
-          draw.token = token;
-          break;
-        }
-        left -= weights_[token];
+    kept_.resize(logits.size());
+    std::iota(kept_.begin(), kept_.end(), 0);
+    if (params.top_k > 0 && size_t(params.top_k) < kept_.size()) {
+      KeepLikeliest(logits, params.top_k, [](float) { return 1.0; });
+    }
+    if (params.top_p < 1)
+      KeepLikeliest(logits, params.top_p * Mass(), [](float weight) { return double{weight}; });
+    if (params.min_p > 0) std::erase_if(kept_, [&](int32_t token) { return weights_[token] < params.min_p; });
+
+    const double mass = Mass();
+    double left =
+        mass * RandomUnit(params.seed, static_cast<uint64_t>(candidate), static_cast<uint64_t>(position));
+    draw.token = kept_.back();
+    for (const int32_t token : kept_) {
+      if (left < weights_[token]) {
+        draw.token = token;
+        break;
       }
-    } else {
-      for (const float weight : weights_) mass += weight;
-      double left = unit * mass;
-      for (size_t token = 0; token < weights_.size(); ++token) {
-        if (left < weights_[token]) {
-          draw.token = static_cast<int32_t>(token);
-          break;
-        }
-        left -= weights_[token];
-      }
+      left -= weights_[token];
     }
     if (params.logprobs) draw.logprobs.sampled = static_cast<float>(std::log(weights_[draw.token] / mass));
   }

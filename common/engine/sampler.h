@@ -25,12 +25,19 @@ class Sampler {
                                  int position);
 
  private:
-  // Fills kept_ with the tokens that truncation leaves, likeliest first, and returns the sum of their
-  // weights.
-  double Truncate(std::span<const float> logits, const SamplingParams& params);
+  // Leaves in kept_ the fewest of the likeliest tokens whose amounts (a function of the weight) add up to
+  // `target`, still in the order of their ids. Without sorting: weights fall into narrow buckets, and only
+  // the bucket in which the target is reached is looked at token by token.
+  template <typename Amount>
+  void KeepLikeliest(std::span<const float> logits, double target, const Amount& amount);
 
-  std::vector<float> weights_;  // exp((logit - largest) / temperature), by token id
-  std::vector<int32_t> kept_;
+  // The sum of the weights of kept_.
+  double Mass() const;
+
+  std::vector<float> weights_;  // exp((logit - largest) / temperature), by token id; the largest is 1
+  std::vector<int32_t> kept_;   // ascending
+  std::vector<double> buckets_;
+  std::vector<int32_t> boundary_;
 };
 
 }  // namespace almost::engine

@@ -83,6 +83,18 @@ TEST(SamplerTest, DrawsFromThePlainDistribution) {
   }
 }
 
+TEST(SamplerTest, CutsWithinABucketOfEqualLogitsById) {
+  // 40 equal logits, 40 hardly smaller ones: the nucleus of half the mass are the first 40 of them all.
+  std::vector<float> logits(80);
+  for (int i = 0; i < 80; ++i) logits[i] = i % 2 == 0 ? 1.0f : 0.9999f;
+  Sampler sampler;
+  for (int i = 0; i < 500; ++i) {
+    EXPECT_EQ(sampler(logits, Params(1, 0.5), 0, i)->token % 2, 0);
+    EXPECT_LT(sampler(logits, Params(1, 1, 10), 0, i)->token, 20);
+    EXPECT_LT(sampler(logits, Params(1, 0.125), 0, i)->token, 22);
+  }
+}
+
 TEST(SamplerTest, ModelLogprobIsOfTheUncutDistribution) {
   Sampler sampler;
   const std::vector<float> logits = Logits(5, 100, 2);
