@@ -32,9 +32,10 @@ std::string StateName(pb::JobState state) {
   return std::string(absl::StripPrefix(pb::JobState_Name(state), "JOB_STATE_"));
 }
 
-ProgressLine LineOf(const std::string& id, const pb::JobEvent& event, absl::Duration elapsed) {
+ProgressLine LineOf(const pb::JobEvent& event, const std::map<std::string, double>& metrics,
+                    absl::Duration elapsed) {
   ProgressLine line;
-  line.label = id;
+  line.label = "training";
   line.done = event.step();
   line.total = event.num_steps();
   line.seconds = absl::ToDoubleSeconds(elapsed);
@@ -44,27 +45,28 @@ ProgressLine LineOf(const std::string& id, const pb::JobEvent& event, absl::Dura
                                                           : ProgressLine::State::kFailed;
   std::vector<std::string> figures;
   for (const char* name : {"loss", "accuracy", "reward_mean", "kl", "learning_rate"}) {
-    const auto value = event.metrics().find(name);
-    if (value != event.metrics().end()) figures.push_back(absl::StrFormat("%s %.4g", name, value->second));
+    const auto value = metrics.find(name);
+    if (value != metrics.end()) figures.push_back(absl::StrFormat("%s %.4g", name, value->second));
   }
   line.note = absl::StrJoin(figures, "  ");
   return line;
 }
 
 absl::StatusOr<pb::Job> Follow(const Cli& cli, const Endpoint& endpoint, const std::string& name) {
-  const std::string id(absl::StripPrefix(name, "jobs/"));
   ProgressDisplay display(stdout);
   absl::Time started = absl::Now();
   pb::JobState state = pb::JOB_STATE_UNSPECIFIED;
   Watcher<pb::JobEvent> watcher;
+  std::map<std::string, double> metrics;  // the last event has none of its own
   watcher.take = [&](const pb::JobEvent& event) {
+    for (const auto& [metric, value] : event.metrics()) metrics[metric] = value;
     if (state != pb::JOB_STATE_RUNNING && event.state() == pb::JOB_STATE_RUNNING) started = absl::Now();
     state = event.state();
     if (cli.json) {
       PrintJson(stdout, event, /*one_line=*/true);
       fflush(stdout);
     } else {
-      display.Update({LineOf(id, event, absl::Now() - started)}, absl::Now());
+      display.Update({LineOf(event, metrics, absl::Now() - started)}, absl::Now());
     }
   };
   watcher.ended = [&] {
