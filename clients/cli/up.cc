@@ -108,13 +108,9 @@ absl::Status Up(const Cli& cli, const UpFlags& flags) {
   }
   add("simulator", {generation_flag, reward_flag});
   add("trainer", {store_flag, root_flag});
-  std::vector<std::string> orchestrator = {store_flag,
-                                           root_flag,
-                                           generation_flag,
-                                           reward_flag,
-                                           absl::StrCat("--simulator=", address("simulator")),
-                                           absl::StrCat("--trainer=", address("trainer"))};
-  add("orchestrator", std::move(orchestrator));
+  add("orchestrator",
+      {store_flag, generation_flag, reward_flag, absl::StrCat("--simulator=", address("simulator")),
+       absl::StrCat("--trainer=", address("trainer"))});
 
   bool announced = false;
   const auto observer = [&](const std::map<std::string, pid_t>& pids, bool all_ready) -> absl::Status {
