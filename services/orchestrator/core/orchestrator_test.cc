@@ -145,7 +145,7 @@ TEST_F(OrchestratorTest, RunsTheMethodFromPromptsToRl) {
                          "demonstrations/demonstrations", "prompts/dropped", "prompts/prompts",
                          "responses/responses", "reward_model/model", "rl/model", "rl/prompts", "sft/model"));
   const v1::Run run = orchestrator_->Get("r").value();
-  ASSERT_EQ(run.stages_size(), 7);
+  ASSERT_EQ(run.stages_size(), 8);
   for (const v1::Stage& stage : run.stages()) EXPECT_EQ(stage.state(), v1::STAGE_STATE_SUCCEEDED);
   EXPECT_EQ(run.stages(0).figures().at("kept"), 70);
   EXPECT_EQ(run.stages(0).items_done(), 3);  // rounds: 27 of 40 are kept in each
@@ -164,6 +164,10 @@ TEST_F(OrchestratorTest, RunsTheMethodFromPromptsToRl) {
   EXPECT_TRUE(services_->models().empty());
   EXPECT_TRUE(fs::exists(store_->root() / "runs/r/sft/curves.jsonl"));
   EXPECT_TRUE(fs::exists(store_->root() / "runs/r/rl/model/model.safetensors"));
+  EXPECT_TRUE(fs::exists(store_->root() / "runs/r/report.html"));
+  const nlohmann::json summary = nlohmann::json::parse(run.summary_json());
+  EXPECT_EQ(summary.at("artifact_hashes"), nlohmann::json(hashes));
+  EXPECT_EQ(summary.at("stage_seconds").size(), 7);
 }
 
 TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
@@ -374,7 +378,7 @@ TEST_F(OrchestratorTest, CreateIsHarmlessToRepeat) {
   EXPECT_EQ(orchestrator_->Create("../r", Recipe(), false).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(orchestrator_->Get("nothing").status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(orchestrator_->Create("v", Recipe(), true)->stages_size(), 7);
+  EXPECT_EQ(orchestrator_->Create("v", Recipe(), true)->stages_size(), 8);
   EXPECT_EQ(orchestrator_->Get("v").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
   int64_t next = 0;

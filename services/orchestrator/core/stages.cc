@@ -19,6 +19,7 @@ std::vector<std::unique_ptr<Stage>> MakeStages(const v1::Recipe& recipe, const S
   if (sft) stages.push_back(MakeSftStage());
   if (rl) stages.push_back(MakeRlStage(settings));
   if (prompts && recipe.has_evaluation()) stages.push_back(MakeEvaluationStage(recipe));
+  if (prompts) stages.push_back(MakeReportStage());
   return stages;
 }
 

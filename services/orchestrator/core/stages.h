@@ -28,6 +28,8 @@ std::unique_ptr<Stage> MakeDemonstrationStage(const v1::Recipe& recipe);
 
 // Asks models, reward model and judge about the evaluation prompts; an item is a chunk of these. Section 8.
 std::unique_ptr<Stage> MakeEvaluationStage(const v1::Recipe& recipe);
+// Leaves report.html and summary.json of whatever the stages before it came to. No items.
+std::unique_ptr<Stage> MakeReportStage();
 
 // The stages that `recipe` (defaults filled in) has, in the order of the method: those it sets and whose
 // inputs it makes.
