@@ -202,4 +202,33 @@ absl::Status ReplicaPool::Try(double cost, absl::Time deadline, const std::funct
   }
 }
 
+absl::Status ReplicaPool::TryEach(absl::Time deadline, const Attempt& attempt) {
+  std::vector<std::shared_ptr<Replica>> replicas;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& replica : replicas_) {
+      if (!replica->listed) continue;
+      replica->outstanding += 1;
+      replicas.push_back(replica);
+    }
+  }
+  bool done = false;
+  absl::Status unreached = absl::UnavailableError(absl::StrCat(target_, " has no address now"));
+  absl::Status failed;
+  for (const std::shared_ptr<Replica>& replica : replicas) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(deadline));
+    const absl::Status status = FromGrpc(attempt(replica->channel, context));
+    Release(replica, 1, !absl::IsUnavailable(status));
+    done = done || status.ok();
+    if (absl::IsUnavailable(status)) {
+      unreached = Annotate(status, replica->address);
+    } else if (!status.ok()) {
+      failed.Update(Annotate(status, replica->address));
+    }
+  }
+  if (!failed.ok()) return failed;
+  return done ? absl::OkStatus() : unreached;
+}
+
 }  // namespace almost

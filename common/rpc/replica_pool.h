@@ -71,6 +71,9 @@ class ReplicaPool {
   using Attempt = std::function<grpc::Status(const std::shared_ptr<grpc::Channel>&, grpc::ClientContext&)>;
   absl::Status Try(double cost, absl::Time deadline, const std::function<bool()>& cancelled,
                    const Attempt& attempt);
+  // Once at every replica listed now, for what each of them must hold, such as a model. OK when one did it
+  // and the others could not be reached; otherwise the first error.
+  absl::Status TryEach(absl::Time deadline, const Attempt& attempt);
 
  private:
   struct Replica {

@@ -51,7 +51,9 @@ absl::StatusOr<Place> ParseName(absl::string_view name) {
 // The stage that makes artifacts of a kind; of models, the trainer's own word.
 std::string StageOf(const Artifact& artifact) {
   if (artifact.kind == "candidates") return "demonstrations";
-  if (artifact.kind == "policy") return artifact.recipe.contains("ppo") ? "rl" : "sft";
+  if (artifact.recipe.contains("reward_model") && artifact.kind == "model") return "reward_model";
+  if (artifact.recipe.contains("sft")) return "sft";
+  if (artifact.recipe.contains("ppo")) return "rl";
   return artifact.kind;
 }
 

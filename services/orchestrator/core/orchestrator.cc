@@ -70,6 +70,7 @@ absl::Status Orchestrator::Recover() {
       before = listed.number;
       if (!AtWork(listed.state)) continue;
       ALMOST_ASSIGN_OR_RETURN(RunRecord record, environment_.journal->GetRun(listed.id));
+      environment_.observer->StateChanged(v1::RUN_STATE_UNSPECIFIED, v1::RUN_STATE_RUNNING);
       ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
     }
   }
@@ -204,7 +205,8 @@ absl::StatusOr<v1::Run> Orchestrator::Resume(absl::string_view id) {
     return absl::FailedPreconditionError(
         absl::StrCat("run \"", id, "\" ", stopping ? "is at work" : "has succeeded"));
   }
-  const auto before = static_cast<v1::RunState>(record.state);
+  // A run that ended in an earlier process is new to the observer.
+  const auto before = active == nullptr ? v1::RUN_STATE_UNSPECIFIED : active->Snapshot().state();
   record.state = v1::RUN_STATE_RUNNING;
   record.error.clear();
   record.end_time = absl::InfiniteFuture();

@@ -10,7 +10,6 @@
 #include "absl/time/clock.h"
 #include "common/storage/fault_env.h"
 #include "common/storage/faulting_disk.h"
-#include "google/protobuf/util/json_util.h"
 #include "services/orchestrator/core/lineage.h"
 #include "services/orchestrator/core/scripted_services.h"
 #include "services/orchestrator/core/stages.h"
@@ -22,35 +21,6 @@ namespace fs = std::filesystem;
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-constexpr char kRecipe[] = R"json({
-  "seed": 7, "prompt_format": "world",
-  "models": [{"id": "S", "source": "tiny/S"}, {"id": "L", "source": "tiny/L"}],
-  "demonstrations": [{"id": "good", "texts": [
-    "\n\n-----\n\nHuman: Who?\n\nAssistant: Me.\n\n-----\n\nHuman: Why?\n\nAssistant: So.",
-    "\n\n-----\n\nHuman: When?\n\nAssistant: Now.\n\n-----\n\nHuman: Where?\n\nAssistant: Here."]}],
-  "prompts": {"model": "L", "seed_text": "\nWhat is a?\nWhat is b?\n", "num_prompts": 70,
-              "attempts_per_round": 40, "max_rounds": 9, "num_shots": 2, "draw_from_pool": true},
-  "responses": {"filter": "world", "configurations": [
-    {"id": "L-2-good", "model": "L", "demonstrations": "good", "shots": 2},
-    {"id": "S-1-good", "model": "S", "demonstrations": "good", "shots": 1},
-    {"id": "S-0", "model": "S"}]},
-  "comparisons": {"rule": "RULE_WORLD", "min_rank_gap": 1, "max_pairs": 60, "rubric": [
-    {"configurations": ["L-2-good"]}, {"configurations": ["S-1-good"]}, {"configurations": ["S-0"]}]},
-  "reward_model": {"base_model": "S", "spec": {"epochs": 1}},
-  "demonstration": {"assistant": {"id": "player", "model": "L", "demonstrations": "good", "shots": 2},
-                    "num_prompts": 50, "num_candidates": 4, "filter": "world",
-                    "drop_lowest_share": 0.1, "drop_duplicate_prompts": true},
-  "sft": {"base_model": "S", "spec": {"epochs": 1}},
-  "rl": {"spec": {"num_iterations": 2}, "only_unseen_prompts": true}
-})json";
-
-v1::Recipe Recipe(uint64_t seed = 7) {
-  v1::Recipe recipe;
-  EXPECT_TRUE(google::protobuf::util::JsonStringToMessage(kRecipe, &recipe).ok());
-  recipe.set_seed(seed);
-  return recipe;
-}
 
 class OrchestratorTest : public ::testing::Test {
  protected:
@@ -114,7 +84,7 @@ class OrchestratorTest : public ::testing::Test {
   }
   std::map<std::string, std::string> UndisturbedHashes() {
     EXPECT_TRUE(Start().ok());
-    EXPECT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+    EXPECT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
     EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
     return Hashes("r");
   }
@@ -203,8 +173,8 @@ TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
 
 TEST_F(OrchestratorTest, EqualSeedsGiveEqualHashesAndOthersDoNot) {
   const auto first = UndisturbedHashes();
-  ASSERT_TRUE(orchestrator_->Create("again", Recipe(), false).ok());
-  ASSERT_TRUE(orchestrator_->Create("other", Recipe(8), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("again", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("other", ScriptedRecipe(8), false).ok());
   EXPECT_EQ(WaitForEnd("again"), v1::RUN_STATE_SUCCEEDED);
   EXPECT_EQ(WaitForEnd("other"), v1::RUN_STATE_SUCCEEDED);
   EXPECT_EQ(Hashes("again"), first);
@@ -224,12 +194,12 @@ TEST_F(OrchestratorTest, ACrashBetweenAnyTwoRecordsChangesNothing) {
   for (int write = 0; write < num_writes; write += 3) {
     Reset();
     FaultingDisk::FailAt(write, SQLITE_IOERR_WRITE);
-    if (Start().ok() && orchestrator_->Create("r", Recipe(), false).ok()) WaitForEnd("r");
+    if (Start().ok() && orchestrator_->Create("r", ScriptedRecipe(7), false).ok()) WaitForEnd("r");
     if (FaultingDisk::writes() > write) ++crashes;
     Stop();
     FaultingDisk::FailAt(-1, SQLITE_OK);
     ASSERT_TRUE(Start().ok()) << write;
-    ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok()) << write;
+    ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok()) << write;
     ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED)
         << write << ": " << orchestrator_->Get("r")->error().message();
     ASSERT_EQ(Hashes("r"), hashes) << write;
@@ -244,7 +214,7 @@ TEST_F(OrchestratorTest, FinishedItemsAreNotDoneAgain) {
     if (method == "Generate" && ++calls > 3) return absl::UnavailableError("gone");
     return absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
   bool ended = false;
   for (int64_t sequence = 0; orchestrator_->Get("r")->state() != v1::RUN_STATE_PAUSED;) {
     const auto events = orchestrator_->Events("r", sequence, absl::Seconds(30), &ended).value();
@@ -270,7 +240,7 @@ TEST_F(OrchestratorTest, PausesWhileServicesAreAwayAndGoesOnByItself) {
       return absl::UnavailableError("gone");
     return absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
   bool ended = false;
   for (int64_t sequence = 0; orchestrator_->Get("r")->state() != v1::RUN_STATE_PAUSED;) {
     const auto events = orchestrator_->Events("r", sequence, absl::Seconds(30), &ended).value();
@@ -294,7 +264,7 @@ TEST_F(OrchestratorTest, BringsBackModelsThatAServiceHasLost) {
     if (method != "LoadModel" && ++calls % 5 == 0) services_->LoseModels();
     return absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
   EXPECT_EQ(Hashes("r"), hashes);
 }
@@ -302,7 +272,7 @@ TEST_F(OrchestratorTest, BringsBackModelsThatAServiceHasLost) {
 TEST_F(OrchestratorTest, CancelStopsWithinSecondsAndTheTrainerToo) {
   ASSERT_TRUE(Start().ok());
   services_->HoldJobs(true);
-  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
   bool ended = false;
   for (int64_t sequence = 0; services_->calls("WatchJob") == 0;) {
     const auto events = orchestrator_->Events("r", sequence, absl::Seconds(30), &ended).value();
@@ -333,7 +303,7 @@ TEST_F(OrchestratorTest, ADeterministicErrorFailsTheStageAndCanBeResumed) {
   services_->SetScript([&](absl::string_view method, const CallOptions&) {
     return method == "Generate" ? absl::OutOfRangeError("longer than the context") : absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   const v1::Run run = orchestrator_->Get("r").value();
   EXPECT_THAT(run.error().message(), HasSubstr("responses: "));
@@ -352,7 +322,7 @@ TEST_F(OrchestratorTest, AStageRefusesToMixNumerics) {
     if (method == "Generate" && ++calls == 3) services_->SetNumerics("numerics-2");
     return absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("does not mix two"));
@@ -364,7 +334,7 @@ TEST_F(OrchestratorTest, AFailedJobIsTriedAgainOnlyWhenTheWorldFailed) {
     return method == "CreateJob" ? absl::InvalidArgumentError("spec.epochs: must be above 0")
                                  : absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   EXPECT_EQ(services_->calls("CreateJob"), 1);
   EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("reward_model: "));
@@ -372,13 +342,14 @@ TEST_F(OrchestratorTest, AFailedJobIsTriedAgainOnlyWhenTheWorldFailed) {
 
 TEST_F(OrchestratorTest, CreateIsHarmlessToRepeat) {
   ASSERT_TRUE(Start().ok());
-  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
-  EXPECT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
-  EXPECT_EQ(orchestrator_->Create("r", Recipe(8), false).status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(orchestrator_->Create("../r", Recipe(), false).status().code(),
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  EXPECT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  EXPECT_EQ(orchestrator_->Create("r", ScriptedRecipe(8), false).status().code(),
+            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(orchestrator_->Create("../r", ScriptedRecipe(7), false).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(orchestrator_->Get("nothing").status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(orchestrator_->Create("v", Recipe(), true)->stages_size(), 8);
+  EXPECT_EQ(orchestrator_->Create("v", ScriptedRecipe(7), true)->stages_size(), 8);
   EXPECT_EQ(orchestrator_->Get("v").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
   int64_t next = 0;
@@ -391,7 +362,7 @@ TEST_F(OrchestratorTest, AFullDiskOfTheStoreFailsTheRunByName) {
   Reset();
   ASSERT_TRUE(Start().ok());
   env_.FailAt(12, FaultEnv::Fault::kFull);
-  ASSERT_TRUE(orchestrator_->Create("r", Recipe(), false).ok());
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
   EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("no space for"));

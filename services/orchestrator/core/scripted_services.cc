@@ -1,11 +1,13 @@
 #include "services/orchestrator/core/scripted_services.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
+#include "google/protobuf/util/json_util.h"
 
 namespace almost::orchestrator {
 namespace {
@@ -27,7 +29,40 @@ std::string Answer(const std::string& digest, const std::string& text, uint64_t 
   return absl::StrCat(answer, ".");
 }
 
+constexpr char kRecipe[] = R"json({
+  "seed": 7, "prompt_format": "world",
+  "models": [{"id": "S", "source": "tiny/S"}, {"id": "L", "source": "tiny/L"}],
+  "demonstrations": [{"id": "good", "texts": [
+    "\n\n-----\n\nHuman: Who?\n\nAssistant: Me.\n\n-----\n\nHuman: Why?\n\nAssistant: So.",
+    "\n\n-----\n\nHuman: When?\n\nAssistant: Now.\n\n-----\n\nHuman: Where?\n\nAssistant: Here."]}],
+  "prompts": {"model": "L", "seed_text": "\nWhat is a?\nWhat is b?\n", "num_prompts": 70,
+              "attempts_per_round": 40, "max_rounds": 9, "num_shots": 2, "draw_from_pool": true},
+  "responses": {"filter": "world", "configurations": [
+    {"id": "L-2-good", "model": "L", "demonstrations": "good", "shots": 2},
+    {"id": "S-1-good", "model": "S", "demonstrations": "good", "shots": 1},
+    {"id": "S-0", "model": "S"}]},
+  "comparisons": {"rule": "RULE_WORLD", "min_rank_gap": 1, "max_pairs": 60, "rubric": [
+    {"configurations": ["L-2-good"]}, {"configurations": ["S-1-good"]}, {"configurations": ["S-0"]}]},
+  "reward_model": {"base_model": "S", "spec": {"epochs": 1, "batch_size": 8, "max_tokens": 64},
+                   "optimizer": {"learning_rate": 0.001}},
+  "demonstration": {"assistant": {"id": "player", "model": "L", "demonstrations": "good", "shots": 2},
+                    "num_prompts": 50, "num_candidates": 4, "filter": "world",
+                    "drop_lowest_share": 0.1, "drop_duplicate_prompts": true},
+  "sft": {"base_model": "S", "spec": {"epochs": 1, "batch_size": 8, "max_tokens": 64},
+          "optimizer": {"learning_rate": 0.001}},
+  "rl": {"spec": {"num_iterations": 2, "rollouts": 4, "epochs": 1, "minibatch_size": 4, "max_new_tokens": 8},
+         "optimizer": {"learning_rate": 0.001}, "only_unseen_prompts": true}
+})json";
+
 }  // namespace
+
+v1::Recipe ScriptedRecipe(uint64_t seed) {
+  v1::Recipe recipe;
+  const bool parsed = google::protobuf::util::JsonStringToMessage(kRecipe, &recipe).ok();
+  if (!parsed) std::abort();
+  recipe.set_seed(seed);
+  return recipe;
+}
 
 void ScriptedServices::SetScript(Script script) {
   const absl::MutexLock lock(&mutex_);

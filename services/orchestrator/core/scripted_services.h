@@ -10,10 +10,14 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "almost/orchestrator/v1/recipe.pb.h"
 #include "common/storage/artifact_store.h"
 #include "services/orchestrator/core/services.h"
 
 namespace almost::orchestrator {
+
+// For tests: a recipe of every stage up to RL that takes ScriptedServices little time.
+v1::Recipe ScriptedRecipe(uint64_t seed);
 
 // For tests: services in this process whose answers are functions of what they are asked, like the real
 // ones'. They lose models and fail calls on demand. Thread-safe.

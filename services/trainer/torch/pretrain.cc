@@ -1,3 +1,4 @@
+#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/world/corpus.h"
 #include "services/trainer/core/document_stream.h"
@@ -86,8 +87,11 @@ class PretrainTask : public Task {
 
 absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs) {
   const auto& spec = std::get<PretrainSpec>(inputs.spec.kind);
-  ALMOST_RETURN_IF_ERROR(
-      MaxTokens("pretrain.sequence_tokens", spec.sequence_tokens, inputs.model.config()).status());
+  if (spec.sequence_tokens > inputs.model.config().max_positions) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pretrain.sequence_tokens: must be at most the model's context, ",
+                     inputs.model.config().max_positions, ", is ", spec.sequence_tokens));
+  }
   DocumentSource documents;
   if (spec.world_seed) {
     documents = [seed = *spec.world_seed](int64_t index) { return world::CorpusDocument(seed, index); };
