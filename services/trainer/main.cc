@@ -1,4 +1,3 @@
-#include <cstdlib>
 #include <iostream>
 #include <memory>
 
@@ -149,8 +148,6 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
 
 absl::Status Run(const Options& options) {
   ALMOST_RETURN_IF_ERROR(log::Start("trainer", options.server.log_level));
-  // Equal bits on every x86-64 machine; read by MKL at its first call.
-  setenv("MKL_CBWR", "AVX2,STRICT", /*overwrite=*/1);
   ConfigureLibTorch();
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<ArtifactStore> store, ArtifactStore::Open(options.store));
   prometheus::Registry registry;

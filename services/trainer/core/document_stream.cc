@@ -17,7 +17,7 @@ absl::StatusOr<DocumentSource> ReadDocuments(const std::filesystem::path& json_l
         const auto text = line.find("text");
         if (text == line.end() || !text->is_string()) {
           return absl::InvalidArgumentError(
-              absl::StrCat(json_lines.string(), " line ", number, ": needs \"text\", a string"));
+              absl::StrCat(json_lines.string(), " line ", number + 1, ": needs \"text\", a string"));
         }
         texts->push_back(text->get<std::string>());
         return absl::OkStatus();

@@ -94,6 +94,7 @@ absl::Status Validate(const PpoSpec& spec) {
       Check("ppo.gae_lambda", spec.gae_lambda >= 0 && spec.gae_lambda <= 1, "in [0, 1]", spec.gae_lambda));
   ALMOST_RETURN_IF_ERROR(Check("ppo.gamma", spec.gamma > 0 && spec.gamma <= 1, "in (0, 1]", spec.gamma));
   ALMOST_RETURN_IF_ERROR(NotNegative("ppo.value_coefficient", spec.value_coefficient));
+  ALMOST_RETURN_IF_ERROR(NotNegative("ppo.value_warmup_iterations", spec.value_warmup_iterations));
   return Positive("ppo.value_learning_rate", spec.value_learning_rate);
 }
 

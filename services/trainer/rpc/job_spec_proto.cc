@@ -129,6 +129,7 @@ absl::StatusOr<KindSpec> ReadPpo(const v1::PpoSpec& proto, const Sources& source
   spec.value_learning_rate = proto.value_learning_rate();
   if (proto.has_missing_stop_reward()) spec.missing_stop_reward = proto.missing_stop_reward();
   spec.normalize_rewards = proto.normalize_rewards();
+  spec.value_warmup_iterations = proto.value_warmup_iterations();
   if (proto.reward_target().empty())
     return InvalidField("ppo.reward_target", "the reward service's address", "nothing");
   if (proto.reward_model().empty()) return InvalidField("ppo.reward_model", "models/{id}", "nothing");

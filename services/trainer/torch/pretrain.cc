@@ -1,4 +1,3 @@
-#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/world/corpus.h"
 #include "services/trainer/core/document_stream.h"
@@ -87,11 +86,8 @@ class PretrainTask : public Task {
 
 absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs) {
   const auto& spec = std::get<PretrainSpec>(inputs.spec.kind);
-  if (spec.sequence_tokens > inputs.model.config().max_positions) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("pretrain.sequence_tokens: must be at most the model's context, ",
-                     inputs.model.config().max_positions, ", is ", spec.sequence_tokens));
-  }
+  ALMOST_RETURN_IF_ERROR(
+      MaxTokens("pretrain.sequence_tokens", spec.sequence_tokens, inputs.model.config()).status());
   DocumentSource documents;
   if (spec.world_seed) {
     documents = [seed = *spec.world_seed](int64_t index) { return world::CorpusDocument(seed, index); };

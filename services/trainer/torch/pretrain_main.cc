@@ -16,7 +16,6 @@ int main(int argc, char** argv) {
                  argv[0]);
     return 2;
   }
-  setenv("MKL_CBWR", "AVX2,STRICT", 1);
   ConfigureLibTorch();
   JobSpec spec;
   PretrainSpec pretrain;

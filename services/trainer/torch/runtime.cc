@@ -12,6 +12,9 @@
 namespace almost::trainer {
 
 void ConfigureLibTorch() {
+  // Equal bits on every x86-64 machine with AVX2; each is read at the library's first arithmetic.
+  setenv("MKL_CBWR", "AVX2,STRICT", /*overwrite=*/1);
+  setenv("ATEN_CPU_CAPABILITY", "avx2", /*overwrite=*/1);
   mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_TOP_PAD, 64 << 20);
@@ -19,9 +22,8 @@ void ConfigureLibTorch() {
 }
 
 std::string TrainingNumericsId(int num_threads) {
-  const char* branch = std::getenv("MKL_CBWR");
   return absl::StrCat("libtorch-", TORCH_VERSION, "/float32/", at::get_cpu_capability(),
-                      "/mkl=", branch == nullptr ? "auto" : branch, "/threads=", num_threads);
+                      "/threads=", num_threads);
 }
 
 }  // namespace almost::trainer

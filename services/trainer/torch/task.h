@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "common/model/llama.h"
 #include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
@@ -63,6 +64,17 @@ struct TaskInputs {
   Llama model;
 };
 
+// By the spec's kind. Errors name the field, or the file and line.
 absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs);
+absl::StatusOr<std::unique_ptr<Task>> MakeSftTask(TaskInputs inputs);
+absl::StatusOr<std::unique_ptr<Task>> MakeRewardModelTask(TaskInputs inputs);
+absl::StatusOr<std::unique_ptr<Task>> MakeDpoTask(TaskInputs inputs);
+absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward);
+
+// Most tokens of a micro-batch: what activations take is in proportion.
+inline constexpr int64_t kMicroBatchTokens = 4096;
+
+// `value`, or the model's context where it is 0. kInvalidArgument names `field` when it is over the context.
+absl::StatusOr<int> MaxTokens(absl::string_view field, int value, const ModelConfig& config);
 
 }  // namespace almost::trainer

@@ -40,8 +40,13 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec) {
   return TaskInputs{spec, folder, weights->digest(), tokenizer, format, std::move(model)};
 }
 
-absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs) {
-  return MakePretrainTask(std::move(inputs));
+absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs, const RewardFunction& reward) {
+  const KindSpec& kind = inputs.spec.kind;
+  if (std::holds_alternative<PretrainSpec>(kind)) return MakePretrainTask(std::move(inputs));
+  if (std::holds_alternative<SftSpec>(kind)) return MakeSftTask(std::move(inputs));
+  if (std::holds_alternative<RewardModelSpec>(kind)) return MakeRewardModelTask(std::move(inputs));
+  if (std::holds_alternative<DpoSpec>(kind)) return MakeDpoTask(std::move(inputs));
+  return MakePpoTask(std::move(inputs), reward);
 }
 
 const char* KindName(const JobSpec& spec) {
@@ -104,7 +109,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
       .training = {{"kind", KindName(spec)}, {"seed", spec.seed}, {"numerics_id", numerics_id}},
       .reward = nullptr};
   if (!inputs.base_digest.empty()) exported.training["base_model_digest"] = inputs.base_digest;
-  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task, MakeTask(std::move(inputs)));
+  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task, MakeTask(std::move(inputs), context.reward));
 
   CheckpointStore checkpoints(context.work_folder / "checkpoints");
   std::vector<std::string> damaged;
@@ -156,6 +161,12 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
 }
 
 }  // namespace
+
+absl::StatusOr<int> MaxTokens(absl::string_view field, int value, const ModelConfig& config) {
+  if (value <= config.max_positions) return value == 0 ? config.max_positions : value;
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": must be at most the model's context, ", config.max_positions, ", is ", value));
+}
 
 absl::StatusOr<TrainedModel> Train(const JobSpec& spec, const TrainContext& context) {
   ALMOST_RETURN_IF_ERROR(ValidateJobSpec(spec));

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/text/prompt_format.h"
+#include "common/text/tokenizer.h"
+
+// Training data from JSON Lines files, as token ids. Each reader refuses a file without a sample
+// (kInvalidArgument) and names file, line (from 1) and reason of one it cannot use.
+namespace almost::trainer {
+
+// A token sequence and which of its tokens are to be learned.
+struct Sample {
+  std::vector<int32_t> ids;
+  std::vector<bool> is_target;  // as long as ids; never the first, which nothing predicts
+  int64_t num_targets() const;
+};
+
+struct PreferencePair {
+  std::string prompt;
+  Sample chosen;
+  Sample rejected;
+  size_t chosen_characters = 0;
+  size_t rejected_characters = 0;
+};
+
+// How text becomes samples.
+struct Encoding {
+  const PromptFormat& format;
+  const Tokenizer& tokenizer;
+  int max_tokens;
+};
+
+struct Dialogues {
+  std::vector<Sample> samples;
+  int64_t num_cut = 0;              // longer than max_tokens
+  int64_t num_without_targets = 0;  // left out: nothing of the assistant's before the cut
+};
+
+// Lines {"messages": [{"role", "content"}]}: targets are the assistant's tokens with the end-of-text of each
+// turn. Cut at the end to max_tokens.
+absl::StatusOr<Dialogues> ReadDialogues(const std::filesystem::path& file, const Encoding& encoding);
+
+// Lines {"prompt", "chosen", "rejected"}: targets are the response's tokens and its end-of-text. One that is
+// too long is cut so that the end-of-text can be put back: what a reward model reads its score from.
+absl::StatusOr<std::vector<PreferencePair>> ReadComparisons(const std::filesystem::path& file,
+                                                            const Encoding& encoding);
+
+// Lines {"prompt"}: whatever else a line holds is not looked at.
+absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::filesystem::path& file);
+
+// Prompt and response as a reward model reads them.
+absl::StatusOr<Sample> EncodeResponse(const std::string& prompt, const std::string& response,
+                                      const Encoding& encoding);
+
+// Whether a prompt belongs to the share held out: a function of the prompt alone, so that every pair of a
+// prompt is on the same side.
+bool IsHeldOut(const std::string& prompt, double fraction);
+
+}  // namespace almost::trainer

@@ -1,0 +1,99 @@
+#include "services/trainer/torch/actor_critic.h"
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/random.h"
+
+namespace almost::trainer {
+namespace {
+
+using torch::Tensor;
+
+OptimizerSpec ValueOptimizer(const OptimizerSpec& policy, double learning_rate) {
+  return {.learning_rate = learning_rate,
+          .beta1 = policy.beta1,
+          .beta2 = policy.beta2,
+          .epsilon = policy.epsilon};
+}
+
+}  // namespace
+
+ValueHead ValueHead::Initialize(int64_t hidden_size, uint64_t seed) {
+  RandomStream random(DeriveSeed(seed, "value head"));
+  Tensor weight = torch::empty({hidden_size, hidden_size}, torch::kFloat64);
+  const double bound = 1.0 / std::sqrt(static_cast<double>(hidden_size));
+  for (double *value = weight.data_ptr<double>(), *end = value + weight.numel(); value != end; ++value) {
+    *value = bound * (2 * random.Unit() - 1);
+  }
+  return {.hidden_weight_DD = weight.to(torch::kFloat32).requires_grad_(),
+          .hidden_bias_D = torch::zeros({hidden_size}).requires_grad_(),
+          .output_weight_1D = torch::zeros({1, hidden_size}).requires_grad_(),
+          .output_bias_1 = torch::zeros({1}).requires_grad_()};
+}
+
+ValueHead ValueHead::Replica() const {
+  const auto leaf = [](const Tensor& parameter) { return parameter.detach().requires_grad_(); };
+  return {leaf(hidden_weight_DD), leaf(hidden_bias_D), leaf(output_weight_1D), leaf(output_bias_1)};
+}
+
+std::map<std::string, Tensor> ValueHead::Parameters() const {
+  return {{"hidden.weight", hidden_weight_DD},
+          {"hidden.bias", hidden_bias_D},
+          {"output.weight", output_weight_1D},
+          {"output.bias", output_bias_1}};
+}
+
+Tensor ValueHead::operator()(const Tensor& hidden_ND, const Tensor& rows_M) const {
+  const Tensor states_MD = hidden_ND.detach().index_select(0, rows_M);
+  const Tensor layer_MD = torch::tanh(torch::linear(states_MD, hidden_weight_DD, hidden_bias_D));
+  return torch::linear(layer_MD, output_weight_1D, output_bias_1).squeeze(1);
+}
+
+ActorCritic::ActorCritic(Llama policy, ValueHead values, const OptimizerSpec& optimizer,
+                         double value_learning_rate, int num_threads)
+    : policy_(std::move(policy)),
+      values_(std::move(values)),
+      policy_optimizer_(optimizer, policy_.parameters()),
+      value_optimizer_(ValueOptimizer(optimizer, value_learning_rate), values_.Parameters()),
+      workers_(num_threads) {
+  for (int worker = 0; worker < num_threads; ++worker) {
+    policies_.push_back(policy_.Replica());
+    value_heads_.push_back(values_.Replica());
+    std::vector<Tensor>& leaves = leaves_.emplace_back();
+    for (const auto& [name, parameter] : policies_.back().parameters()) leaves.push_back(parameter);
+    for (const auto& [name, parameter] : value_heads_.back().Parameters()) leaves.push_back(parameter);
+  }
+}
+
+double ActorCritic::Update(size_t count, double factor,
+                           const std::function<Tensor(const Llama&, const ValueHead&, size_t)>& loss) {
+  std::vector<Tensor> gradients = SumGradients(workers_, leaves_, count, [&](int worker, size_t i) {
+    return loss(policies_[worker], value_heads_[worker], i);
+  });
+  const auto border = gradients.begin() + static_cast<std::ptrdiff_t>(policy_.parameters().size());
+  value_optimizer_.Step({border, gradients.end()}, 1.0);
+  gradients.erase(border, gradients.end());
+  return factor > 0 ? policy_optimizer_.Step(std::move(gradients), factor) : 0.0;
+}
+
+void ActorCritic::ForEach(size_t count, const std::function<void(size_t)>& work) {
+  workers_.Run([&](int worker) {
+    const torch::NoGradGuard no_grad;
+    for (size_t i = worker; i < count; i += workers_.size()) work(i);
+  });
+}
+
+std::map<std::string, Tensor> ActorCritic::Tensors() const {
+  std::map<std::string, Tensor> tensors;
+  const auto add = [&](absl::string_view owner, const std::map<std::string, Tensor>& more) {
+    for (const auto& [name, tensor] : more) tensors[absl::StrCat(owner, ".", name)] = tensor.detach();
+  };
+  add("model", policy_.parameters());
+  add("optimizer", policy_optimizer_.State());
+  add("value_head", values_.Parameters());
+  add("value_optimizer", value_optimizer_.State());
+  return tensors;
+}
+
+}  // namespace almost::trainer

@@ -1,0 +1,37 @@
+#include "services/trainer/torch/labeled_samples.h"
+
+#include "services/trainer/torch/token_logprobs.h"
+
+namespace almost::trainer {
+
+using torch::Tensor;
+
+LabeledSamples LabeledSamples::Pack(std::span<const Sample* const> samples) {
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<int64_t> rows, targets, owners;
+  int64_t begin = 0;
+  for (const Sample* sample : samples) {
+    for (size_t t = 1; t < sample->ids.size(); ++t) {
+      if (!sample->is_target[t]) continue;
+      rows.push_back(begin + static_cast<int64_t>(t) - 1);
+      targets.push_back(sample->ids[t]);
+      owners.push_back(static_cast<int64_t>(ids.size()));
+    }
+    ids.push_back(sample->ids);
+    begin += static_cast<int64_t>(sample->ids.size());
+  }
+  return {.packed = PackedSamples::Pack(ids),
+          .rows_M = torch::tensor(rows, torch::kInt64),
+          .targets_M = torch::tensor(targets, torch::kInt64),
+          .sample_M = torch::tensor(owners, torch::kInt64)};
+}
+
+Tensor LabeledSamples::Logprobs(const Llama& model, double temperature) const {
+  return TokenLogprobs(model.Hidden(packed), model.HeadWeight(), rows_M, targets_M, temperature);
+}
+
+Tensor LabeledSamples::SumBySample(const Tensor& values_M) const {
+  return torch::zeros({packed.num_samples()}, values_M.options()).index_add(0, sample_M, values_M);
+}
+
+}  // namespace almost::trainer
