@@ -1,0 +1,36 @@
+"""The whole method on the tiny world, in little: it ends, and its artifacts are a function of the seed."""
+
+import json
+import unittest
+
+from suite import SMOKE, STAGES, Suite
+
+
+class Smoke(unittest.TestCase):
+    def test_same_seed_same_artifacts_and_another_seed_others(self):
+        with Suite() as suite:
+            first = suite.run(SMOKE, "first")
+            summary = json.loads(suite.json("runs", "show", "first")["summary_json"])
+            report = suite.store / "runs" / "first" / "report.html"
+            html = open(report, encoding="utf-8").read()
+        with Suite() as suite:  # a store of its own: nothing can be taken over from the first run
+            second = suite.run(SMOKE, "second")
+            third = suite.run(SMOKE, "third", "--seed", "2")
+
+        self.assertEqual(first, second)
+        self.assertEqual([entry[:2] for entry in first], [entry[:2] for entry in third])
+        same = {stage for (stage, kind, name), other in zip(first, third) if name == other[2]}
+        self.assertEqual(same, set(), "stages whose artifacts do not depend on the seed")
+        self.assertLessEqual({stage for stage, _, _ in first}, set(STAGES))
+
+        for figure in ("rm_accuracy", "rm_accuracy_length_only", "rm_accuracy_likelihood", "win_rate_sft", "win_rate_rl"):
+            self.assertLessEqual(summary[figure]["low"], summary[figure]["value"], figure)
+            self.assertLessEqual(summary[figure]["value"], summary[figure]["high"], figure)
+            self.assertGreater(summary[figure]["n"], 0, figure)
+        self.assertTrue({"best_of_n", "stage_seconds", "artifact_hashes"} <= summary.keys())
+        self.assertIn("<html", html)
+        self.assertNotIn("src=\"http", html)
+
+
+if __name__ == "__main__":
+    unittest.main()
