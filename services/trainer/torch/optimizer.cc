@@ -33,8 +33,9 @@ double Optimizer::Step(std::vector<Tensor> gradients, double factor) {
   double squares = 0;
   for (const Tensor& gradient : gradients) squares += std::pow(gradient.norm().item<double>(), 2);
   const double norm = std::sqrt(squares);
-  if (spec_.max_grad_norm > 0 && norm > spec_.max_grad_norm) {
-    for (Tensor& gradient : gradients) gradient.mul_(spec_.max_grad_norm / norm);
+  const double shrink = spec_.max_grad_norm / (norm + 1e-6);  // as torch.nn.utils.clip_grad_norm_
+  if (spec_.max_grad_norm > 0 && shrink < 1) {
+    for (Tensor& gradient : gradients) gradient.mul_(shrink);
   }
   std::vector<size_t> decayed, others;
   for (size_t i = 0; i < slots_.size(); ++i) {

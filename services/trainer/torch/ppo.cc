@@ -15,7 +15,7 @@
 #include "services/trainer/core/schedule.h"
 #include "services/trainer/torch/actor_critic.h"
 #include "services/trainer/torch/labeled_samples.h"
-#include "services/trainer/torch/losses.h"
+#include "services/trainer/torch/ppo_loss.h"
 #include "services/trainer/torch/task.h"
 #include "services/trainer/torch/token_logprobs.h"
 
@@ -281,68 +281,67 @@ class PpoTask : public Task {
             {"ratio_gap", std::expm1(gap)}};
   }
 
+  // Sums over tokens and updates.
+  struct Progress {
+    double policy_loss = 0, value_loss = 0, clipped = 0, tokens = 0, grad_norm = 0, updates = 0;
+  };
+
   void Learn(const std::vector<Rollout>& rollouts, int64_t step, Metrics& metrics) {
     const double factor =
         step < spec_.value_warmup_iterations ? 0.0 : LearningRateFactor(optimizer_, step, num_steps());
     RandomStream random(DeriveSeed(seed_, "minibatches"), static_cast<uint64_t>(step));
     std::vector<size_t> order(rollouts.size());
     std::iota(order.begin(), order.end(), size_t{0});
-    double updates = 0, norm = 0, tokens_seen = 0;
-    struct Sums {
-      double policy = 0, value = 0, clipped = 0;
-    };
-    Sums total;
+    Progress progress;
     for (int epoch = 0; epoch < spec_.epochs; ++epoch) {
       random.Shuffle(order);
       for (size_t begin = 0; begin < order.size(); begin += spec_.minibatch_size) {
-        const std::vector<size_t> minibatch(order.begin() + static_cast<std::ptrdiff_t>(begin),
-                                            order.begin() + static_cast<std::ptrdiff_t>(std::min(
-                                                                begin + spec_.minibatch_size, order.size())));
-        double targets = 0;
-        for (const size_t i : minibatch) targets += static_cast<double>(rollouts[i].sample.num_targets());
-        const auto cut = Cut(rollouts, minibatch);
-        std::vector<Sums> sums(cut.size());
-        norm += learner_.Update(
-            cut.size(), factor, [&](const Llama& policy, const ValueHead& values, size_t part) {
-              const LabeledSamples samples = Pack(rollouts, cut[part]);
-              const auto gather = [&](std::vector<double> Rollout::* field) {
-                std::vector<double> all;
-                for (const size_t i : cut[part])
-                  all.insert(all.end(), (rollouts[i].*field).begin(), (rollouts[i].*field).end());
-                return torch::tensor(all, torch::kFloat64).to(torch::kFloat32);
-              };
-              const Tensor hidden_ND = policy.Hidden(samples.packed);
-              const Tensor ratio_M = PolicyRatio(TokenLogprobs(hidden_ND, policy.HeadWeight(), samples.rows_M,
-                                                               samples.targets_M, spec_.temperature),
-                                                 gather(&Rollout::logprobs));
-              const Tensor policy_loss =
-                  ClippedPolicyLosses(ratio_M, gather(&Rollout::advantages), spec_.clip_range).sum();
-              const Tensor value_loss =
-                  ClippedValueLosses(values(hidden_ND, samples.rows_M), gather(&Rollout::values),
-                                     gather(&Rollout::returns), spec_.value_clip_range)
-                      .sum();
-              sums[part] = {
-                  .policy = policy_loss.item<double>(),
-                  .value = value_loss.item<double>(),
-                  .clipped = ((ratio_M.detach() - 1).abs() > spec_.clip_range).sum().item<double>()};
-              return (policy_loss + spec_.value_coefficient * value_loss) / targets;
-            });
-        for (const Sums& part : sums) {
-          total.policy += part.policy;
-          total.value += part.value;
-          total.clipped += part.clipped;
-        }
-        tokens_seen += targets;
-        ++updates;
+        const size_t end = std::min(begin + spec_.minibatch_size, order.size());
+        Update(rollouts, {order.data() + begin, order.data() + end}, factor, progress);
       }
     }
-    metrics["policy_loss"] = total.policy / tokens_seen;
-    metrics["value_loss"] = total.value / tokens_seen;
-    metrics["loss"] = (total.policy + spec_.value_coefficient * total.value) / tokens_seen;
-    metrics["clip_fraction"] = total.clipped / tokens_seen;
-    metrics["grad_norm"] = norm / updates;
+    metrics["policy_loss"] = progress.policy_loss / progress.tokens;
+    metrics["value_loss"] = progress.value_loss / progress.tokens;
+    metrics["loss"] = metrics["policy_loss"] + spec_.value_coefficient * metrics["value_loss"];
+    metrics["clip_fraction"] = progress.clipped / progress.tokens;
+    metrics["grad_norm"] = progress.grad_norm / progress.updates;
     metrics["learning_rate"] = optimizer_.learning_rate * factor;
-    metrics["tokens"] = tokens_seen;
+    metrics["tokens"] = progress.tokens;
+  }
+
+  void Update(const std::vector<Rollout>& rollouts, const std::vector<size_t>& minibatch, double factor,
+              Progress& progress) {
+    double tokens = 0;
+    for (const size_t i : minibatch) tokens += static_cast<double>(rollouts[i].sample.num_targets());
+    const auto cut = Cut(rollouts, minibatch);
+    std::vector<Progress> parts(cut.size());
+    progress.grad_norm +=
+        learner_.Update(cut.size(), factor, [&](const Llama& policy, const ValueHead& values, size_t part) {
+          const auto gather = [&](std::vector<double> Rollout::* field) {
+            std::vector<double> all;
+            for (const size_t i : cut[part]) {
+              all.insert(all.end(), (rollouts[i].*field).begin(), (rollouts[i].*field).end());
+            }
+            return torch::tensor(all, torch::kFloat64).to(torch::kFloat32);
+          };
+          const PpoLosses losses =
+              ComputePpoLosses(policy, values, Pack(rollouts, cut[part]),
+                               {gather(&Rollout::logprobs), gather(&Rollout::values),
+                                gather(&Rollout::advantages), gather(&Rollout::returns)},
+                               spec_.clip_range, spec_.value_clip_range, spec_.temperature);
+          const Tensor policy_loss = losses.policy_M.sum(), value_loss = losses.value_M.sum();
+          parts[part].policy_loss = policy_loss.item<double>();
+          parts[part].value_loss = value_loss.item<double>();
+          parts[part].clipped = losses.clipped_M.sum().item<double>();
+          return (policy_loss + spec_.value_coefficient * value_loss) / tokens;
+        });
+    for (const Progress& part : parts) {
+      progress.policy_loss += part.policy_loss;
+      progress.value_loss += part.value_loss;
+      progress.clipped += part.clipped;
+    }
+    progress.tokens += tokens;
+    ++progress.updates;
   }
 
   const PpoSpec spec_;
