@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "common/logging/logging.h"
 #include "common/storage/fault_env.h"
 #include "common/storage/faulting_disk.h"
 #include "services/orchestrator/core/lineage.h"
@@ -25,6 +26,7 @@ using ::testing::HasSubstr;
 class OrchestratorTest : public ::testing::Test {
  protected:
   OrchestratorTest() : folder_(ScratchFolder()) {
+    EXPECT_TRUE(log::Start("orchestrator_test", "error").ok());
     FaultingDisk::FailAt(-1, SQLITE_OK);
     Reset();
   }
@@ -221,6 +223,7 @@ TEST_F(OrchestratorTest, FinishedItemsAreNotDoneAgain) {
     if (!events.empty()) sequence = events.back().sequence();
     ASSERT_FALSE(ended);
   }
+  const double seconds = orchestrator_->Get("r")->stages(0).seconds();
   Stop();
   services_->SetScript(nullptr);
   const int64_t before = services_->calls("Generate");
@@ -228,6 +231,10 @@ TEST_F(OrchestratorTest, FinishedItemsAreNotDoneAgain) {
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
   EXPECT_EQ(services_->calls("Generate") - before, 3);  // of 6 items
   EXPECT_EQ(services_->calls("GeneratePrompts"), 3);
+  // Time counts over restarts.
+  EXPECT_GT(seconds, 0);
+  EXPECT_EQ(orchestrator_->Get("r")->stages(0).seconds(), seconds);
+  EXPECT_GT(orchestrator_->Get("r")->stages(1).seconds(), 0.02);  // it had paused for longer
 }
 
 TEST_F(OrchestratorTest, PausesWhileServicesAreAwayAndGoesOnByItself) {

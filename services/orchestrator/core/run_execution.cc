@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
+#include "common/logging/logging.h"
 #include "services/orchestrator/core/item_runner.h"
 
 namespace almost::orchestrator {
@@ -213,6 +214,10 @@ absl::Status RunExecution::CommitWithEvent(JournalBatch batch, const v1::Stage* 
   batch.AddEvent(id, event.SerializeAsString());
   ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
   EventCommitted();
+  log::Info("run", {{"run", id},
+                    {"state", v1::RunState_Name(event.state())},
+                    {"stage", event.stage().id()},
+                    {"message", event.message()}});
   return absl::OkStatus();
 }
 
@@ -225,6 +230,10 @@ bool RunExecution::AddProgressEvent(JournalBatch& batch, size_t index) {
   event.set_state(static_cast<v1::RunState>(record_.state));
   *event.mutable_stage() = Shown(index);
   batch.AddEvent(record_.id, event.SerializeAsString());
+  // Its time and counts so far, for a run that goes on in another process.
+  StageProgress progress = progress_[index];
+  progress.shown = event.stage();
+  batch.PutStage(record_.id, progress.ToRecord());
   environment_.observer->StageChanged(record_.id, event.stage());
   return true;
 }
@@ -294,18 +303,19 @@ absl::Status RunExecution::Execute() {
     }
     const absl::Status status = RunStage(*stages_[index], index);
     if (status.ok()) continue;
-    if (stop_.stop_requested()) return Stopped();
+    const bool stopped = stop_.stop_requested();
     JournalBatch batch;
     v1::Stage shown;
     {
       const absl::MutexLock lock(&mutex_);
       shown = Shown(index);
-      shown.set_state(v1::STAGE_STATE_FAILED);
+      shown.set_state(stopped ? v1::STAGE_STATE_WAITING : v1::STAGE_STATE_FAILED);
       progress_[index].shown = shown;
       batch.PutStage(record_.id, progress_[index].ToRecord());
     }
-    CommitWithEvent(std::move(batch), &shown, status.message()).IgnoreError();
-    return Annotate(status, shown.id());
+    const absl::string_view message = stopped ? "stage stopped" : status.message();
+    CommitWithEvent(std::move(batch), &shown, message).IgnoreError();
+    return stopped ? Stopped() : Annotate(status, shown.id());
   }
   return absl::OkStatus();
 }
@@ -390,6 +400,7 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
       batch.UpdateRun(record_);
     }
   }
+  environment_.observer->StageChanged(context.run_id(), shown);
   environment_.observer->StagePublished(shown.id(), shown.seconds(), output.figures);
   if (output.summary_json.has_value()) environment_.observer->Summarised(*output.summary_json);
   return CommitWithEvent(std::move(batch), &shown, "stage finished");
