@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "almost/orchestrator/v1/orchestrator.grpc.pb.h"
 #include "clients/cli/artifact_files.h"
 #include "clients/cli/table.h"
@@ -91,9 +92,8 @@ absl::Status Lineage(const Cli& cli, const std::string& name, bool descendants) 
 
 absl::Status Report(const Cli& cli, const std::string& run, std::string to) {
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
-  ALMOST_ASSIGN_OR_RETURN(const pb::Artifact artifact, Find(endpoint, run, "report"));
-  if (to.empty()) to = absl::StrCat(run, "-report.html");
-  ALMOST_RETURN_IF_ERROR(FetchFile(endpoint, artifact.name(), "report.html", to));
+  if (to.empty()) to = absl::StrCat(absl::StripPrefix(run, "runs/"), "-report.html");
+  ALMOST_RETURN_IF_ERROR(FetchFile(endpoint, ResourceName("runs", run), "report.html", to));
   absl::PrintF("%s\n", fs::absolute(to).string());
   return absl::OkStatus();
 }

@@ -64,7 +64,8 @@ std::string FormatProgressLine(const ProgressLine& line, int columns) {
       time = "waiting";
       break;
     case ProgressLine::State::kRunning:
-      time = known && rate > 0
+      time = line.done == 0 ? "started"
+             : known && rate > 0
                  ? absl::StrCat(Seconds(static_cast<double>(line.total - line.done) / rate), " left")
                  : "";
       break;

@@ -60,11 +60,11 @@ class RunView {
         *stage = event.stage();
       }
       Show();
-    } else if (event.state() == pb::RUN_STATE_PAUSED) {
-      Say(absl::StrCat("Paused until it is back: ", event.error().message()));
-    } else if (!event.message().empty()) {
-      Say(event.message());
     }
+    const bool paused = event.state() == pb::RUN_STATE_PAUSED;
+    if (paused && !paused_) Say(absl::StrCat("Paused until it is back: ", event.error().message()));
+    if (!paused && paused_) Say("Going on.");
+    paused_ = paused;
   }
 
   void Say(const std::string& message) {
@@ -85,6 +85,7 @@ class RunView {
   FILE* const out_;
   ProgressDisplay display_;
   std::vector<pb::Stage> stages_;
+  bool paused_ = false;
   bool ended_ = false;
 };
 

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -190,6 +191,7 @@ absl::Status Supervisor::AfterDeath(Child& child, int wait_status) {
   child.output = -1;
   child.pid = 0;
   child.ready = false;
+  if (stopping_) return absl::OkStatus();
   if (!child.ever_ready) {
     return absl::FailedPreconditionError(absl::StrCat(child.spec.name, " ", DescribeEnd(wait_status),
                                                       " before it was ready; its last lines:\n  ",
@@ -204,18 +206,30 @@ absl::Status Supervisor::AfterDeath(Child& child, int wait_status) {
 }
 
 void Supervisor::StopAll(int signals) {
+  stopping_ = true;  // what dies from here on is not started again
   absl::Time deadline = absl::Now() + options_.stop_deadline;
-  for (auto child = children_.rbegin(); child != children_.rend(); ++child) {
-    // What dies from here on is not started again.
-    if (child->pid != 0) kill(child->pid, SIGTERM);
-    while (child->pid != 0 && absl::Now() < deadline) {
+  std::set<int, std::greater<>> tiers;
+  for (const Child& child : children_) tiers.insert(child.spec.tier);
+  for (const int tier : tiers) {
+    std::vector<Child*> members;
+    for (Child& child : children_) {
+      if (child.spec.tier == tier) members.push_back(&child);
+    }
+    const auto any_runs = [&] {
+      return std::any_of(members.begin(), members.end(), [](const Child* child) { return child->pid != 0; });
+    };
+    for (const Child* child : members) {
+      if (child->pid != 0) kill(child->pid, SIGTERM);
+    }
+    while (any_runs() && absl::Now() < deadline) {
       if (Wait(signals, deadline)) deadline = absl::Now();  // asked a second time
     }
-    if (child->pid != 0) {
+    for (Child* child : members) {
+      if (child->pid == 0) continue;
       Log(*child, "(supervisor) still runs at the deadline; killing it");
       kill(child->pid, SIGKILL);
-      while (child->pid != 0) Wait(signals, absl::Now() + absl::Seconds(1));
     }
+    while (any_runs()) Wait(signals, absl::Now() + absl::Seconds(1));
   }
 }
 

@@ -18,6 +18,7 @@ namespace almost::cli {
 struct ServiceSpec {
   std::string name;               // prefix of its log lines
   std::vector<std::string> argv;  // argv[0] is the program's path
+  int tier = 0;                   // at the stop, higher tiers end before lower ones are asked to
   int metrics_port = 0;           // of 127.0.0.1; it is ready once /readyz there answers 200
 };
 
@@ -44,10 +45,9 @@ class Supervisor {
   // Called whenever children were started or have become ready, with the process ids of those that run.
   using Observer = std::function<absl::Status(const std::map<std::string, pid_t>& pids, bool all_ready)>;
 
-  // Children are started in the order of `services` and stopped in the reverse one.
   Supervisor(std::vector<ServiceSpec> services, Options options, Observer observer);
 
-  // Runs until SIGINT, SIGTERM or SIGHUP, then stops the children one after the other; OK after such a stop.
+  // Runs until SIGINT, SIGTERM or SIGHUP, then stops the children tier by tier; OK after such a stop.
   // kFailedPrecondition: a child ended, or took too long, before it was ready; names it and its last lines.
   // An error of the observer stops everything too and is returned. No child is left in any case.
   absl::Status Run();
@@ -78,6 +78,7 @@ class Supervisor {
   std::vector<Child> children_;
   const Options options_;
   const Observer observer_;
+  bool stopping_ = false;
   absl::Status failure_;  // first reason to give up
 };
 

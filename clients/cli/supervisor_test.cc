@@ -52,7 +52,10 @@ class SupervisorTest : public testing::Test {
  protected:
   ServiceSpec Spec(const std::string& name, const std::string& what) {
     const int port = FreePort().value();
-    return {name, {std::filesystem::read_symlink("/proc/self/exe"), what, std::to_string(port)}, port};
+    return {name,
+            {std::filesystem::read_symlink("/proc/self/exe"), what, std::to_string(port)},
+            /*tier=*/0,
+            port};
   }
 
   void SetUp() override {

@@ -87,28 +87,31 @@ absl::Status Up(const Cli& cli, const UpFlags& flags) {
   };
   const fs::path binaries = fs::read_symlink("/proc/self/exe").parent_path();
   std::vector<ServiceSpec> services;
-  const auto add = [&](const std::string& service, std::vector<std::string> more) {
+  // Who calls others ends before them.
+  enum Tier { kModels, kCallers, kOrchestrator };
+  const auto add = [&](const std::string& service, Tier tier, std::vector<std::string> more) {
     std::vector<std::string> argv = {(binaries / absl::StrCat("almost-", service)).string(),
                                      absl::StrCat("--listen=", address(service)),
                                      absl::StrCat("--metrics_listen=", metrics(service))};
     argv.insert(argv.end(), more.begin(), more.end());
-    services.push_back({service, std::move(argv), ports.at(service).second});
+    services.push_back({service, std::move(argv), tier, ports.at(service).second});
   };
   const std::string store_flag = absl::StrCat("--store=", store.string());
   const std::string root_flag = absl::StrCat("--model_root=", model_root.string());
   const std::string generation_flag = absl::StrCat("--generation=", address("generation"));
   const std::string reward_flag = absl::StrCat("--reward=", address("reward"));
-  add("generation", {store_flag, root_flag});
-  add("reward", {store_flag, root_flag});
+  add("generation", kModels, {store_flag, root_flag});
+  add("reward", kModels, {store_flag, root_flag});
   if (flags.world_judge) {
     services.push_back({"judge",
                         {(binaries / "almost").string(), "world", "judge", "--listen", address("judge"),
                          "--metrics_listen", metrics("judge")},
+                        kModels,
                         ports.at("judge").second});
   }
-  add("simulator", {generation_flag, reward_flag});
-  add("trainer", {store_flag, root_flag});
-  add("orchestrator",
+  add("simulator", kCallers, {generation_flag, reward_flag});
+  add("trainer", kCallers, {store_flag, root_flag});
+  add("orchestrator", kOrchestrator,
       {store_flag, generation_flag, reward_flag, absl::StrCat("--simulator=", address("simulator")),
        absl::StrCat("--trainer=", address("trainer"))});
 

@@ -1,15 +1,18 @@
 #include "services/orchestrator/rpc/orchestrator_service.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "common/base/sha256.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/status.h"
 #include "services/orchestrator/core/lineage.h"
@@ -87,35 +90,62 @@ absl::StatusOr<v1::ListArtifactsResponse> Artifacts(const Orchestrator& orchestr
   return response;
 }
 
-absl::Status Read(ArtifactStore& store, const v1::ReadArtifactRequest& request,
-                  const grpc::ServerContext& context, grpc::ServerWriter<v1::ReadArtifactResponse>& writer) {
+// A file on disk that may be sent.
+struct Readable {
+  std::filesystem::path path;
+  int64_t size_bytes = 0;
+  std::string sha256;
+};
+
+absl::StatusOr<Readable> Locate(const Orchestrator& orchestrator, ArtifactStore& store,
+                                const v1::ReadArtifactRequest& request) {
+  if (absl::StartsWith(request.name(), "runs/")) {
+    ALMOST_ASSIGN_OR_RETURN(const std::string run, IdOf("name", "runs/", request.name()));
+    ALMOST_RETURN_IF_ERROR(orchestrator.Get(run).status());
+    const std::filesystem::path file = store.root() / "runs" / run / request.path();
+    std::error_code error;
+    const bool for_people = request.path() == "report.html" || request.path() == "summary.json";
+    const auto size = for_people ? std::filesystem::file_size(file, error) : 0;
+    if (!for_people || error) {
+      return absl::NotFoundError(absl::StrCat(request.name(), " has no file \"", request.path(), "\""));
+    }
+    ALMOST_ASSIGN_OR_RETURN(std::string sha256, Sha256File(file));
+    return Readable{file, static_cast<int64_t>(size), std::move(sha256)};
+  }
   ALMOST_ASSIGN_OR_RETURN(const std::string digest, IdOf("name", "artifacts/", request.name()));
   ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, store.Get(digest));
   const ArtifactFile* const file = artifact.Find(request.path());
   if (file == nullptr) {
     return absl::NotFoundError(absl::StrCat(request.name(), " has no file \"", request.path(), "\""));
   }
-  if (request.offset() < 0 || request.offset() > file->size_bytes) {
-    return InvalidField("offset", absl::StrCat("must be in [0, ", file->size_bytes, "]"),
+  ALMOST_ASSIGN_OR_RETURN(const std::filesystem::path folder, store.Path(digest));
+  return Readable{folder / file->path, file->size_bytes, file->sha256};
+}
+
+absl::Status Read(const Orchestrator& orchestrator, ArtifactStore& store,
+                  const v1::ReadArtifactRequest& request, const grpc::ServerContext& context,
+                  grpc::ServerWriter<v1::ReadArtifactResponse>& writer) {
+  ALMOST_ASSIGN_OR_RETURN(const Readable file, Locate(orchestrator, store, request));
+  if (request.offset() < 0 || request.offset() > file.size_bytes) {
+    return InvalidField("offset", absl::StrCat("must be in [0, ", file.size_bytes, "]"),
                         absl::StrCat(request.offset()));
   }
-  ALMOST_ASSIGN_OR_RETURN(const std::filesystem::path folder, store.Path(digest));
-  std::ifstream stream(folder / file->path, std::ios::binary);
+  std::ifstream stream(file.path, std::ios::binary);
   stream.seekg(request.offset());
   v1::ReadArtifactResponse response;
-  response.set_size_bytes(file->size_bytes);
-  response.set_sha256(file->sha256);
+  response.set_size_bytes(file.size_bytes);
+  response.set_sha256(file.sha256);
   int64_t offset = request.offset();
   do {
     std::string& data = *response.mutable_data();
-    data.resize(static_cast<size_t>(std::min(kChunkBytes, file->size_bytes - offset)));
+    data.resize(static_cast<size_t>(std::min(kChunkBytes, file.size_bytes - offset)));
     if (!stream.read(data.data(), static_cast<std::streamsize>(data.size()))) {
-      return absl::DataLossError(absl::StrCat(request.name(), "/", file->path, " could not be read"));
+      return absl::DataLossError(absl::StrCat(request.name(), "/", request.path(), " could not be read"));
     }
     response.set_offset(offset);
     if (context.IsCancelled() || !writer.Write(response)) return absl::CancelledError("the client has gone");
     offset += static_cast<int64_t>(data.size());
-  } while (offset < file->size_bytes);
+  } while (offset < file.size_bytes);
   return absl::OkStatus();
 }
 
@@ -188,7 +218,7 @@ grpc::Status OrchestratorService::ListArtifacts(grpc::ServerContext*, const v1::
 grpc::Status OrchestratorService::ReadArtifact(grpc::ServerContext* context,
                                                const v1::ReadArtifactRequest* request,
                                                grpc::ServerWriter<v1::ReadArtifactResponse>* writer) {
-  return ToGrpc(Read(*store_, *request, *context, *writer));
+  return ToGrpc(Read(*orchestrator_, *store_, *request, *context, *writer));
 }
 
 grpc::Status OrchestratorService::GetLineage(grpc::ServerContext*, const v1::GetLineageRequest* request,
