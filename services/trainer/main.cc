@@ -51,6 +51,7 @@ absl::StatusOr<nlohmann::json> Content(v1::JobSpec spec) {
       spec.mutable_ppo()->clear_dataset();
       spec.mutable_ppo()->clear_reward_target();
       spec.mutable_ppo()->clear_reward_model();
+      spec.mutable_ppo()->clear_reward_source();
       break;
     default:
       break;
@@ -87,6 +88,7 @@ std::map<std::string, std::string> Inputs(const v1::JobSpec& spec) {
       break;
     case v1::JobSpec::kPpo:
       add("dataset", spec.ppo().dataset());
+      add("reward_model", spec.ppo().reward_source());
       break;
     default:
       break;

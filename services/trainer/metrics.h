@@ -54,6 +54,8 @@ class TrainerMetrics {
       {"reward_mean", "Mean score of the latest rollouts."},
       {"reward_std", "Standard deviation of the latest rollouts' scores."},
       {"clip_fraction", "Share of tokens whose ratio was clipped."},
+      {"value_explained_variance", "Share of the returns' variance that the value function explains."},
+      {"stop_fraction", "Share of the latest rollouts that ended by themselves."},
       {"completion_tokens_mean", "Mean length of the latest rollouts."},
       {"logprob_gap", "Largest difference between the engine's and the trainer's log-probabilities."},
   };

@@ -13,6 +13,8 @@ class Smoke(unittest.TestCase):
             summary = json.loads(suite.json("runs", "show", "first")["summary_json"])
             report = suite.almost("report", "first", "--to", suite.store / "report.html").strip()
             html = open(report, encoding="utf-8").read()
+            policy = next(name for stage, kind, name in first if (stage, kind) == ("rl", "model"))
+            ancestors = suite.json("lineage", policy)["nodes"]
         with Suite() as suite:  # a store of its own: nothing can be taken over from the first run
             second = suite.run(SMOKE, "second")
             third = suite.run(SMOKE, "third", "--seed", "2")
@@ -28,6 +30,8 @@ class Smoke(unittest.TestCase):
             self.assertLessEqual(summary[figure]["value"], summary[figure]["high"], figure)
             self.assertGreater(summary[figure]["n"], 0, figure)
         self.assertTrue({"best_of_n", "stage_seconds", "artifact_hashes"} <= summary.keys())
+        # The policy goes back to everything that made it.
+        self.assertLessEqual(set(STAGES) - {"evaluation", "report"}, {node["stage"] for node in ancestors})
         self.assertIn("<html", html)
         self.assertNotIn("src=\"http", html)
 

@@ -217,6 +217,7 @@ class RlStage : public TrainingStage {
     ppo.set_reward_target(settings_.reward_target);
     ppo.set_reward_model(context.model("reward_model").name);
     ppo.set_reward_digest(context.model("reward_model").digest);
+    ALMOST_ASSIGN_OR_RETURN(*ppo.mutable_reward_source(), Source(context, "reward_model", "model"));
     return spec;
   }
 
