@@ -84,22 +84,16 @@ class PromptStage : public Stage {
   absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) override {
     const v1::PromptStage& recipe = context.recipe().prompts();
     StageOutput output;
-    std::string kept_lines;
+    std::vector<ordered_json> kept;
     std::string dropped_lines;
-    int64_t kept = 0;
-    for (const std::string& prompt : recipe.given_prompts()) {
-      ALMOST_RETURN_IF_ERROR(AppendJsonLine({{"id", kept++}, {"prompt", prompt}}, &kept_lines));
-    }
+    for (const std::string& prompt : recipe.given_prompts()) kept.push_back({{"prompt", prompt}});
     ALMOST_RETURN_IF_ERROR(ForEachMined(results, [&](int64_t round, const ordered_json& line) {
       std::string reason = line.at("drop_reason");
-      if (reason.empty() && kept >= recipe.num_prompts()) reason = "not_needed";
+      if (reason.empty() && static_cast<int64_t>(kept.size()) >= recipe.num_prompts()) reason = "not_needed";
       output.figures["tokens"] += line.at("num_tokens").get<double>();
       if (reason.empty()) {
-        return AppendJsonLine({{"id", kept++},
-                               {"prompt", line.at("prompt")},
-                               {"round", round},
-                               {"attempt", line.at("attempt")}},
-                              &kept_lines);
+        kept.push_back({{"prompt", line.at("prompt")}, {"round", round}, {"attempt", line.at("attempt")}});
+        return absl::OkStatus();
       }
       output.figures[absl::StrCat("dropped_", reason)] += 1;
       return AppendJsonLine({{"round", round},
@@ -108,11 +102,20 @@ class PromptStage : public Stage {
                              {"drop_reason", reason}},
                             &dropped_lines);
     }));
-    if (kept == 0) {
+    if (kept.empty()) {
       return absl::FailedPreconditionError(
           "no prompt was kept: see the figures dropped_… for the reasons, and prompts.filter");
     }
-    output.figures["kept"] = static_cast<double>(kept);
+    output.figures["kept"] = static_cast<double>(kept.size());
+    // Kinds of prompts that are soon exhausted come early; later stages take stretches, and each should be a
+    // fair draw.
+    if (!model_.empty()) RandomStream(DeriveSeed(context.recipe().seed(), "prompt order"), 0).Shuffle(kept);
+    std::string kept_lines;
+    for (size_t id = 0; id < kept.size(); ++id) {
+      ordered_json line = {{"id", id}};
+      line.update(kept[id]);
+      ALMOST_RETURN_IF_ERROR(AppendJsonLine(line, &kept_lines));
+    }
     for (auto& [name, lines] : {std::pair{"prompts", &kept_lines}, std::pair{"dropped", &dropped_lines}}) {
       StageArtifact artifact = DatasetArtifact(name, std::move(*lines));
       v1::PromptStage own = recipe;
