@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "absl/status/status.h"
 
@@ -27,6 +28,7 @@ struct OptimizerSpec {
   double max_grad_norm = 0;       // over all parameters; 0: no clipping
   double muon_learning_rate = 0;  // above 0: hidden matrices are trained by Muon, the rest by AdamW
   double muon_weight_decay = 0;
+  std::vector<std::string> frozen;  // prefixes of the names of parameters that stay as they are
 };
 
 // Packed documents, end-of-text in front of each.

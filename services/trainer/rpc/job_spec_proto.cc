@@ -66,6 +66,7 @@ OptimizerSpec ReadOptimizer(const v1::OptimizerSpec& proto) {
   spec.max_grad_norm = proto.max_grad_norm();
   spec.muon_learning_rate = proto.muon_learning_rate();
   spec.muon_weight_decay = proto.muon_weight_decay();
+  spec.frozen.assign(proto.frozen().begin(), proto.frozen().end());
   return spec;
 }
 

@@ -54,14 +54,17 @@ ActorCritic::ActorCritic(Llama policy, ValueHead values, const OptimizerSpec& op
                          double value_learning_rate, int num_threads)
     : policy_(std::move(policy)),
       values_(std::move(values)),
-      policy_optimizer_(optimizer, policy_.parameters()),
+      policy_optimizer_(optimizer, TrainedParameters(optimizer, policy_.parameters())),
       value_optimizer_(ValueOptimizer(optimizer, value_learning_rate), values_.Parameters()),
       workers_(num_threads) {
   for (int worker = 0; worker < num_threads; ++worker) {
     policies_.push_back(policy_.Replica());
     value_heads_.push_back(values_.Replica());
     std::vector<Tensor>& leaves = leaves_.emplace_back();
-    for (const auto& [name, parameter] : policies_.back().parameters()) leaves.push_back(parameter);
+    for (const auto& [name, parameter] : TrainedParameters(optimizer, policies_.back().parameters())) {
+      leaves.push_back(parameter);
+    }
+    num_policy_leaves_ = leaves.size();
     for (const auto& [name, parameter] : value_heads_.back().Parameters()) leaves.push_back(parameter);
   }
 }
@@ -71,7 +74,7 @@ double ActorCritic::Update(size_t count, double factor,
   std::vector<Tensor> gradients = SumGradients(workers_, leaves_, count, [&](int worker, size_t i) {
     return loss(policies_[worker], value_heads_[worker], i);
   });
-  const auto border = gradients.begin() + static_cast<std::ptrdiff_t>(policy_.parameters().size());
+  const auto border = gradients.begin() + static_cast<std::ptrdiff_t>(num_policy_leaves_);
   value_optimizer_.Step({border, gradients.end()}, 1.0);
   gradients.erase(border, gradients.end());
   return factor > 0 ? policy_optimizer_.Step(std::move(gradients), factor) : 0.0;

@@ -54,6 +54,7 @@ class ActorCritic {
   std::vector<Llama> policies_;  // one a worker
   std::vector<ValueHead> value_heads_;
   std::vector<std::vector<torch::Tensor>> leaves_;  // the policy's, then the value function's
+  size_t num_policy_leaves_ = 0;
   Optimizer policy_optimizer_;
   Optimizer value_optimizer_;
   Workers workers_;

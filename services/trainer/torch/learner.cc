@@ -7,11 +7,15 @@ namespace almost::trainer {
 using torch::Tensor;
 
 Learner::Learner(Llama model, const OptimizerSpec& optimizer, int num_threads)
-    : model_(std::move(model)), optimizer_(optimizer, model_.parameters()), workers_(num_threads) {
+    : model_(std::move(model)),
+      optimizer_(optimizer, TrainedParameters(optimizer, model_.parameters())),
+      workers_(num_threads) {
   for (int worker = 0; worker < num_threads; ++worker) {
     replicas_.push_back(model_.Replica());
     std::vector<Tensor>& leaves = leaves_.emplace_back();
-    for (const auto& [name, parameter] : replicas_.back().parameters()) leaves.push_back(parameter);
+    for (const auto& [name, parameter] : TrainedParameters(optimizer, replicas_.back().parameters())) {
+      leaves.push_back(parameter);
+    }
   }
 }
 

@@ -15,6 +15,22 @@ constexpr double kMuonMomentum = 0.95;
 
 }  // namespace
 
+std::map<std::string, Tensor> TrainedParameters(const OptimizerSpec& spec,
+                                                const std::map<std::string, Tensor>& parameters) {
+  std::map<std::string, Tensor> trained;
+  for (const auto& [name, parameter] : parameters) {
+    const bool frozen = std::any_of(spec.frozen.begin(), spec.frozen.end(), [&](const std::string& prefix) {
+      return absl::StartsWith(name, prefix);
+    });
+    if (frozen) {
+      parameter.set_requires_grad(false);
+    } else {
+      trained[name] = parameter;
+    }
+  }
+  return trained;
+}
+
 Optimizer::Optimizer(const OptimizerSpec& spec, std::map<std::string, Tensor> parameters) : spec_(spec) {
   for (auto& [name, leaf] : parameters) {
     Slot slot{.name = name, .parameter = leaf.detach()};

@@ -10,6 +10,11 @@
 
 namespace almost::trainer {
 
+// Those of `parameters`, by name, that training changes: not the spec's frozen ones, which stop asking for
+// gradients.
+std::map<std::string, torch::Tensor> TrainedParameters(
+    const OptimizerSpec& spec, const std::map<std::string, torch::Tensor>& parameters);
+
 // AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) and, where asked for, Muon (Jordan et al. 2024,
 // kellerjordan.github.io/posts/muon) on the matrices inside the layers. Norms and biases are not decayed.
 // Not thread-safe.

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/random.h"
@@ -21,6 +22,17 @@ using nlohmann::json;
 using torch::Tensor;
 
 constexpr absl::Duration kCheckpointPeriod = absl::Minutes(1);
+
+absl::Status CheckFrozen(const OptimizerSpec& optimizer, const Llama& model) {
+  for (const std::string& prefix : optimizer.frozen) {
+    const auto found = model.parameters().lower_bound(prefix);
+    if (prefix.empty() || found == model.parameters().end() || !absl::StartsWith(found->first, prefix)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("optimizer.frozen: no parameter's name begins with \"", prefix, "\""));
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec) {
   const auto* pretrain = std::get_if<PretrainSpec>(&spec.kind);
@@ -109,6 +121,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
       .training = {{"kind", KindName(spec)}, {"seed", spec.seed}, {"numerics_id", numerics_id}},
       .reward = nullptr};
   if (!inputs.base_digest.empty()) exported.training["base_model_digest"] = inputs.base_digest;
+  ALMOST_RETURN_IF_ERROR(CheckFrozen(spec.optimizer, inputs.model));
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task, MakeTask(std::move(inputs), context.reward));
 
   CheckpointStore checkpoints(context.work_folder / "checkpoints");

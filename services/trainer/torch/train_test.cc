@@ -174,6 +174,19 @@ TEST_P(TrainTest, WritesAModelFolderThatOpens) {
   }
 }
 
+TEST_P(TrainTest, FrozenParametersKeepTheirBitsAndTheOthersMove) {
+  JobSpec spec = Spec(GetParam());
+  spec.optimizer.frozen = {"model.embed_tokens", "model.layers.0."};
+  ASSERT_TRUE(Train(spec, Context("job")).ok());
+  const auto before = ModelFolder::Open(World()), after = ModelFolder::Open(root_ / "job/model");
+  for (const auto& [name, tensor] : (*after)->tensors()) {
+    const auto old = (*before)->tensors().find(name);
+    if (old == (*before)->tensors().end()) continue;  // a reward head
+    const bool frozen = name.starts_with("model.embed_tokens") || name.starts_with("model.layers.0.");
+    EXPECT_EQ(std::ranges::equal(tensor.bytes, old->second.bytes), frozen) << name;
+  }
+}
+
 TEST_P(TrainTest, RefusesToGoOnWithOtherNumerics) {
   JobSpec spec = Spec(GetParam());
   RunUntilKilled(spec, "job", 5);
@@ -236,6 +249,9 @@ TEST_F(TrainTest, BadSpecsAreRefusedByField) {
   JobSpec spec = Spec("sft");
   spec.optimizer.learning_rate = 0;
   refuse(spec, "optimizer.learning_rate");
+  spec = Spec("sft");
+  spec.optimizer.frozen = {"model.embed_tokens", "model.layer.0"};
+  refuse(spec, "model.layer.0");
   spec = Spec("sft");
   std::get<SftSpec>(spec.kind).max_tokens = 100000;
   refuse(spec, "sft.max_tokens");
