@@ -41,7 +41,7 @@ absl::Status Watch(const Endpoint& endpoint, Stub& stub,
       last_heard = absl::Now();
       pause = kFirstPause;
       if (std::exchange(away, false)) watcher.say(endpoint.service + " is back.");
-      if (event.sequence() <= request.after_sequence()) continue;  // a heartbeat
+      if (event.state() == 0) continue;  // a heartbeat
       request.set_after_sequence(event.sequence());
       watcher.take(event);
     }

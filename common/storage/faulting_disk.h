@@ -3,26 +3,31 @@
 #include <sqlite3.h>
 
 #include <atomic>
+#include <limits>
 #include <map>
 #include <utility>
 
 namespace almost {
 
 // For tests: SQLite's own file system, but that one write of the process, counted from 0 since FailAt, fails
-// with a SQLite code after its first half. Databases opened before the first FailAt are not reached.
+// with a SQLite code after its first half, or every write from it on. Databases opened before the first
+// FailAt are not reached.
 class FaultingDisk {
  public:
-  static void FailAt(int write, int code) {
-    static const bool installed = Install();
-    writes_ = installed ? 0 : -1;
-    code_ = code;
-    fail_at_ = write;
-  }
-  static void Heal() { fail_at_ = -1; }
+  static void FailAt(int write, int code) { Fail(write, write, code); }
+  static void FailFrom(int write, int code) { Fail(write, std::numeric_limits<int>::max(), code); }
+  static void Heal() { last_ = -1; }
   // Writes since FailAt.
   static int writes() { return writes_; }
 
  private:
+  static void Fail(int first, int last, int code) {
+    static const bool installed = Install();
+    writes_ = installed ? 0 : -1;
+    code_ = code;
+    first_ = first;
+    last_ = last;
+  }
   static bool Install() {
     sqlite3_vfs* const base = sqlite3_vfs_find(nullptr);
     static sqlite3_vfs vfs = *base;
@@ -40,7 +45,8 @@ class FaultingDisk {
     return sqlite3_vfs_register(&vfs, 1) == SQLITE_OK;
   }
   static int Write(sqlite3_file* file, const void* data, int size, sqlite3_int64 offset) {
-    if (writes_++ != fail_at_) return write_(file, data, size, offset);
+    const int write = writes_++;
+    if (write < first_ || write > last_) return write_(file, data, size, offset);
     write_(file, data, size / 2, offset);
     return code_;
   }
@@ -49,7 +55,8 @@ class FaultingDisk {
   inline static decltype(sqlite3_io_methods::xWrite) write_ = nullptr;
   inline static std::map<const sqlite3_io_methods*, sqlite3_io_methods> methods_;
   inline static std::atomic<int> writes_{0};
-  inline static std::atomic<int> fail_at_{-1};
+  inline static std::atomic<int> first_{-1};
+  inline static std::atomic<int> last_{-1};
   inline static std::atomic<int> code_{SQLITE_OK};
 };
 

@@ -10,6 +10,7 @@ import pathlib
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 
 SOURCE = pathlib.Path(os.environ["ALMOST_SOURCE_DIR"])
@@ -89,16 +90,24 @@ class Suite:
         Raises Failed when the run does not succeed.
         """
         self.almost("run", recipe, "--id", run_id, *arguments)
+        return self.follow(run_id, on_event, timeout)
+
+    def follow(self, run_id, on_event=None, timeout=600):
+        """As run(), of a run that is there."""
         watch = subprocess.Popen(self.command("--output", "json", "runs", "watch", run_id), stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + timeout
-        for line in watch.stdout:
-            if on_event:
-                on_event(json.loads(line))
-            if time.monotonic() > deadline:
-                watch.kill()
-                raise Failed(f"run {run_id} still goes on after {timeout} seconds")
-        _, errors = watch.communicate()
+        too_late = threading.Timer(timeout, watch.kill)
+        too_late.start()
+        try:
+            for line in watch.stdout:
+                if on_event:
+                    on_event(json.loads(line))
+            _, errors = watch.communicate()
+        finally:
+            too_late.cancel()
+            watch.kill()
+        if watch.returncode == -signal.SIGKILL:
+            raise Failed(f"run {run_id} still goes on after {timeout} seconds")
         if watch.returncode != 0:
             raise Failed(errors)
         return self.hashes(run_id)

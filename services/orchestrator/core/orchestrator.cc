@@ -243,6 +243,17 @@ absl::StatusOr<std::vector<v1::RunEvent>> Orchestrator::Events(absl::string_view
     }
     event.set_sequence(record.sequence);
   }
+  if (!*ended || active == nullptr) return events;
+  // An end that the journal could not take, as when its disk is full, is known to the run alone.
+  ALMOST_ASSIGN_OR_RETURN(const RunRecord journaled, environment_.journal->GetRun(id));
+  if (const v1::Run run = active->Snapshot(); AtWork(journaled.state) && !AtWork(run.state())) {
+    const int64_t last = events.empty() ? after_sequence : events.back().sequence();
+    v1::RunEvent& event = events.emplace_back();
+    event.set_sequence(last);
+    event.set_state(run.state());
+    event.set_message(run.error().message());
+    *event.mutable_error() = run.error();
+  }
   return events;
 }
 

@@ -43,7 +43,7 @@ class Orchestrator {
   absl::StatusOr<v1::Run> Resume(absl::string_view id);
 
   // Events after `after_sequence`; waits up to `timeout` for the first. Empty when none came. `ended` tells
-  // whether no more will.
+  // whether no more will. An end that the journal could not take comes too, under the last one's sequence.
   absl::StatusOr<std::vector<v1::RunEvent>> Events(absl::string_view id, int64_t after_sequence,
                                                    absl::Duration timeout, bool* ended) const;
 

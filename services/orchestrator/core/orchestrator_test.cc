@@ -347,6 +347,23 @@ TEST_F(OrchestratorTest, AFailedJobIsTriedAgainOnlyWhenTheWorldFailed) {
   EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("reward_model: "));
 }
 
+TEST_F(OrchestratorTest, AJobThatFailsForAFullDiskWaitsForAResume) {
+  const auto hashes = UndisturbedHashes();
+  Reset();
+  ASSERT_TRUE(Start().ok());
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    return method == "Train" ? absl::ResourceExhaustedError("no space for model.safetensors")
+                             : absl::OkStatus();
+  });
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  EXPECT_EQ(services_->calls("CreateJob"), 1);
+  services_->SetScript([](absl::string_view, const CallOptions&) { return absl::OkStatus(); });
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(Hashes("r"), hashes);
+}
+
 TEST_F(OrchestratorTest, CreateIsHarmlessToRepeat) {
   ASSERT_TRUE(Start().ok());
   ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
@@ -374,6 +391,25 @@ TEST_F(OrchestratorTest, AFullDiskOfTheStoreFailsTheRunByName) {
   EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
   EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("no space for"));
   env_.Heal();
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(Hashes("r"), hashes);
+}
+
+TEST_F(OrchestratorTest, AFullDiskOfTheJournalEndsTheRunForThoseWhoWatch) {
+  const auto hashes = UndisturbedHashes();
+  Reset();
+  ASSERT_TRUE(Start().ok());
+  FaultingDisk::FailFrom(60, SQLITE_FULL);
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  bool ended = false;
+  const auto events = orchestrator_->Events("r", 0, absl::ZeroDuration(), &ended).value();
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(events.back().state(), v1::RUN_STATE_FAILED);
+  EXPECT_EQ(events.back().error().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(events.back().error().message(), HasSubstr("journal.db"));
+  FaultingDisk::Heal();
   ASSERT_TRUE(orchestrator_->Resume("r").ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
   EXPECT_EQ(Hashes("r"), hashes);

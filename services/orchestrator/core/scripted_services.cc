@@ -287,10 +287,15 @@ absl::StatusOr<trainer::v1::Job> ScriptedServices::CreateJob(const CallOptions& 
 absl::StatusOr<trainer::v1::Job> ScriptedServices::GetJob(const CallOptions& options,
                                                           const trainer::v1::GetJobRequest& request) {
   ALMOST_RETURN_IF_ERROR(Before("GetJob", options));
+  const absl::Status trained = Before("Train", options);
   const absl::MutexLock lock(&mutex_);
   const auto job = jobs_.find(request.name());
   if (job == jobs_.end()) return absl::NotFoundError(request.name());
-  if (job->second.state() == trainer::v1::JOB_STATE_RUNNING && !hold_jobs_) {
+  if (job->second.state() == trainer::v1::JOB_STATE_RUNNING && !trained.ok() && !absl::IsCancelled(trained)) {
+    job->second.set_state(trainer::v1::JOB_STATE_FAILED);
+    job->second.mutable_error()->set_code(static_cast<int>(trained.code()));
+    job->second.mutable_error()->set_message(std::string(trained.message()));
+  } else if (job->second.state() == trainer::v1::JOB_STATE_RUNNING && !hold_jobs_) {
     ArtifactDraft draft;
     draft.kind = "model";
     draft.files["model.safetensors"] = Sha256(job->second.spec().SerializeAsString());

@@ -23,7 +23,8 @@ v1::Recipe ScriptedRecipe(uint64_t seed);
 // ones'. They lose models and fail calls on demand. Thread-safe.
 class ScriptedServices : public Services {
  public:
-  // Called before each call with its name; an error is the call's answer.
+  // Called before each call with its name; an error is the call's answer. And as "Train" before a job ends:
+  // an error is the job's.
   using Script = std::function<absl::Status(absl::string_view method, const CallOptions& options)>;
 
   explicit ScriptedServices(ArtifactStore* store) : store_(store) {}

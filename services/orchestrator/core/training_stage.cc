@@ -21,8 +21,11 @@ constexpr absl::Duration kWatch = absl::Seconds(5);
 constexpr int kMaxJobs = 20;
 
 // A failure of the world, not of the job: another job of the same spec may succeed. kNotFound: the reward
-// service has lost the model and was not given it back in time.
-bool IsWorthAnotherJob(const absl::Status& status) { return IsTransient(status) || absl::IsNotFound(status); }
+// service has lost the model and was not given it back in time. Not kResourceExhausted: the trainer's disk is
+// full, and stays so until somebody makes room and resumes the run.
+bool IsWorthAnotherJob(const absl::Status& status) {
+  return (IsTransient(status) && !absl::IsResourceExhausted(status)) || absl::IsNotFound(status);
+}
 
 bool HasEnded(trainer::v1::JobState state) {
   return state == trainer::v1::JOB_STATE_SUCCEEDED || state == trainer::v1::JOB_STATE_FAILED ||

@@ -1,6 +1,7 @@
 #include "services/trainer/core/datasets.h"
 
 #include <algorithm>
+#include <fstream>
 #include <functional>
 
 #include "absl/strings/str_cat.h"
@@ -45,6 +46,45 @@ absl::StatusOr<std::vector<Message>> Messages(const ordered_json& line) {
     messages.push_back({*role, *content});
   }
   return messages;
+}
+
+struct Comparison {
+  const std::string& prompt;
+  const std::string& chosen;
+  const std::string& rejected;
+};
+
+absl::StatusOr<Comparison> ComparisonOf(const ordered_json& line) {
+  const std::string *prompt = Text(line, "prompt"), *chosen = Text(line, "chosen"),
+                    *rejected = Text(line, "rejected");
+  if (prompt == nullptr || chosen == nullptr || rejected == nullptr) {
+    return absl::InvalidArgumentError("needs \"prompt\", \"chosen\" and \"rejected\", strings");
+  }
+  return Comparison{*prompt, *chosen, *rejected};
+}
+
+absl::StatusOr<std::string> Prompt(const ordered_json& line) {
+  const std::string* prompt = Text(line, "prompt");
+  if (prompt == nullptr) return absl::InvalidArgumentError("needs \"prompt\", a string");
+  return *prompt;
+}
+
+absl::Status CheckFirstLine(absl::string_view field, const std::filesystem::path& file,
+                            const std::function<absl::Status(const ordered_json&)>& check) {
+  std::ifstream stream(file);
+  std::string line;
+  absl::Status status;
+  if (!stream) {
+    status = absl::InvalidArgumentError(absl::StrCat(file.string(), ": cannot be read"));
+  } else if (!std::getline(stream, line)) {
+    status = absl::InvalidArgumentError(absl::StrCat(file.string(), ": is empty"));
+  } else {
+    status = ForEachJsonLine(file.string(), line + "\n", [&](int64_t, const ordered_json& object) {
+      return Annotate(check(object), absl::StrCat(file.string(), " line 1"));
+    });
+  }
+  if (status.ok()) return status;
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", status.message()));
 }
 
 absl::StatusOr<Sample> Encode(const std::vector<Message>& messages, const Encoding& encoding) {
@@ -99,17 +139,13 @@ absl::StatusOr<std::vector<PreferencePair>> ReadComparisons(const std::filesyste
                                                             const Encoding& encoding) {
   std::vector<PreferencePair> pairs;
   ALMOST_RETURN_IF_ERROR(ForEachLine(file, [&](const ordered_json& line) -> absl::Status {
-    const std::string *prompt = Text(line, "prompt"), *chosen = Text(line, "chosen"),
-                      *rejected = Text(line, "rejected");
-    if (prompt == nullptr || chosen == nullptr || rejected == nullptr) {
-      return absl::InvalidArgumentError("needs \"prompt\", \"chosen\" and \"rejected\", strings");
-    }
+    ALMOST_ASSIGN_OR_RETURN(const Comparison comparison, ComparisonOf(line));
     PreferencePair& pair = pairs.emplace_back();
-    pair.prompt = *prompt;
-    pair.chosen_characters = chosen->size();
-    pair.rejected_characters = rejected->size();
-    ALMOST_ASSIGN_OR_RETURN(pair.chosen, EncodeResponse(*prompt, *chosen, encoding));
-    ALMOST_ASSIGN_OR_RETURN(pair.rejected, EncodeResponse(*prompt, *rejected, encoding));
+    pair.prompt = comparison.prompt;
+    pair.chosen_characters = comparison.chosen.size();
+    pair.rejected_characters = comparison.rejected.size();
+    ALMOST_ASSIGN_OR_RETURN(pair.chosen, EncodeResponse(comparison.prompt, comparison.chosen, encoding));
+    ALMOST_ASSIGN_OR_RETURN(pair.rejected, EncodeResponse(comparison.prompt, comparison.rejected, encoding));
     return absl::OkStatus();
   }));
   return pairs;
@@ -118,12 +154,39 @@ absl::StatusOr<std::vector<PreferencePair>> ReadComparisons(const std::filesyste
 absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::filesystem::path& file) {
   std::vector<std::string> prompts;
   ALMOST_RETURN_IF_ERROR(ForEachLine(file, [&](const ordered_json& line) -> absl::Status {
-    const std::string* prompt = Text(line, "prompt");
-    if (prompt == nullptr) return absl::InvalidArgumentError("needs \"prompt\", a string");
-    prompts.push_back(*prompt);
+    ALMOST_ASSIGN_OR_RETURN(prompts.emplace_back(), Prompt(line));
     return absl::OkStatus();
   }));
   return prompts;
+}
+
+absl::Status CheckDataset(const KindSpec& kind) {
+  struct Check {
+    absl::Status operator()(const PretrainSpec& spec) const {
+      if (spec.dataset.empty()) return absl::OkStatus();
+      return CheckFirstLine("pretrain.dataset", spec.dataset, [](const ordered_json& line) {
+        return Text(line, "text") != nullptr ? absl::OkStatus()
+                                             : absl::InvalidArgumentError("needs \"text\", a string");
+      });
+    }
+    absl::Status operator()(const SftSpec& spec) const {
+      return CheckFirstLine("sft.dataset", spec.dataset,
+                            [](const ordered_json& line) { return Messages(line).status(); });
+    }
+    absl::Status operator()(const RewardModelSpec& spec) const {
+      return CheckFirstLine("reward_model.dataset", spec.dataset,
+                            [](const ordered_json& line) { return ComparisonOf(line).status(); });
+    }
+    absl::Status operator()(const DpoSpec& spec) const {
+      return CheckFirstLine("dpo.dataset", spec.dataset,
+                            [](const ordered_json& line) { return ComparisonOf(line).status(); });
+    }
+    absl::Status operator()(const PpoSpec& spec) const {
+      return CheckFirstLine("ppo.dataset", spec.dataset,
+                            [](const ordered_json& line) { return Prompt(line).status(); });
+    }
+  };
+  return std::visit(Check(), kind);
 }
 
 bool IsHeldOut(const std::string& prompt, double fraction) {

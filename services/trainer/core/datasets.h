@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
+#include "services/trainer/core/job_spec.h"
 
 // Training data from JSON Lines files, as token ids. Each reader refuses a file without a sample
 // (kInvalidArgument) and names file, line (from 1) and reason of one it cannot use.
@@ -52,6 +53,11 @@ absl::StatusOr<std::vector<PreferencePair>> ReadComparisons(const std::filesyste
 
 // Lines {"prompt"}: whatever else a line holds is not looked at.
 absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::filesystem::path& file);
+
+// Whether the job's dataset is there, not empty, and has a first line of its kind: what can be said about a
+// dataset of any size before the job's turn comes. OK where it has none.
+// kInvalidArgument: "<kind>.dataset", file and reason.
+absl::Status CheckDataset(const KindSpec& kind);
 
 // Prompt and response as a reward model reads them.
 absl::StatusOr<Sample> EncodeResponse(const std::string& prompt, const std::string& response,

@@ -106,6 +106,26 @@ TEST_F(Datasets, AnEmptyOrMissingFileIsRefused) {
   EXPECT_EQ(ReadPrompts("no/such/file").status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(Datasets, AreCheckedByTheirFirstLineBeforeAJobBegins) {
+  const auto check = [](KindSpec kind, const fs::path& dataset) {
+    std::visit([&](auto& spec) { spec.dataset = dataset; }, kind);
+    return CheckDataset(kind).ToString();
+  };
+  const std::string file = Write("").string();
+  EXPECT_EQ(check(SftSpec(), "no/such.jsonl"),
+            "INVALID_ARGUMENT: sft.dataset: no/such.jsonl: cannot be read");
+  EXPECT_EQ(check(SftSpec(), file), "INVALID_ARGUMENT: sft.dataset: " + file + ": is empty");
+  EXPECT_EQ(check(DpoSpec(), Write("{\"prompt\": \"a")),
+            "INVALID_ARGUMENT: dpo.dataset: " + file + ": line 1 is not a JSON object");
+  EXPECT_EQ(check(RewardModelSpec(), Write("{\"prompt\": \"a\"}\n")),
+            "INVALID_ARGUMENT: reward_model.dataset: " + file +
+                " line 1: needs \"prompt\", \"chosen\" and \"rejected\", strings");
+  EXPECT_EQ(check(PretrainSpec(), Write("{\"prompt\": \"a\"}\n")),
+            "INVALID_ARGUMENT: pretrain.dataset: " + file + " line 1: needs \"text\", a string");
+  EXPECT_EQ(check(PpoSpec(), Write("{\"prompt\": \"a\"}\nnot looked at")), "OK");
+  EXPECT_EQ(check(PretrainSpec{.world_seed = 1}, ""), "OK");
+}
+
 TEST(HeldOut, IsAShareOfPromptsAndAllPairsOfAPromptAreTogether) {
   int held_out = 0;
   for (int i = 0; i < 2000; ++i) held_out += IsHeldOut("prompt " + std::to_string(i), 0.2);

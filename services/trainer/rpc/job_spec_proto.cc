@@ -7,6 +7,7 @@
 #include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/status.h"
+#include "services/trainer/core/datasets.h"
 
 namespace almost::trainer {
 namespace {
@@ -19,6 +20,10 @@ class Sources {
 
   absl::StatusOr<fs::path> Folder(absl::string_view field, const std::string& source) const {
     absl::StatusOr<fs::path> path = ResolveModelSource(store_, model_root_, source);
+    // To whoever asks for a job, what is not there is a wrong value, not the lack of a job.
+    if (absl::IsNotFound(path.status())) {
+      return absl::InvalidArgumentError(absl::StrCat(field, ": ", path.status().message()));
+    }
     if (!path.ok()) return Annotate(path.status(), field);
     return path;
   }
@@ -30,7 +35,7 @@ class Sources {
       ALMOST_ASSIGN_OR_RETURN(const fs::path folder,
                               Folder(field, file.has_parent_path() ? file.parent_path().string() : "."));
       if (!fs::is_regular_file(folder / file.filename())) {
-        return absl::NotFoundError(absl::StrCat(field, ": no file ", source));
+        return InvalidField(field, "a file beneath the model root", source);
       }
       return folder / file.filename();
     }
@@ -170,6 +175,7 @@ absl::StatusOr<JobSpec> ReadJobSpec(const v1::JobSpec& proto, ArtifactStore* sto
   spec.checkpoint_steps = proto.checkpoint_steps();
   ALMOST_ASSIGN_OR_RETURN(spec.kind, ReadKind(proto, sources));
   ALMOST_RETURN_IF_ERROR(ValidateJobSpec(spec));
+  ALMOST_RETURN_IF_ERROR(CheckDataset(spec.kind));
   return spec;
 }
 

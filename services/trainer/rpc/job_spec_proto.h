@@ -9,8 +9,8 @@
 
 namespace almost::trainer {
 
-// The proto with sources resolved to files and defaults filled in, checked by ValidateJobSpec.
-// kInvalidArgument, kNotFound and kFailedPrecondition name the field.
+// The proto with sources resolved to files and defaults filled in, checked by ValidateJobSpec and
+// CheckDataset. kInvalidArgument (what is named is not there, too) and kFailedPrecondition name the field.
 absl::StatusOr<JobSpec> ReadJobSpec(const v1::JobSpec& proto, ArtifactStore* store,
                                     const std::filesystem::path& model_root);
 
