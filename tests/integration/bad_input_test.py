@@ -127,7 +127,7 @@ class BadInput(unittest.TestCase):
                 if mounted.returncode != 0:
                     self.skipTest("tmpfs cannot be mounted here")
                 try:
-                    with Suite(model_root=self.root, store=disk) as suite:
+                    with Suite(model_root=self.root, store=disk + "/store") as suite:
                         with self.assertRaises(Failed) as raised:
                             suite.run(SMOKE, "run", timeout=60)
                         self.assertRegex(str(raised.exception),

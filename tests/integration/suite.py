@@ -29,7 +29,7 @@ class Suite:
 
     def __init__(self, model_root=SOURCE, store=None):
         self._folder = tempfile.TemporaryDirectory(prefix="almost-test-")
-        self.store = pathlib.Path(store or self._folder.name) / "store"
+        self.store = pathlib.Path(store or self._folder.name + "/store")
         self.log = pathlib.Path(self._folder.name) / "up.log"
         self.model_root = model_root
 
