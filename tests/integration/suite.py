@@ -10,8 +10,8 @@ import pathlib
 import signal
 import subprocess
 import tempfile
-import threading
 import time
+import urllib.request
 
 SOURCE = pathlib.Path(os.environ["ALMOST_SOURCE_DIR"])
 BIN = pathlib.Path(os.environ["ALMOST_BINARY_DIR"]) / "bin"
@@ -71,45 +71,30 @@ class Suite:
         return json.loads(self.almost("--output", "json", *arguments))
 
     def services(self):
-        """{service: {address, metrics, pid}}; the pid is 0 while it is being restarted."""
+        """{service: {address, metrics, pid}}; the pid is that of the last start."""
         return json.loads((self.store / "up.json").read_text())["services"]
 
-    def kill(self, service):
-        """kill -9; returns whether there was a process to kill."""
-        pid = self.services()[service]["pid"]
+    def is_ready(self, service):
         try:
-            if pid:
-                os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
+            with urllib.request.urlopen(f"http://{self.services()[service]['metrics']}/readyz", timeout=10) as answer:
+                return answer.status == 200
+        except OSError:
             return False
-        return pid != 0
 
-    def run(self, recipe, run_id, *arguments, on_event=None, timeout=600):
-        """Runs a recipe to its end, handing every event to `on_event`; returns its artifacts' digests by stage and kind.
+    def run(self, recipe, run_id, *arguments, timeout=600):
+        """Runs a recipe to its end; returns its artifacts' digests by stage and kind.
 
         Raises Failed when the run does not succeed.
         """
         self.almost("run", recipe, "--id", run_id, *arguments)
-        return self.follow(run_id, on_event, timeout)
+        return self.follow(run_id, timeout)
 
-    def follow(self, run_id, on_event=None, timeout=600):
+    def follow(self, run_id, timeout=600):
         """As run(), of a run that is there."""
-        watch = subprocess.Popen(self.command("--output", "json", "runs", "watch", run_id), stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE, text=True)
-        too_late = threading.Timer(timeout, watch.kill)
-        too_late.start()
         try:
-            for line in watch.stdout:
-                if on_event:
-                    on_event(json.loads(line))
-            _, errors = watch.communicate()
-        finally:
-            too_late.cancel()
-            watch.kill()
-        if watch.returncode == -signal.SIGKILL:
-            raise Failed(f"run {run_id} still goes on after {timeout} seconds")
-        if watch.returncode != 0:
-            raise Failed(errors)
+            self.almost("runs", "watch", run_id, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"run {run_id} still goes on after {timeout} seconds") from None
         return self.hashes(run_id)
 
     def hashes(self, run_id):
