@@ -97,6 +97,15 @@ class Suite:
             raise Failed(f"run {run_id} still goes on after {timeout} seconds") from None
         return self.hashes(run_id)
 
+    def wait_for(self, run_id, *states, timeout=60):
+        """The run as `runs show` has it, once it is in one of the states."""
+        deadline = time.monotonic() + timeout
+        while (run := self.json("runs", "show", run_id))["state"] not in states:
+            if time.monotonic() > deadline:
+                raise Failed(f"run {run_id} is {run['state']} after {timeout} seconds, not one of {states}")
+            time.sleep(0.1)
+        return run
+
     def hashes(self, run_id):
         artifacts = self.json("artifacts", "ls", run_id)["artifacts"]
         return sorted((artifact["stage"], artifact["kind"], artifact["name"]) for artifact in artifacts)
