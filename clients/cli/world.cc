@@ -11,6 +11,7 @@
 #include "common/logging/logging.h"
 #include "common/rpc/server.h"
 #include "common/storage/json_lines.h"
+#include "common/text/hugging_face_tokenizer.h"
 #include "common/world/corpus.h"
 #include "common/world/question.h"
 #include "prometheus/registry.h"
@@ -22,6 +23,7 @@ struct WorldFlags {
   uint64_t seed = 0;
   uint64_t first = 0;
   uint64_t count = 0;
+  int vocab_size = 0;
   ServerOptions server;
 };
 
@@ -32,6 +34,15 @@ absl::Status Corpus(const WorldFlags& flags) {
         nlohmann::ordered_json{{"text", world::CorpusDocument(flags.seed, flags.first + i)}}, &line));
     std::cout << line;
   }
+  std::cout.flush();
+  return std::cout ? absl::OkStatus() : absl::UnavailableError("cannot write to the standard output");
+}
+
+absl::Status Tokenizer(const WorldFlags& flags) {
+  ALMOST_ASSIGN_OR_RETURN(const std::string json,
+                          TrainByteLevelBpe(world::CorpusDocuments(flags.seed, flags.first, flags.count),
+                                            flags.vocab_size, "<|endoftext|>"));
+  std::cout << json;
   std::cout.flush();
   return std::cout ? absl::OkStatus() : absl::UnavailableError("cannot write to the standard output");
 }
@@ -75,10 +86,16 @@ void AddWorld(CLI::App& app, Cli& cli) {
 
   CLI::App* corpus =
       world->add_subcommand("corpus", "Documents that vanilla models learn from, as JSON Lines of {text}");
-  corpus->add_option("--seed", flags->seed, "Of the corpus")->capture_default_str();
-  corpus->add_option("--first", flags->first, "Number of the first document")->capture_default_str();
-  corpus->add_option("--count", flags->count, "How many documents")->required();
+  CLI::App* tokenizer =
+      world->add_subcommand("tokenizer", "A byte-level BPE learnt from the corpus, as a tokenizer.json");
+  for (CLI::App* of_corpus : {corpus, tokenizer}) {
+    of_corpus->add_option("--seed", flags->seed, "Of the corpus")->capture_default_str();
+    of_corpus->add_option("--first", flags->first, "Number of the first document")->capture_default_str();
+    of_corpus->add_option("--count", flags->count, "How many documents")->required();
+  }
+  tokenizer->add_option("--vocab_size", flags->vocab_size, "Most tokens, at least 257")->required();
   corpus->callback([&cli, flags] { cli.action = [flags] { return Corpus(*flags); }; });
+  tokenizer->callback([&cli, flags] { cli.action = [flags] { return Tokenizer(*flags); }; });
 
   CLI::App* questions = world->add_subcommand("questions", "Held-out questions, one a line");
   questions->add_option("--seed", flags->seed, "Of the draw")->capture_default_str();

@@ -1,4 +1,4 @@
-"""Writes prompt_goldens.jsonl: the token ids that the Python reference feeds its models.
+"""Writes prompt_goldens.jsonl: the token ids that the Python reference would feed the models.
 
 usage: make_prompt_goldens.py    (needs tokenizers==0.23.3)
 
