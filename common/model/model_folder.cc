@@ -8,6 +8,7 @@
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
 #include "common/model/bounded_json.h"
+#include "common/storage/env.h"
 #include "nlohmann/json.hpp"
 
 namespace almost {
@@ -139,9 +140,7 @@ absl::Status WriteModelFolder(const fs::path& folder, const ModelConfig& config,
   json object = config.ToJson();
   object.erase("dtype");  // as newer transformers spell it; all read the older name
   if (!tensors.empty()) object["torch_dtype"] = TorchName(tensors.front().dtype);
-  const std::string text = object.dump(2) + "\n";
-  const std::span<const std::byte> piece = std::as_bytes(std::span(text));
-  return WriteFileAtomically(folder / "config.json", std::span(&piece, 1));
+  return Env::Posix()->WriteAtomically(folder / "config.json", object.dump(2) + "\n");
 }
 
 }  // namespace almost

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/model/bounded_json.h"
+#include "common/storage/env.h"
 #include "nlohmann/json.hpp"
 
 namespace almost {
@@ -192,48 +193,20 @@ absl::Status WriteSafetensors(const std::filesystem::path& path, std::vector<Ten
   std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   json header = {{"__metadata__", {{"format", "pt"}}}};
   uint64_t offset = 0;
-  std::vector<std::span<const std::byte>> pieces(2);
+  std::vector<absl::string_view> pieces(2);
   for (const TensorToWrite& tensor : tensors) {
     header[tensor.name] = {{"dtype", Describe(tensor.dtype).name},
                            {"shape", tensor.shape},
                            {"data_offsets", {offset, offset + tensor.bytes.size()}}};
     offset += tensor.bytes.size();
-    pieces.push_back(tensor.bytes);
+    pieces.push_back({reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size()});
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begins aligned
   const uint64_t header_bytes = text.size();
-  pieces[0] = std::as_bytes(std::span(&header_bytes, 1));
-  pieces[1] = std::as_bytes(std::span(text));
-  return WriteFileAtomically(path, pieces);
-}
-
-absl::Status WriteFileAtomically(const std::filesystem::path& path,
-                                 std::span<const std::span<const std::byte>> pieces) {
-  const std::filesystem::path fresh = path.string() + ".new";
-  const int fd = ::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return IoError("creating", fresh);
-  absl::Status status;
-  for (std::span<const std::byte> piece : pieces) {
-    while (status.ok() && !piece.empty()) {
-      const ssize_t written = ::write(fd, piece.data(), piece.size());
-      if (written < 0 && errno != EINTR) status = IoError("writing", fresh);
-      if (written > 0) piece = piece.subspan(static_cast<size_t>(written));
-    }
-  }
-  if (status.ok() && ::fsync(fd) != 0) status = IoError("syncing", fresh);
-  ::close(fd);
-  if (status.ok() && ::rename(fresh.c_str(), path.c_str()) != 0) status = IoError("renaming", fresh);
-  if (!status.ok()) {
-    ::unlink(fresh.c_str());
-    return status;
-  }
-  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
-  const int folder = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0) return IoError("opening", parent);
-  if (::fsync(folder) != 0) status = IoError("syncing", parent);
-  ::close(folder);
-  return status;
+  pieces[0] = {reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes};
+  pieces[1] = text;
+  return Env::Posix()->WriteAtomically(path, pieces);
 }
 
 }  // namespace almost

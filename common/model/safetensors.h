@@ -57,12 +57,7 @@ class SafetensorsFile {
   std::map<std::string, TensorView> tensors_;
 };
 
-// Writes the tensors in the order of their names, by write, fsync, rename.
+// Writes the tensors in the order of their names, the file whole or not at all (Env).
 absl::Status WriteSafetensors(const std::filesystem::path& path, std::vector<TensorToWrite> tensors);
-
-// Replaces the file by write, fsync, rename, fsync of its folder: after a crash it is the old one or the new
-// one. kResourceExhausted: the disk is full; both name the path.
-absl::Status WriteFileAtomically(const std::filesystem::path& path,
-                                 std::span<const std::span<const std::byte>> pieces);
 
 }  // namespace almost

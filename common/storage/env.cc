@@ -42,13 +42,16 @@ class Descriptor {
   const int fd_;
 };
 
-absl::Status WriteSynced(const fs::path& file, int flags, absl::string_view contents, Env::Mode mode) {
+absl::Status WriteSynced(const fs::path& file, int flags, std::span<const absl::string_view> pieces,
+                         Env::Mode mode) {
   const Descriptor descriptor(file, O_WRONLY | O_CREAT | flags);
   if (descriptor.get() < 0) return Error(errno, "opening", file);
-  while (!contents.empty()) {
-    const ssize_t written = ::write(descriptor.get(), contents.data(), contents.size());
-    if (written < 0 && errno != EINTR) return Error(errno, "writing", file);
-    if (written > 0) contents.remove_prefix(static_cast<size_t>(written));
+  for (absl::string_view piece : pieces) {
+    while (!piece.empty()) {
+      const ssize_t written = ::write(descriptor.get(), piece.data(), piece.size());
+      if (written < 0 && errno != EINTR) return Error(errno, "writing", file);
+      if (written > 0) piece.remove_prefix(static_cast<size_t>(written));
+    }
   }
   const bool read_only = mode == Env::Mode::kReadOnly;
   if ((read_only && ::fchmod(descriptor.get(), 0444) != 0) || ::fsync(descriptor.get()) != 0) {
@@ -59,6 +62,7 @@ absl::Status WriteSynced(const fs::path& file, int flags, absl::string_view cont
 
 class PosixEnv : public Env {
  public:
+  using Env::Write;
   absl::StatusOr<std::string> Read(const fs::path& file) override {
     const Descriptor descriptor(file, O_RDONLY);
     struct stat stat{};
@@ -74,12 +78,12 @@ class PosixEnv : public Env {
     }
   }
 
-  absl::Status Write(const fs::path& file, absl::string_view contents, Mode mode) override {
-    return WriteSynced(file, O_TRUNC, contents, mode);
+  absl::Status Write(const fs::path& file, std::span<const absl::string_view> pieces, Mode mode) override {
+    return WriteSynced(file, O_TRUNC, pieces, mode);
   }
 
   absl::Status Append(const fs::path& file, absl::string_view contents) override {
-    return WriteSynced(file, O_APPEND, contents, Mode::kWritable);
+    return WriteSynced(file, O_APPEND, std::span(&contents, 1), Mode::kWritable);
   }
 
   absl::Status Seal(const fs::path& file) override {
@@ -151,9 +155,9 @@ Env* Env::Posix() {
   return env;
 }
 
-absl::Status Env::WriteAtomically(const fs::path& file, absl::string_view contents) {
+absl::Status Env::WriteAtomically(const fs::path& file, std::span<const absl::string_view> pieces) {
   const fs::path fresh = absl::StrCat(file.string(), ".", UniqueName());
-  absl::Status status = Write(fresh, contents);
+  absl::Status status = Write(fresh, pieces, Mode::kWritable);
   if (status.ok()) status = Rename(fresh, file);
   if (!status.ok()) Remove(fresh).IgnoreError();
   return status;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,8 +24,12 @@ class Env {
   virtual absl::StatusOr<std::string> Read(const std::filesystem::path& file) = 0;
   enum class Mode { kWritable, kReadOnly };
   // Creates or replaces `file`; its contents are on disk when this returns OK, and undefined after an error.
-  virtual absl::Status Write(const std::filesystem::path& file, absl::string_view contents,
-                             Mode mode = Mode::kWritable) = 0;
+  virtual absl::Status Write(const std::filesystem::path& file, std::span<const absl::string_view> pieces,
+                             Mode mode) = 0;
+  absl::Status Write(const std::filesystem::path& file, absl::string_view contents,
+                     Mode mode = Mode::kWritable) {
+    return Write(file, std::span(&contents, 1), mode);
+  }
   // Adds at the end, on disk when this returns OK; after an error part of it may be there.
   virtual absl::Status Append(const std::filesystem::path& file, absl::string_view contents) = 0;
   // Brings what others wrote into `file` to disk and makes it read-only.
@@ -45,7 +50,10 @@ class Env {
   virtual absl::StatusOr<int64_t> FreeBytes(const std::filesystem::path& folder) = 0;
 
   // Whole or not at all: written beside `file`, then renamed. After an error the old contents are there.
-  absl::Status WriteAtomically(const std::filesystem::path& file, absl::string_view contents);
+  absl::Status WriteAtomically(const std::filesystem::path& file, std::span<const absl::string_view> pieces);
+  absl::Status WriteAtomically(const std::filesystem::path& file, absl::string_view contents) {
+    return WriteAtomically(file, std::span(&contents, 1));
+  }
 };
 
 // A name that no other process on any machine takes: for files on their way to their place.

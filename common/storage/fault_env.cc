@@ -3,6 +3,7 @@
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
 
 namespace almost {
@@ -37,10 +38,11 @@ absl::Status FaultEnv::Next(const fs::path& path, const std::function<void()>& t
 
 absl::StatusOr<std::string> FaultEnv::Read(const fs::path& file) { return base_->Read(file); }
 
-absl::Status FaultEnv::Write(const fs::path& file, absl::string_view contents, Mode mode) {
-  const absl::string_view half = contents.substr(0, contents.size() / 2);
+absl::Status FaultEnv::Write(const fs::path& file, std::span<const absl::string_view> pieces, Mode mode) {
+  const std::string whole = absl::StrJoin(pieces, "");
+  const absl::string_view half = absl::string_view(whole).substr(0, whole.size() / 2);
   ALMOST_RETURN_IF_ERROR(Next(file, [&] { base_->Write(file, half, mode).IgnoreError(); }));
-  return base_->Write(file, contents, mode);
+  return base_->Write(file, pieces, mode);
 }
 
 absl::Status FaultEnv::Append(const fs::path& file, absl::string_view contents) {

@@ -31,7 +31,9 @@ class FaultEnv : public Env {
   int operations() const;
 
   absl::StatusOr<std::string> Read(const std::filesystem::path& file) override;
-  absl::Status Write(const std::filesystem::path& file, absl::string_view contents, Mode mode) override;
+  using Env::Write;
+  absl::Status Write(const std::filesystem::path& file, std::span<const absl::string_view> pieces,
+                     Mode mode) override;
   absl::Status Append(const std::filesystem::path& file, absl::string_view contents) override;
   absl::Status Seal(const std::filesystem::path& file) override;
   absl::Status Rename(const std::filesystem::path& from, const std::filesystem::path& to) override;

@@ -1,18 +1,13 @@
 #include "services/trainer/core/job_queue.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/ids.h"
 #include "common/base/status_macros.h"
+#include "common/storage/env.h"
 #include "nlohmann/json.hpp"
 
 namespace almost::trainer {
@@ -22,46 +17,6 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr absl::string_view kStateNames[] = {"queued", "running", "succeeded", "failed", "cancelled"};
-
-absl::Status IoError(absl::string_view what, const fs::path& path) {
-  const int error = errno;
-  const std::string message = absl::StrCat(what, " ", path.string(), ": ", std::strerror(error));
-  return error == ENOSPC || error == EDQUOT ? absl::ResourceExhaustedError(message)
-                                            : absl::InternalError(message);
-}
-
-absl::Status Synced(const fs::path& path, int flags, absl::string_view bytes) {
-  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
-  if (fd < 0) return IoError("opening", path);
-  absl::Status status;
-  while (status.ok() && !bytes.empty()) {
-    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
-    if (written < 0 && errno != EINTR) status = IoError("writing", path);
-    if (written > 0) bytes.remove_prefix(static_cast<size_t>(written));
-  }
-  if (status.ok() && ::fsync(fd) != 0) status = IoError("syncing", path);
-  ::close(fd);
-  return status;
-}
-
-absl::Status Replace(const fs::path& path, absl::string_view bytes) {
-  const fs::path fresh = path.string() + ".new";
-  ALMOST_RETURN_IF_ERROR(Synced(fresh, O_WRONLY | O_CREAT | O_TRUNC, bytes));
-  if (::rename(fresh.c_str(), path.c_str()) != 0) return IoError("renaming", fresh);
-  const int folder = ::open(path.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0) return IoError("opening", path.parent_path());
-  const bool synced = ::fsync(folder) == 0;
-  ::close(folder);
-  return synced ? absl::OkStatus() : IoError("syncing", path.parent_path());
-}
-
-absl::StatusOr<std::string> Read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::DataLossError(absl::StrCat("cannot read ", path.string()));
-  std::ostringstream bytes;
-  bytes << file.rdbuf();
-  return bytes.str();
-}
 
 json ErrorToJson(const absl::Status& error) {
   return {{"code", static_cast<int>(error.code())}, {"message", std::string(error.message())}};
@@ -157,8 +112,8 @@ absl::Status JobQueue::Recover() {
     Job job;
     job.record.id = entry.path().filename();
     try {
-      ALMOST_ASSIGN_OR_RETURN(job.record.spec, Read(entry.path() / "spec"));
-      ALMOST_ASSIGN_OR_RETURN(const std::string state, Read(entry.path() / "state.json"));
+      ALMOST_ASSIGN_OR_RETURN(job.record.spec, Env::Posix()->Read(entry.path() / "spec"));
+      ALMOST_ASSIGN_OR_RETURN(const std::string state, Env::Posix()->Read(entry.path() / "state.json"));
       RecordFromJson(json::parse(state), job.record);
       std::ifstream events(entry.path() / "events.jsonl");
       for (std::string line; std::getline(events, line);) {
@@ -172,7 +127,7 @@ absl::Status JobQueue::Recover() {
     // Appending goes on after the last whole line.
     std::string whole;
     for (const JobEvent& event : job.events) absl::StrAppend(&whole, EventToJson(event).dump(), "\n");
-    ALMOST_RETURN_IF_ERROR(Replace(entry.path() / "events.jsonl", whole));
+    ALMOST_RETURN_IF_ERROR(Env::Posix()->WriteAtomically(entry.path() / "events.jsonl", whole));
     if (job.record.state == JobState::kRunning) job.record.state = JobState::kQueued;
     jobs_.emplace(job.record.id, std::move(job));
   }
@@ -190,7 +145,7 @@ absl::StatusOr<JobRecord> JobQueue::Create(absl::string_view id, absl::string_vi
   std::error_code error;
   fs::create_directories(folder / "work", error);
   if (error) return absl::InternalError(absl::StrCat(folder.string(), ": ", error.message()));
-  ALMOST_RETURN_IF_ERROR(Replace(folder / "spec", spec));
+  ALMOST_RETURN_IF_ERROR(Env::Posix()->WriteAtomically(folder / "spec", spec));
   Job job;
   job.record.id = std::string(id);
   job.record.spec = std::string(spec);
@@ -253,9 +208,10 @@ absl::Status JobQueue::Record(Job& job) {
   event.step = job.record.step;
   event.num_steps = job.record.num_steps;
   event.error = job.record.error;
-  ALMOST_RETURN_IF_ERROR(Synced(folder / "events.jsonl", O_WRONLY | O_CREAT | O_APPEND,
-                                absl::StrCat(EventToJson(event).dump(), "\n")));
-  ALMOST_RETURN_IF_ERROR(Replace(folder / "state.json", RecordToJson(job.record).dump()));
+  ALMOST_RETURN_IF_ERROR(
+      Env::Posix()->Append(folder / "events.jsonl", absl::StrCat(EventToJson(event).dump(), "\n")));
+  ALMOST_RETURN_IF_ERROR(
+      Env::Posix()->WriteAtomically(folder / "state.json", RecordToJson(job.record).dump()));
   job.events.push_back(std::move(event));
   return absl::OkStatus();
 }
