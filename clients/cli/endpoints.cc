@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "clients/cli/up_file.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/bearer_token.h"
 #include "common/rpc/status.h"
 
 namespace almost::cli {
@@ -26,8 +27,13 @@ absl::StatusOr<Endpoint> FindEndpoint(const Cli& cli, absl::string_view service)
   }
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);  // the servers bound what they send
-  endpoint.channel =
-      grpc::CreateCustomChannel(endpoint.address, grpc::InsecureChannelCredentials(), arguments);
+  std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
+  if (!cli.token_file.empty()) {
+    ALMOST_ASSIGN_OR_RETURN(const BearerToken token, BearerToken::Read(cli.token_file));
+    interceptors.push_back(ShowToken(token));
+  }
+  endpoint.channel = grpc::experimental::CreateCustomChannelWithInterceptors(
+      endpoint.address, grpc::InsecureChannelCredentials(), arguments, std::move(interceptors));
   return endpoint;
 }
 

@@ -90,10 +90,17 @@ absl::Status Up(const Cli& cli, const UpFlags& flags) {
   // Who calls others ends before them.
   enum Tier { kModels, kCallers, kOrchestrator };
   const auto add = [&](const std::string& service, Tier tier, std::vector<std::string> more) {
-    std::vector<std::string> argv = {(binaries / absl::StrCat("almost-", service)).string(),
-                                     absl::StrCat("--listen=", address(service)),
-                                     absl::StrCat("--metrics_listen=", metrics(service))};
+    std::vector<std::string> argv;
+    if (service == "judge") {
+      argv = {(binaries / "almost").string(), "world", "judge"};
+    } else {
+      argv = {(binaries / absl::StrCat("almost-", service)).string()};
+    }
+    argv.insert(argv.end(), {absl::StrCat("--listen=", address(service)),
+                             absl::StrCat("--metrics_listen=", metrics(service))});
     argv.insert(argv.end(), more.begin(), more.end());
+    if (!cli.token_file.empty())
+      argv.push_back(absl::StrCat("--token_file=", fs::absolute(cli.token_file).string()));
     services.push_back({service, std::move(argv), tier, ports.at(service).second});
   };
   const std::string store_flag = absl::StrCat("--store=", store.string());
@@ -103,11 +110,7 @@ absl::Status Up(const Cli& cli, const UpFlags& flags) {
   add("generation", kModels, {store_flag, root_flag});
   add("reward", kModels, {store_flag, root_flag});
   if (flags.world_judge) {
-    services.push_back({"judge",
-                        {(binaries / "almost").string(), "world", "judge", "--listen", address("judge"),
-                         "--metrics_listen", metrics("judge")},
-                        kModels,
-                        ports.at("judge").second});
+    add("judge", kModels, {});
   }
   add("simulator", kCallers, {generation_flag, reward_flag});
   add("trainer", kCallers, {store_flag, root_flag});

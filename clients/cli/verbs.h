@@ -17,6 +17,8 @@ struct Cli {
   bool json = false;
   // host:port by service, where the command line names them; the others are looked up (see endpoints.h).
   std::map<std::string, std::string> addresses;
+  // File of the token shown to the services; empty: none.
+  std::string token_file;
   // Set by the verb on the command line.
   std::function<absl::Status()> action;
 };

@@ -106,7 +106,12 @@ void AddWorld(CLI::App& app, Cli& cli) {
 
   CLI::App* judge = world->add_subcommand("judge", "Serves the ground truth as a JudgeService");
   AddServerFlags(*judge, flags->server, "127.0.0.1:50056", "127.0.0.1:9456");
-  judge->callback([&cli, flags] { cli.action = [flags] { return Judge(*flags); }; });
+  judge->callback([&cli, flags] {
+    cli.action = [&cli, flags] {
+      if (flags->server.token_file.empty()) flags->server.token_file = cli.token_file;
+      return Judge(*flags);
+    };
+  });
 }
 
 }  // namespace almost::cli

@@ -74,6 +74,9 @@ absl::StatusOr<std::unique_ptr<ReplicaPool>> ReplicaPool::Create(const std::stri
     ALMOST_ASSIGN_OR_RETURN(ssl.pem_private_key, ReadPem(options.tls_key));
     pool->credentials_ = grpc::SslCredentials(ssl);
   }
+  if (!options.token_file.empty()) {
+    ALMOST_ASSIGN_OR_RETURN(pool->token_, BearerToken::Read(options.token_file));
+  }
   const bool dns = absl::StartsWith(target, std::string(kDns));
   std::vector<std::string> addresses = dns ? std::vector<std::string>{target.substr(kDns.size())}
                                            : std::vector<std::string>(absl::StrSplit(target, ','));
@@ -129,6 +132,7 @@ void ReplicaPool::SetAddresses(const std::vector<std::string>& addresses) {
     auto replica = std::make_shared<Replica>();
     replica->address = address;
     std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
+    if (token_) interceptors.push_back(ShowToken(*token_));
     if (registry_ != nullptr) interceptors.push_back(ClientCallMetrics(*registry_));
     replica->channel = grpc::experimental::CreateCustomChannelWithInterceptors(
         address, credentials_, arguments, std::move(interceptors));

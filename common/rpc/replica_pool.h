@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/rpc/bearer_token.h"
 #include "common/rpc/status.h"
 #include "grpcpp/grpcpp.h"
 #include "prometheus/registry.h"
@@ -21,6 +23,7 @@ namespace almost {
 struct ReplicaPoolOptions {
   // Behaviour.
   std::string tls_ca, tls_cert, tls_key;  // PEM files; empty: plain text
+  std::string token_file;                 // shown to every replica (BearerToken); empty: none
   int max_tries = 5;                      // of a call, the first one included
   // Performance.
   absl::Duration resolve_every = absl::Seconds(5);  // dns:/// targets are looked up again
@@ -36,8 +39,8 @@ struct ReplicaPoolOptions {
 // repeat. Thread-safe.
 class ReplicaPool {
  public:
-  // kInvalidArgument: an empty or malformed target; kNotFound: a PEM file. Replicas need not be there yet.
-  // With `registry`, calls are counted as grpc_client_*; it must outlive the pool.
+  // kInvalidArgument: an empty or malformed target; kNotFound: a PEM file or the token's. Replicas need not
+  // be there yet. With `registry`, calls are counted as grpc_client_*; it must outlive the pool.
   static absl::StatusOr<std::unique_ptr<ReplicaPool>> Create(const std::string& target,
                                                              const ReplicaPoolOptions& options,
                                                              prometheus::Registry* registry = nullptr);
@@ -94,6 +97,7 @@ class ReplicaPool {
   const ReplicaPoolOptions options_;
   prometheus::Registry* const registry_;
   std::shared_ptr<grpc::ChannelCredentials> credentials_;
+  std::optional<BearerToken> token_;
   mutable absl::Mutex mutex_;
   std::vector<std::shared_ptr<Replica>> replicas_ ABSL_GUARDED_BY(mutex_);
   size_t next_ ABSL_GUARDED_BY(mutex_) = 0;  // ties go round

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
+#include "common/rpc/bearer_token.h"
 #include "common/rpc/call_metrics.h"
 
 namespace almost {
@@ -41,7 +42,7 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const Serve
   }
   if (options.tls_cert.empty()) {
     if (!options.tls_client_ca.empty()) return absl::InvalidArgumentError("tls_client_ca: needs tls_cert");
-    return grpc::InsecureServerCredentials();
+    return PlainTextServerCredentials();
   }
   grpc::SslServerCredentialsOptions ssl(options.tls_client_ca.empty()
                                             ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
@@ -83,6 +84,9 @@ void AddServerFlags(CLI::App& app, ServerOptions& options, const std::string& li
   app.add_option("--tls_key", options.tls_key, "PEM file of its key")->group(group);
   app.add_option("--tls_client_ca", options.tls_client_ca,
                  "PEM file: clients must show a certificate it signed")
+      ->group(group);
+  app.add_option("--token_file", options.token_file,
+                 "File of a token that clients must show, and that calls to other services show")
       ->group(group);
   app.add_option("--max_message_bytes", options.max_message_bytes, "Largest message accepted")
       ->capture_default_str()
@@ -128,6 +132,15 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   auto impl = std::make_unique<Impl>();
   impl->options = options;
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials, Credentials(options));
+  if (!options.token_file.empty()) {
+    ALMOST_ASSIGN_OR_RETURN(BearerToken token, BearerToken::Read(options.token_file));
+    prometheus::Counter& refused = prometheus::BuildCounter()
+                                       .Name("almost_requests_rejected_total")
+                                       .Help("Requests refused, by reason.")
+                                       .Register(registry)
+                                       .Add({{"reason", "unauthenticated"}});
+    RequireToken(*credentials, std::move(token), [&refused] { refused.Increment(); });
+  }
 
   grpc::EnableDefaultHealthCheckService(true);
   if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();

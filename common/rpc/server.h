@@ -25,6 +25,7 @@ struct ServerOptions {
   // own TLS.
   std::string tls_cert, tls_key;  // PEM files
   std::string tls_client_ca;      // PEM file: clients must present a certificate it signed
+  std::string token_file;         // clients must show the token in it (BearerToken); empty: no such check
   // Limits.
   int max_message_bytes = 64 << 20;
   int max_threads = 64;  // calls handled at once; more wait
@@ -54,7 +55,7 @@ class Server {
 
   // Listens, with health NOT_SERVING. `services`, `registry` and what `before_scrape` (run before each fetch
   // of /metrics) refers to must outlive the server. kUnavailable: an address is in use, named;
-  // kInvalidArgument: an option; kNotFound: a PEM file.
+  // kInvalidArgument: an option; kNotFound: a PEM file or the token's.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        const std::vector<Named>& services,
                                                        prometheus::Registry& registry,

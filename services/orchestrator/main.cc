@@ -68,6 +68,7 @@ int main(int argc, char** argv) {
   almost::orchestrator::Options options;
   almost::orchestrator::AddFlags(app, options);
   CLI11_PARSE(app, argc, argv);
+  options.replicas.token_file = options.server.token_file;
   if (const absl::Status status = almost::orchestrator::Run(options); !status.ok()) {
     std::cerr << "almost-orchestrator: " << status.message() << "\n";
     return 1;

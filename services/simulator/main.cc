@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   almost::simulator::Options options;
   almost::simulator::AddFlags(app, options);
   CLI11_PARSE(app, argc, argv);
+  options.replicas.token_file = options.server.token_file;
   if (const absl::Status status = almost::simulator::Run(options); !status.ok()) {
     std::cerr << "almost-simulator: " << status.message() << "\n";
     return 1;

@@ -130,7 +130,9 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
     log::Warning("job", {{"job", job.id}, {"message", message}});
   };
   if (proto.has_ppo()) {
-    ALMOST_ASSIGN_OR_RETURN(context.reward, MakeRewardFunction(proto.ppo(), job.stop, registry));
+    ReplicaPoolOptions replicas;
+    replicas.token_file = options.server.token_file;
+    ALMOST_ASSIGN_OR_RETURN(context.reward, MakeRewardFunction(proto.ppo(), replicas, job.stop, registry));
   }
   log::Info("job started", {{"job", job.id}});
   ALMOST_ASSIGN_OR_RETURN(const TrainedModel trained, Train(spec, context));

@@ -8,7 +8,6 @@
 #include "absl/time/clock.h"
 #include "almost/reward/v1/reward.grpc.pb.h"
 #include "common/base/status_macros.h"
-#include "common/rpc/replica_pool.h"
 
 namespace almost::trainer {
 namespace {
@@ -29,10 +28,10 @@ bool MayPass(const absl::Status& status) {
 
 }  // namespace
 
-absl::StatusOr<RewardFunction> MakeRewardFunction(const v1::PpoSpec& spec, std::stop_token stop,
-                                                  prometheus::Registry& registry) {
+absl::StatusOr<RewardFunction> MakeRewardFunction(const v1::PpoSpec& spec, const ReplicaPoolOptions& options,
+                                                  std::stop_token stop, prometheus::Registry& registry) {
   ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<ReplicaPool> created,
-                          ReplicaPool::Create(spec.reward_target(), ReplicaPoolOptions(), &registry));
+                          ReplicaPool::Create(spec.reward_target(), options, &registry));
   const std::shared_ptr<ReplicaPool> pool = std::move(created);
   return [pool, model = spec.reward_model(), digest = spec.reward_digest(),
           stop](std::span<const RewardInput> inputs) -> absl::StatusOr<std::vector<double>> {
