@@ -5,6 +5,7 @@
 #include "clients/cli/up_file.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/bearer_token.h"
+#include "common/rpc/call_trace.h"
 #include "common/rpc/status.h"
 
 namespace almost::cli {
@@ -28,6 +29,7 @@ absl::StatusOr<Endpoint> FindEndpoint(const Cli& cli, absl::string_view service)
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);  // the servers bound what they send
   std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(ClientCallTrace());
   if (!cli.token_file.empty()) {
     ALMOST_ASSIGN_OR_RETURN(const BearerToken token, BearerToken::Read(cli.token_file));
     interceptors.push_back(ShowToken(token));

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/logging/trace.h"
 
 namespace almost::log {
 namespace {
@@ -35,6 +36,7 @@ void Write(spdlog::level::level_enum level, const char* name, absl::string_view 
       {"level", name},
       {"service", sink.service},
       {"event", std::string(event)}};
+  if (const Trace& trace = CurrentTrace(); !trace.trace_id.empty()) line["trace_id"] = trace.trace_id;
   if (fields.is_object()) line.update(fields);
   // Bytes that are not UTF-8 must not lose the line.
   sink.logger->log(level, line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));

@@ -7,8 +7,8 @@
 #include "absl/strings/string_view.h"
 #include "nlohmann/json.hpp"
 
-// One JSON object a line on stderr: time, level, service, event, and the event's own fields. Prompts,
-// completions and secrets are not fields. Thread-safe.
+// One JSON object a line on stderr: time, level, service, event, trace_id where the thread works for a trace,
+// and the event's own fields. Prompts, completions and secrets are not fields. Thread-safe.
 namespace almost::log {
 
 // Once, before the first line. `level`: debug, info, warning or error; kInvalidArgument otherwise.

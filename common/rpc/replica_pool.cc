@@ -17,6 +17,7 @@
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/call_metrics.h"
+#include "common/rpc/call_trace.h"
 
 namespace almost {
 namespace {
@@ -132,6 +133,7 @@ void ReplicaPool::SetAddresses(const std::vector<std::string>& addresses) {
     auto replica = std::make_shared<Replica>();
     replica->address = address;
     std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
+    interceptors.push_back(ClientCallTrace());
     if (token_) interceptors.push_back(ShowToken(*token_));
     if (registry_ != nullptr) interceptors.push_back(ClientCallMetrics(*registry_));
     replica->channel = grpc::experimental::CreateCustomChannelWithInterceptors(

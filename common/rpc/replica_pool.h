@@ -36,7 +36,7 @@ struct ReplicaPoolOptions {
 // addresses may come and go. One channel an address; each call goes to the replica with the least outstanding
 // cost. A call is tried again, elsewhere where there is an elsewhere, when it ends UNAVAILABLE, and after the
 // server's RetryInfo when it ends RESOURCE_EXHAUSTED. So what is sent through a pool must be harmless to
-// repeat. Thread-safe.
+// repeat. Calls carry the thread's trace (ClientCallTrace). Thread-safe.
 class ReplicaPool {
  public:
   // kInvalidArgument: an empty or malformed target; kNotFound: a PEM file or the token's. Replicas need not

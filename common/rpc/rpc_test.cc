@@ -3,12 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <sstream>
 
 #include "almost/judge/v1/judge.grpc.pb.h"
+#include "common/logging/trace.h"
 #include "common/rpc/replica_pool.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "google/rpc/error_details.pb.h"
+#include "nlohmann/json.hpp"
 
 namespace almost {
 namespace {
@@ -117,6 +120,83 @@ TEST(ReplicaPoolTest, ResolvesNames) {
   Running server("named");
   auto pool = *ReplicaPool::Create("dns:///localhost:" + std::to_string(server.server->port()), {});
   EXPECT_EQ(Ask(*pool)->judge_id(), "named");
+}
+
+// Notes what it is called with and asks the next judge, if there is one.
+class TracingJudge final : public JudgeService::Service {
+ public:
+  explicit TracingJudge(ReplicaPool* next) : next_(next) {}
+  grpc::Status Compare(grpc::ServerContext* context, const CompareRequest*, CompareResponse*) override {
+    const auto found = context->client_metadata().find("traceparent");
+    if (found != context->client_metadata().end()) {
+      received.emplace_back(found->second.data(), found->second.size());
+    }
+    traces.push_back(CurrentTrace());
+    if (next_ == nullptr) return ToGrpc(absl::NotFoundError("the chain ends here"));
+    return ToGrpc(Ask(*next_).status());
+  }
+  std::vector<std::string> received;
+  std::vector<Trace> traces;
+
+ private:
+  ReplicaPool* const next_;
+};
+
+TEST(TraceTest, GoesFromCallToCall) {
+  ServerOptions options;
+  options.listen = "127.0.0.1:0";
+  options.drain_seconds = 1;
+  const auto address = [](const Server& server) { return "127.0.0.1:" + std::to_string(server.port()); };
+  prometheus::Registry registry_a, registry_b;
+  TracingJudge b(nullptr);
+  const auto server_b = *Server::Start(options, {{JudgeService::service_full_name(), &b}}, registry_b);
+  const auto pool_b = *ReplicaPool::Create(address(*server_b), {});
+  TracingJudge a(pool_b.get());
+  const auto server_a = *Server::Start(options, {{JudgeService::service_full_name(), &a}}, registry_a);
+
+  const auto channel = grpc::CreateChannel(address(*server_a), grpc::InsecureChannelCredentials());
+  const auto call = [&](const char* traceparent) {
+    grpc::ClientContext context;
+    if (traceparent != nullptr) context.AddMetadata("traceparent", traceparent);
+    CompareResponse response;
+    testing::internal::CaptureStderr();
+    const auto code =
+        JudgeService::NewStub(channel)->Compare(&context, CompareRequest(), &response).error_code();
+    EXPECT_EQ(code, grpc::NOT_FOUND);
+    return testing::internal::GetCapturedStderr();
+  };
+
+  constexpr char kTrace[] = "4bf92f3577b34da6a3ce929d0e0e4736";
+  const std::string lines = call("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+  EXPECT_EQ(a.traces[0].trace_id, kTrace);
+  EXPECT_EQ(b.traces[0].trace_id, kTrace);
+  const auto sent = Trace::Parse(b.received.at(0));
+  ASSERT_TRUE(sent.has_value());
+  EXPECT_EQ(sent->trace_id, kTrace);
+  EXPECT_NE(sent->span_id, "00f067aa0ba902b7");
+  // B's line of the call is written before its answer is sent, and A's before the client has one.
+  std::istringstream text(lines);
+  int num_lines = 0;
+  for (std::string line; std::getline(text, line); ++num_lines) {
+    const auto json = nlohmann::json::parse(line);
+    EXPECT_EQ(json.at("event"), "call");
+    EXPECT_EQ(json.at("method"), "/almost.judge.v1.JudgeService/Compare");
+    EXPECT_EQ(json.at("code"), "NOT_FOUND");
+    EXPECT_EQ(json.at("trace_id"), kTrace);
+  }
+  EXPECT_EQ(num_lines, 2);
+
+  // Without one, and with one that is malformed, the first server begins a trace.
+  for (const char* header : {static_cast<const char*>(nullptr), "00-not-a-trace-01"}) {
+    call(header);
+    EXPECT_EQ(a.traces.back().trace_id.size(), 32);
+    EXPECT_NE(a.traces.back().trace_id, a.traces.front().trace_id);
+    EXPECT_EQ(b.traces.back().trace_id, a.traces.back().trace_id);
+  }
+  // A pool used outside of any call begins one, too.
+  EXPECT_EQ(Ask(*pool_b).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(Trace::Parse(b.received.back()).has_value());
+  EXPECT_EQ(CurrentTrace().trace_id, "");
 }
 
 TEST(ServerTest, APortInUseIsNamed) {

@@ -16,6 +16,7 @@
 #include "common/logging/logging.h"
 #include "common/rpc/bearer_token.h"
 #include "common/rpc/call_metrics.h"
+#include "common/rpc/call_trace.h"
 
 namespace almost {
 namespace {
@@ -162,6 +163,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     impl->names.push_back(named.name);
   }
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(ServerCallTrace());
   interceptors.push_back(ServerCallMetrics(registry));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   impl->server = builder.BuildAndStart();
@@ -202,15 +204,6 @@ void Server::Drain() {
   impl_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(static_cast<int64_t>(
                                                                  impl_->options.drain_seconds * 1e3)));
   impl_->server->Wait();
-}
-
-std::string RequestId(const grpc::ServerContext& context) {
-  const auto& metadata = context.client_metadata();
-  if (const auto found = metadata.find("x-request-id"); found != metadata.end()) {
-    return std::string(found->second.data(), std::min<size_t>(found->second.size(), 64));
-  }
-  static std::atomic<uint64_t> next = static_cast<uint64_t>(absl::ToUnixNanos(absl::Now()));
-  return absl::StrCat(absl::Hex(next.fetch_add(1)));
 }
 
 }  // namespace almost

@@ -41,9 +41,9 @@ void AddServerFlags(CLI::App& app, ServerOptions& options, const std::string& li
 // thread.
 void BlockStopSignals();
 
-// A running gRPC server with health (per service name), reflection, metrics of every call, request ids and
-// limits. The order of a main: BlockStopSignals → parse → validate → Start → recover, load → SetReady →
-// WaitForStop.
+// A running gRPC server with health (per service name), reflection, metrics and traces of every call, a
+// token and limits. The order of a main: BlockStopSignals → parse → validate → Start → recover, load →
+// SetReady → WaitForStop.
 class Server {
  public:
   // A service and the full name under which its health is asked for, e.g.
@@ -76,8 +76,5 @@ class Server {
   explicit Server(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
-
-// The id of the call under way, from the client's x-request-id or made here; for logs.
-std::string RequestId(const grpc::ServerContext& context);
 
 }  // namespace almost

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
+#include "common/logging/trace.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "google/protobuf/util/json_util.h"
@@ -115,6 +116,7 @@ absl::Status Place(const fs::path& model, const fs::path& root, const std::strin
 
 absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& options, ArtifactStore& store,
                                     TrainerMetrics& metrics, prometheus::Registry& registry) {
+  const TraceScope trace(Trace::New());
   v1::JobSpec proto;
   if (!proto.ParseFromString(job.spec))
     return absl::DataLossError(absl::StrCat("job ", job.id, ": spec is damaged"));

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/logging/trace.h"
 
 namespace almost::orchestrator {
 namespace {
@@ -56,7 +57,8 @@ absl::Status ItemRunner::Run(int64_t num_items) {
   absl::Mutex mutex;
   size_t next = 0;
   absl::Status failure;
-  const auto work = [&] {
+  const auto work = [&, trace = CurrentTrace()] {
+    const TraceScope scope(trace);
     while (true) {
       int64_t item = 0;
       {

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
+#include "common/logging/trace.h"
 #include "services/orchestrator/core/item_runner.h"
 
 namespace almost::orchestrator {
@@ -260,6 +261,7 @@ void RunExecution::SetPaused(const absl::Status& why) {
 }
 
 void RunExecution::Main() {
+  const TraceScope trace(Trace::New());
   const absl::Status status = Execute();
   bool cancelled = false;
   {

@@ -13,10 +13,12 @@
 #include "absl/time/clock.h"
 #include "almost/generation/v1/generation.grpc.pb.h"
 #include "almost/reward/v1/reward.grpc.pb.h"
+#include "common/logging/trace.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "services/simulator/rpc/in_order.h"
 
 namespace almost::simulator {
 namespace {
@@ -170,6 +172,18 @@ TEST_F(SimulatorServiceTest, StreamsARoundInItemOrderWhateverIsInFlight) {
   v1::GeneratePromptsRequest other = PromptsRequest();
   other.set_round(1);
   EXPECT_NE(Prompts(other).first, lines);
+}
+
+TEST(InOrderTest, ItsThreadsWorkForTheCallersTrace) {
+  const TraceScope scope(Trace::New());
+  const absl::Status status = InOrder<std::string>(
+      3, 2,
+      [](int, const std::stop_token&) -> absl::StatusOr<std::string> { return CurrentTrace().trace_id; },
+      [](std::string trace_id) {
+        EXPECT_EQ(trace_id, CurrentTrace().trace_id);
+        return absl::OkStatus();
+      });
+  EXPECT_EQ(status, absl::OkStatus());
 }
 
 TEST_F(SimulatorServiceTest, StreamsDialoguesInOrderWithEveryCandidate) {
