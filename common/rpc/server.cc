@@ -5,6 +5,7 @@
 #include <grpcpp/resource_quota.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <fstream>
@@ -12,6 +13,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
 #include "common/rpc/bearer_token.h"
@@ -57,6 +59,9 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const Serve
   }
   return grpc::SslServerCredentials(ssl);
 }
+
+// Time for clients that watch health to turn to other replicas.
+constexpr absl::Duration kTurnAway = absl::Milliseconds(500);
 
 // Of the server as a whole (the empty name) and of each service.
 void SetHealth(grpc::Server& server, const std::vector<std::string>& names, bool serving) {
@@ -201,8 +206,10 @@ void Server::Drain() {
   impl_->drained = true;
   impl_->ready = false;
   SetHealth(*impl_->server, impl_->names, false);
-  impl_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(static_cast<int64_t>(
-                                                                 impl_->options.drain_seconds * 1e3)));
+  const absl::Time deadline = absl::Now() + absl::Seconds(impl_->options.drain_seconds);
+  // What arrives after Shutdown ends CANCELLED, which no client may take for "not done".
+  absl::SleepFor(std::min(kTurnAway, deadline - absl::Now()));
+  impl_->server->Shutdown(absl::ToChronoTime(deadline));
   impl_->server->Wait();
 }
 

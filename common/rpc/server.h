@@ -63,7 +63,8 @@ class Server {
   ~Server();
 
   void SetReady();
-  // Waits for SIGTERM or SIGINT, then drains: NOT_SERVING, no new calls, calls under way until drain_seconds.
+  // Waits for SIGTERM or SIGINT, then drains: NOT_SERVING, half a second later no new calls, and calls under
+  // way until drain_seconds. Clients that watch health lose no call.
   void WaitForStop();
   // The same without a signal.
   void Drain();
