@@ -130,6 +130,10 @@ void ReplicaPool::SetAddresses(const std::vector<std::string>& addresses) {
     arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    // A replica's certificate is for the name they share, not for the address that this channel is opened to.
+    if (absl::StartsWith(target_, std::string(kDns))) {
+      arguments.SetSslTargetNameOverride(target_.substr(kDns.size(), target_.rfind(':') - kDns.size()));
+    }
     auto replica = std::make_shared<Replica>();
     replica->address = address;
     std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
