@@ -58,6 +58,14 @@ absl::StatusOr<std::string> ReadPem(const std::string& path) {
 
 }  // namespace
 
+void AddPeerFlags(CLI::App& app, ReplicaPoolOptions& options) {
+  const std::string group = "Calls of other services";
+  app.add_option("--peer_tls_ca", options.tls_ca, "PEM file that signs their certificates; empty: plain text")
+      ->group(group);
+  app.add_option("--peer_tls_cert", options.tls_cert, "PEM file shown to them")->group(group);
+  app.add_option("--peer_tls_key", options.tls_key, "Its key")->group(group);
+}
+
 ReplicaPool::ReplicaPool(std::string target, const ReplicaPoolOptions& options,
                          prometheus::Registry* registry)
     : target_(std::move(target)), options_(options), registry_(registry) {}

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "CLI/CLI.hpp"
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -31,6 +32,9 @@ struct ReplicaPoolOptions {
   absl::Duration first_backoff = absl::Milliseconds(50);
   absl::Duration longest_backoff = absl::Seconds(5);
 };
+
+// --peer_tls_ca, --peer_tls_cert, --peer_tls_key.
+void AddPeerFlags(CLI::App& app, ReplicaPoolOptions& options);
 
 // The replicas behind one target: "host:port", several separated by commas, or "dns:///name:port", whose
 // addresses may come and go. One channel an address; each call goes to the replica with the least outstanding

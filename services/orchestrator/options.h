@@ -38,9 +38,7 @@ inline void AddFlags(CLI::App& app, Options& options) {
   app.add_option("--trainer", options.targets.trainer, "Trainer service")->capture_default_str();
   app.add_option("--trainer_reward", options.trainer_reward,
                  "Where the trainer finds the reward service; by default as --reward");
-  app.add_option("--peer_tls_ca", options.replicas.tls_ca, "PEM file that signs the services' certificates");
-  app.add_option("--peer_tls_cert", options.replicas.tls_cert, "PEM file shown to the services");
-  app.add_option("--peer_tls_key", options.replicas.tls_key, "Its key");
+  AddPeerFlags(app, options.replicas);
   app.add_option("--pause_after_seconds", options.pause_after_seconds,
                  "Without an answer for so long, a run counts as paused")
       ->capture_default_str()

@@ -26,9 +26,7 @@ inline void AddFlags(CLI::App& app, Options& options) {
       ->capture_default_str();
   app.add_option("--reward", options.reward, "Reward service: host:port,… or dns:///name:port")
       ->capture_default_str();
-  app.add_option("--peer_tls_ca", options.replicas.tls_ca, "PEM file that signs the services' certificates");
-  app.add_option("--peer_tls_cert", options.replicas.tls_cert, "PEM file shown to the services");
-  app.add_option("--peer_tls_key", options.replicas.tls_key, "Its key");
+  AddPeerFlags(app, options.replicas);
   app.add_option("--calls_in_flight", options.calls_in_flight, "Calls of one request at once")
       ->capture_default_str()
       ->check(CLI::Range(1, 64));

@@ -25,6 +25,7 @@ namespace fs = std::filesystem;
 struct Options {
   std::string store;             // folder of the artifact store; jobs live in its jobs/
   std::string model_root = ".";  // Hugging Face folders and files are addressed beneath it
+  ReplicaPoolOptions replicas;   // of reward services
   ServerOptions server;
 };
 
@@ -132,9 +133,8 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
     log::Warning("job", {{"job", job.id}, {"message", message}});
   };
   if (proto.has_ppo()) {
-    ReplicaPoolOptions replicas;
-    replicas.token_file = options.server.token_file;
-    ALMOST_ASSIGN_OR_RETURN(context.reward, MakeRewardFunction(proto.ppo(), replicas, job.stop, registry));
+    ALMOST_ASSIGN_OR_RETURN(context.reward,
+                            MakeRewardFunction(proto.ppo(), options.replicas, job.stop, registry));
   }
   log::Info("job started", {{"job", job.id}});
   ALMOST_ASSIGN_OR_RETURN(const TrainedModel trained, Train(spec, context));
@@ -182,8 +182,10 @@ int main(int argc, char** argv) {
       ->required();
   app.add_option("--model_root", options.model_root, "Folder beneath which models and datasets are addressed")
       ->capture_default_str();
+  almost::AddPeerFlags(app, options.replicas);
   almost::AddServerFlags(app, options.server, "127.0.0.1:50054", "127.0.0.1:9454");
   CLI11_PARSE(app, argc, argv);
+  options.replicas.token_file = options.server.token_file;
   if (const absl::Status status = almost::trainer::Run(options); !status.ok()) {
     std::cerr << "almost-trainer: " << status.message() << "\n";
     return 1;
