@@ -9,6 +9,7 @@
 #include "clients/cli/world_judge.h"
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
+#include "common/metrics/build_info.h"
 #include "common/rpc/server.h"
 #include "common/storage/json_lines.h"
 #include "common/text/hugging_face_tokenizer.h"
@@ -68,6 +69,7 @@ absl::Status Judge(const WorldFlags& flags) {
   BlockStopSignals();
   ALMOST_RETURN_IF_ERROR(log::Start("judge", flags.server.log_level));
   prometheus::Registry registry;
+  ExportBuildInfo(registry, "none", "none");
   WorldJudge judge;
   ALMOST_ASSIGN_OR_RETURN(
       const std::unique_ptr<Server> server,

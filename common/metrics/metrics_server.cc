@@ -4,8 +4,10 @@
 #include <prometheus/text_serializer.h>
 
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/metrics/process_metrics.h"
 
 namespace almost {
 namespace {
@@ -38,11 +40,31 @@ const prometheus::Histogram::BucketBoundaries& LatencyBuckets() {
   return *buckets;
 }
 
+prometheus::Counter& RejectedRequests(prometheus::Registry& registry, const std::string& reason) {
+  return prometheus::BuildCounter()
+      .Name("almost_requests_rejected_total")
+      .Help("Requests refused, by reason.")
+      .Register(registry)
+      .Add({{"reason", reason}});
+}
+
+prometheus::Gauge& QueueDepth(prometheus::Registry& registry) {
+  return prometheus::BuildGauge()
+      .Name("almost_queue_depth")
+      .Help("Pieces of work taken in and not begun.")
+      .Register(registry)
+      .Add({});
+}
+
 struct MetricsServer::Impl {
   Impl(const prometheus::Registry& registry, std::function<bool()> ready, std::function<void()> before_scrape)
       : metrics([&registry, before_scrape = std::move(before_scrape)] {
           if (before_scrape) before_scrape();
-          return std::pair(200, prometheus::TextSerializer().Serialize(registry.Collect()));
+          std::vector<prometheus::MetricFamily> families = registry.Collect();
+          for (prometheus::MetricFamily& family : ProcessMetrics().Collect()) {
+            families.push_back(std::move(family));
+          }
+          return std::pair(200, prometheus::TextSerializer().Serialize(families));
         }),
         healthz([] { return std::pair(200, std::string("ok\n")); }),
         readyz([ready = std::move(ready)] {

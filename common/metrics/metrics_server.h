@@ -18,8 +18,13 @@ namespace almost {
 // Upper edges for latencies of calls, in seconds: 1 ms to 2 min, a factor of about 2.
 const prometheus::Histogram::BucketBoundaries& LatencyBuckets();
 
-// Serves /metrics (text exposition format), /healthz (200 while the process lives) and /readyz (200 while
-// `ready` says so, else 503). Stops when destroyed.
+// Series of which several places know a part. `reason`: queue_full or unauthenticated.
+prometheus::Counter& RejectedRequests(prometheus::Registry& registry, const std::string& reason);
+// Set before each scrape by services that have a queue.
+prometheus::Gauge& QueueDepth(prometheus::Registry& registry);
+
+// Serves /metrics (text exposition format; `registry` and ProcessMetrics), /healthz (200 while the process
+// lives) and /readyz (200 while `ready` says so, else 503). Stops when destroyed.
 class MetricsServer {
  public:
   // `listen` is host:port; port 0 takes a free one. kUnavailable: the address is in use. `registry` and what

@@ -1,11 +1,14 @@
 #include "common/rpc/call_metrics.h"
 
+#include <chrono>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/metrics/metrics_server.h"
+#include "common/rpc/bearer_token.h"
+#include "grpcpp/server_context.h"
 
 namespace almost {
 namespace {
@@ -66,10 +69,40 @@ class Families {
   prometheus::Family<prometheus::Histogram>& seconds_;
 };
 
+// What became of requests that were not answered, and how many are being handled; on a server.
+struct Requests {
+  explicit Requests(prometheus::Registry& registry)
+      : inflight(prometheus::BuildGauge()
+                     .Name("almost_inflight_requests")
+                     .Help("Calls that are being handled.")
+                     .Register(registry)
+                     .Add({})),
+        queue_full(RejectedRequests(registry, "queue_full")),
+        given_up(
+            prometheus::BuildCounter()
+                .Name("almost_requests_cancelled_total")
+                .Help("Calls that ended without an answer since the client had gone or had set a deadline.")
+                .Register(registry)),
+        by_client(given_up.Add({{"cause", "client"}})),
+        by_deadline(given_up.Add({{"cause", "deadline"}})) {}
+
+  prometheus::Gauge& inflight;
+  prometheus::Counter& queue_full;
+  prometheus::Family<prometheus::Counter>& given_up;
+  prometheus::Counter &by_client, &by_deadline;
+};
+
 class ServerInterceptor : public grpc::experimental::Interceptor {
  public:
-  ServerInterceptor(Families& families, grpc::experimental::ServerRpcInfo* info)
-      : call_(families, info->method(), TypeName(info->type())) {}
+  ServerInterceptor(Families& families, Requests* requests, grpc::experimental::ServerRpcInfo* info)
+      : call_(families, info->method(), TypeName(info->type())),
+        requests_(requests),
+        context_(*info->server_context()) {
+    if (requests_ != nullptr) requests_->inflight.Increment();
+  }
+  ~ServerInterceptor() override {
+    if (requests_ != nullptr) requests_->inflight.Decrement();
+  }
 
   void Intercept(InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_MESSAGE) &&
@@ -78,12 +111,21 @@ class ServerInterceptor : public grpc::experimental::Interceptor {
     }
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) call_.Sent();
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
-      call_.Handled(methods->GetSendStatus().error_code());
+      const grpc::StatusCode code = methods->GetSendStatus().error_code();
+      call_.Handled(code);
+      if (requests_ != nullptr) Unanswered(code);
     }
     methods->Proceed();
   }
 
  private:
+  void Unanswered(grpc::StatusCode code) {
+    if (code == grpc::RESOURCE_EXHAUSTED) requests_->queue_full.Increment();
+    if (code != grpc::CANCELLED && code != grpc::DEADLINE_EXCEEDED) return;
+    const bool late = std::chrono::system_clock::now() >= context_.deadline();
+    (late ? requests_->by_deadline : requests_->by_client).Increment();
+  }
+
   static const char* TypeName(grpc::experimental::ServerRpcInfo::Type type) {
     using Type = grpc::experimental::ServerRpcInfo::Type;
     switch (type) {
@@ -98,6 +140,8 @@ class ServerInterceptor : public grpc::experimental::Interceptor {
     }
   }
   Families::Call call_;
+  Requests* const requests_;  // null: health and reflection
+  const grpc::ServerContextBase& context_;
 };
 
 class ClientInterceptor : public grpc::experimental::Interceptor {
@@ -136,13 +180,16 @@ class ClientInterceptor : public grpc::experimental::Interceptor {
 
 class ServerFactory : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:
-  explicit ServerFactory(prometheus::Registry& registry) : families_(registry, "server") {}
+  explicit ServerFactory(prometheus::Registry& registry)
+      : families_(registry, "server"), requests_(registry) {}
   grpc::experimental::Interceptor* CreateServerInterceptor(grpc::experimental::ServerRpcInfo* info) override {
-    return new ServerInterceptor(families_, info);
+    return new ServerInterceptor(families_, IsInfrastructureCall(info->method()) ? nullptr : &requests_,
+                                 info);
   }
 
  private:
   Families families_;
+  Requests requests_;
 };
 
 class ClientFactory : public grpc::experimental::ClientInterceptorFactoryInterface {

@@ -12,7 +12,9 @@ namespace almost {
 // Counts and times every call, with the names of go-grpc-prometheus:
 // grpc_{server,client}_{started,handled,msg_received,msg_sent}_total and
 // grpc_{server,client}_handling_seconds by grpc_type, grpc_service, grpc_method and, where a call has ended,
-// grpc_code. `registry` must outlive the calls.
+// grpc_code. A server's calls except those of health and reflection also make up almost_inflight_requests,
+// almost_requests_cancelled_total and, of almost_requests_rejected_total, what ends RESOURCE_EXHAUSTED.
+// `registry` must outlive the calls.
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> ServerCallMetrics(
     prometheus::Registry& registry);
 std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface> ClientCallMetrics(

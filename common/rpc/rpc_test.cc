@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <map>
 #include <sstream>
 
+#include "absl/synchronization/notification.h"
 #include "almost/judge/v1/judge.grpc.pb.h"
 #include "common/logging/trace.h"
 #include "common/rpc/replica_pool.h"
@@ -61,6 +63,24 @@ struct Running {
 
 absl::StatusOr<CompareResponse> Ask(ReplicaPool& pool, absl::Duration within = absl::Seconds(10)) {
   return pool.Call<JudgeService>(&JudgeService::Stub::Compare, CompareRequest(), 1, absl::Now() + within);
+}
+
+// The values of a family by one of its labels; by "" where it has none.
+std::map<std::string, double> ValuesBy(const std::string& label, const std::string& name,
+                                       const prometheus::Registry& registry) {
+  std::map<std::string, double> values;
+  for (const auto& family : registry.Collect()) {
+    if (family.name != name) continue;
+    for (const auto& metric : family.metric) {
+      std::string key;
+      for (const auto& one : metric.label) {
+        if (one.name == label) key = one.value;
+      }
+      values[key] =
+          family.type == prometheus::MetricType::Counter ? metric.counter.value : metric.gauge.value;
+    }
+  }
+  return values;
 }
 
 TEST(StatusTest, SurvivesTheWire) {
@@ -216,17 +236,54 @@ TEST(ServerTest, CountsCallsByCode) {
   auto pool = *ReplicaPool::Create(server.address(), {});
   EXPECT_EQ(Ask(*pool).status().code(), absl::StatusCode::kNotFound);
   EXPECT_TRUE(Ask(*pool).ok());
-  std::map<std::string, double> handled;
-  for (const auto& family : server.registry.Collect()) {
-    if (family.name != "grpc_server_handled_total") continue;
-    for (const auto& metric : family.metric) {
-      for (const auto& label : metric.label) {
-        if (label.name == "grpc_code") handled[label.value] = metric.counter.value;
-      }
+  const auto handled = ValuesBy("grpc_code", "grpc_server_handled_total", server.registry);
+  EXPECT_EQ(handled.at("NOT_FOUND"), 1);
+  EXPECT_EQ(handled.at("OK"), 1);
+}
+
+// Holds a call until its client has gone.
+class WaitingJudge final : public JudgeService::Service {
+ public:
+  grpc::Status Compare(grpc::ServerContext* context, const CompareRequest*, CompareResponse*) override {
+    inside.Notify();
+    while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
+    return ToGrpc(absl::CancelledError("the client has gone"));
+  }
+  absl::Notification inside;
+};
+
+TEST(ServerTest, CountsWhatWasNotAnsweredByItsCause) {
+  Running busy("busy", 1, absl::ResourceExhaustedError("the queue is full"));
+  EXPECT_TRUE(Ask(**ReplicaPool::Create(busy.address(), {})).ok());
+  EXPECT_EQ(RejectedRequests(busy.registry, "queue_full").Value(), 1);
+
+  for (const std::string cause : {"client", "deadline"}) {
+    prometheus::Registry registry;
+    WaitingJudge judge;
+    ServerOptions options;
+    options.listen = "127.0.0.1:0";
+    const auto server = *Server::Start(options, {{JudgeService::service_full_name(), &judge}}, registry);
+    const auto stub = JudgeService::NewStub(grpc::CreateChannel("127.0.0.1:" + std::to_string(server->port()),
+                                                                grpc::InsecureChannelCredentials()));
+    const auto gauge = [&](const char* name) { return ValuesBy("", name, registry).at(""); };
+    grpc::ClientContext context;
+    if (cause == "deadline") context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(300)));
+    std::jthread canceller([&] {
+      judge.inside.WaitForNotification();
+      EXPECT_EQ(gauge("almost_inflight_requests"), 1);
+      if (cause == "client") context.TryCancel();
+    });
+    CompareResponse response;
+    EXPECT_FALSE(stub->Compare(&context, CompareRequest(), &response).ok());
+    canceller.join();
+    EXPECT_EQ(gauge("almost_draining"), 0);
+    server->Drain();  // waits for the handler
+    EXPECT_EQ(gauge("almost_draining"), 1);
+    EXPECT_EQ(gauge("almost_inflight_requests"), 0);
+    for (const auto& [name, value] : ValuesBy("cause", "almost_requests_cancelled_total", registry)) {
+      EXPECT_EQ(value, name == cause ? 1 : 0) << name << " when it is " << cause;
     }
   }
-  EXPECT_EQ(handled["NOT_FOUND"], 1);
-  EXPECT_EQ(handled["OK"], 1);
 }
 
 }  // namespace

@@ -120,6 +120,7 @@ struct Server::Impl {
   std::unique_ptr<grpc::Server> server;
   std::unique_ptr<MetricsServer> metrics;
   std::atomic<bool> ready = false;
+  prometheus::Gauge* draining = nullptr;
   bool drained = false;
   std::vector<std::string> names;
   int port = 0;
@@ -137,14 +138,15 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (options.max_threads < 1) return absl::InvalidArgumentError("max_threads: must be at least 1");
   auto impl = std::make_unique<Impl>();
   impl->options = options;
+  impl->draining = &prometheus::BuildGauge()
+                        .Name("almost_draining")
+                        .Help("1 from the signal to stop until the end.")
+                        .Register(registry)
+                        .Add({});
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials, Credentials(options));
   if (!options.token_file.empty()) {
     ALMOST_ASSIGN_OR_RETURN(BearerToken token, BearerToken::Read(options.token_file));
-    prometheus::Counter& refused = prometheus::BuildCounter()
-                                       .Name("almost_requests_rejected_total")
-                                       .Help("Requests refused, by reason.")
-                                       .Register(registry)
-                                       .Add({{"reason", "unauthenticated"}});
+    prometheus::Counter& refused = RejectedRequests(registry, "unauthenticated");
     RequireToken(*credentials, std::move(token), [&refused] { refused.Increment(); });
   }
 
@@ -204,6 +206,7 @@ void Server::WaitForStop() {
 void Server::Drain() {
   if (impl_->server == nullptr || impl_->drained) return;
   impl_->drained = true;
+  impl_->draining->Set(1);
   impl_->ready = false;
   SetHealth(*impl_->server, impl_->names, false);
   const absl::Time deadline = absl::Now() + absl::Seconds(impl_->options.drain_seconds);

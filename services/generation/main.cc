@@ -2,6 +2,7 @@
 
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
+#include "common/metrics/build_info.h"
 #include "common/serving/options.h"
 #include "services/generation/metrics.h"
 #include "services/generation/rpc/generation_service.h"
@@ -16,6 +17,7 @@ absl::Status Run(const ServingOptions& options) {
     ALMOST_ASSIGN_OR_RETURN(store, ArtifactStore::Open(options.store));
   }
   prometheus::Registry registry;
+  ExportBuildInfo(registry, "none", "cpu");
   ModelRegistry models(ModelRegistry::Head::kLanguageModel, store, options.model_root, options.engine,
                        registry);
   Metrics metrics(registry);

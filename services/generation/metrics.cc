@@ -1,5 +1,6 @@
 #include "services/generation/metrics.h"
 
+#include <map>
 #include <string>
 
 #include "common/metrics/metrics_server.h"
@@ -53,10 +54,7 @@ Metrics::Metrics(prometheus::Registry& registry)
       output_length_(AddHistogram(registry, "almost_generation_request_output_tokens",
                                   "Tokens of completions.", kTokens)),
       finished_(AddCounter(registry, "almost_generation_finished_total", "Completions, by why they ended.")),
-      cancelled_(AddCounter(registry, "almost_requests_cancelled_total", "Requests given up, by cause.")
-                     .Add({{"cause", "client"}})),
-      rejected_(AddCounter(registry, "almost_requests_rejected_total", "Requests refused, by reason.")
-                    .Add({{"reason", "queue_full"}})),
+      queue_depth_(QueueDepth(registry)),
       running_(AddGauge(registry, "almost_generation_requests_running", "Sequences in the batch.")),
       waiting_(AddGauge(registry, "almost_generation_requests_waiting", "Sequences waiting for a place.")),
       cache_usage_(
@@ -78,7 +76,12 @@ void Metrics::Finished(int num_prompt_tokens, const engine::Candidate& candidate
 }
 
 void Metrics::Observe(const ModelRegistry& models) {
-  for (const auto& [name, stats] : models.Stats()) {
+  int waiting = 0;
+  const absl::MutexLock lock(&mutex_);
+  const std::map<std::string, engine::EngineStats> stats_by_model = models.Stats();
+  for (const auto& [name, stats] : stats_by_model) {
+    observed_.insert(name);
+    waiting += stats.waiting_sequences;
     const prometheus::Labels labels = {{"model", name}};
     running_.Add(labels).Set(stats.running_sequences);
     waiting_.Add(labels).Set(stats.waiting_sequences);
@@ -87,6 +90,17 @@ void Metrics::Observe(const ModelRegistry& models) {
     Follow(output_tokens_.Add(labels), stats.output_tokens);
     Follow(preemptions_.Add(labels), stats.preemptions);
     Follow(cache_hits_.Add(labels), stats.prefix_hit_tokens);
+  }
+  queue_depth_.Set(waiting);
+  for (auto name = observed_.begin(); name != observed_.end();) {
+    if (stats_by_model.contains(*name)) {
+      ++name;
+      continue;
+    }
+    for (prometheus::Family<prometheus::Gauge>* family : {&running_, &waiting_, &cache_usage_}) {
+      family->Remove(&family->Add({{"model", *name}}));
+    }
+    name = observed_.erase(name);
   }
 }
 

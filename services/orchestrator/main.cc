@@ -3,6 +3,7 @@
 
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
+#include "common/metrics/build_info.h"
 #include "services/orchestrator/core/recipe_check.h"
 #include "services/orchestrator/core/stages.h"
 #include "services/orchestrator/metrics.h"
@@ -17,6 +18,7 @@ namespace fs = std::filesystem;
 absl::Status Run(const Options& options) {
   ALMOST_RETURN_IF_ERROR(log::Start("orchestrator", options.server.log_level));
   prometheus::Registry registry;
+  ExportBuildInfo(registry, "none", "none");
   Metrics metrics(registry);
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<ArtifactStore> store, ArtifactStore::Open(options.store));
   ALMOST_ASSIGN_OR_RETURN(
@@ -40,7 +42,8 @@ absl::Status Run(const Options& options) {
   environment.retry.load_timeout = absl::Seconds(options.load_timeout_seconds);
   environment.concurrent_items = options.concurrent_items;
   environment.max_set_aside_share = options.max_set_aside_share;
-  environment.provenance = {{"version", ALMOST_VERSION}, {"git_sha", ALMOST_GIT_SHA}};
+  environment.provenance = {{"version", BuildInfo::OfThisBinary().version},
+                            {"git_sha", BuildInfo::OfThisBinary().git_sha}};
   Orchestrator orchestrator(environment, [&](const v1::Recipe& recipe) -> absl::Status {
     ALMOST_RETURN_IF_ERROR(CheckRecipe(recipe));
     return CheckModels(recipe, *services, [&](const std::string& model) {

@@ -2,6 +2,7 @@
 
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
+#include "common/metrics/build_info.h"
 #include "common/serving/options.h"
 #include "services/reward/metrics.h"
 #include "services/reward/rpc/reward_service.h"
@@ -16,12 +17,13 @@ absl::Status Run(const ServingOptions& options) {
     ALMOST_ASSIGN_OR_RETURN(store, ArtifactStore::Open(options.store));
   }
   prometheus::Registry registry;
+  ExportBuildInfo(registry, "none", "cpu");
   ModelRegistry models(ModelRegistry::Head::kReward, store, options.model_root, options.engine, registry);
   Metrics metrics(registry);
   RewardService service(models, metrics);
-  ALMOST_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Server> server,
-      Server::Start(options.server, {{v1::RewardService::service_full_name(), &service}}, registry));
+  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
+                          Server::Start(options.server, {{v1::RewardService::service_full_name(), &service}},
+                                        registry, [&] { metrics.Observe(models); }));
   ALMOST_RETURN_IF_ERROR(models.LoadAll(options.load));
   server->SetReady();
   server->WaitForStop();

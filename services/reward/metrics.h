@@ -5,6 +5,7 @@
 
 #include "absl/time/time.h"
 #include "common/metrics/metrics_server.h"
+#include "common/serving/model_registry.h"
 
 namespace almost::reward {
 
@@ -39,7 +40,8 @@ class Metrics {
                        .Name("almost_reward_nonfinite_total")
                        .Help("Outputs that were not a finite number.")
                        .Register(registry)
-                       .Add({})) {}
+                       .Add({})),
+        queue_depth_(QueueDepth(registry)) {}
 
   void Scored(double value) {
     scored_.Increment();
@@ -53,11 +55,18 @@ class Metrics {
     batch_tokens_.Observe(static_cast<double>(tokens));
     seconds_.Observe(absl::ToDoubleSeconds(time));
   }
+  // Called before each scrape.
+  void Observe(const ModelRegistry& models) {
+    int waiting = 0;
+    for (const auto& [name, stats] : models.Stats()) waiting += stats.waiting_sequences;
+    queue_depth_.Set(waiting);
+  }
 
  private:
   prometheus::Histogram &seconds_, &batch_tokens_, &value_;
   prometheus::Family<prometheus::Counter>& items_;
   prometheus::Counter &scored_, &failed_, &nonfinite_;
+  prometheus::Gauge& queue_depth_;
 };
 
 }  // namespace almost::reward

@@ -2,6 +2,7 @@
 
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
+#include "common/metrics/build_info.h"
 #include "services/simulator/metrics.h"
 #include "services/simulator/options.h"
 #include "services/simulator/rpc/simulator_service.h"
@@ -12,6 +13,7 @@ namespace {
 absl::Status Run(const Options& options) {
   ALMOST_RETURN_IF_ERROR(log::Start("simulator", options.server.log_level));
   prometheus::Registry registry;
+  ExportBuildInfo(registry, "none", "none");
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<ReplicaPool> generation,
                           ReplicaPool::Create(options.generation, options.replicas, &registry));
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<ReplicaPool> reward,

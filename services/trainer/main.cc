@@ -7,6 +7,7 @@
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
 #include "common/logging/trace.h"
+#include "common/metrics/build_info.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "google/protobuf/util/json_util.h"
@@ -157,15 +158,16 @@ absl::Status Run(const Options& options) {
   ConfigureLibTorch();
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<ArtifactStore> store, ArtifactStore::Open(options.store));
   prometheus::Registry registry;
+  ExportBuildInfo(registry, LibTorchVersion(), "cpu");
   TrainerMetrics metrics(registry);
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<JobQueue> jobs,
                           JobQueue::Open(fs::path(options.store) / "jobs", [&](const JobContext& job) {
                             return RunJob(job, options, *store, metrics, registry);
                           }));
   TrainerService service(*jobs, store.get(), options.model_root);
-  ALMOST_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Server> server,
-      Server::Start(options.server, {{v1::TrainerService::service_full_name(), &service}}, registry));
+  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
+                          Server::Start(options.server, {{v1::TrainerService::service_full_name(), &service}},
+                                        registry, [&] { metrics.Observe(*jobs); }));
   server->SetReady();
   server->WaitForStop();
   return absl::OkStatus();

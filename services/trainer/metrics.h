@@ -5,10 +5,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/metrics/metrics_server.h"
+#include "services/trainer/core/job_queue.h"
 
 namespace almost::trainer {
 
-// almost_trainer_*: the running job's latest values. Thread-safe.
+// almost_trainer_*: the running job's latest values; and how many jobs wait. Thread-safe.
 class TrainerMetrics {
  public:
   explicit TrainerMetrics(prometheus::Registry& registry)
@@ -22,8 +23,15 @@ class TrainerMetrics {
                     .Name("almost_trainer_tokens_total")
                     .Help("Tokens trained on.")
                     .Register(registry)
-                    .Add({})) {}
+                    .Add({})),
+        queue_depth_(QueueDepth(registry)) {}
 
+  // Called before each scrape.
+  void Observe(const JobQueue& jobs) {
+    int queued = 0;
+    for (const JobRecord& job : jobs.List()) queued += job.state == JobState::kQueued ? 1 : 0;
+    queue_depth_.Set(queued);
+  }
   void Step(int64_t step, const std::map<std::string, double>& metrics) {
     step_.Set(static_cast<double>(step));
     for (const auto& [name, value] : metrics) {
@@ -63,6 +71,7 @@ class TrainerMetrics {
   prometheus::Registry& registry_;
   prometheus::Gauge& step_;
   prometheus::Counter& tokens_;
+  prometheus::Gauge& queue_depth_;
 };
 
 }  // namespace almost::trainer

@@ -103,15 +103,11 @@ class Batch {
       absl::MutexLock lock(&mutex_);
       status = queue_full_;
     }
-    if (!status.ok()) metrics_.QueueFull();
     bool cancelled = false;
     for (;;) {
       const bool gone = context.IsCancelled() || (meanwhile && !meanwhile());
       if ((gone || !status.ok()) && !cancelled) {
-        if (status.ok()) {
-          status = absl::CancelledError("the client has gone");
-          metrics_.Cancelled();
-        }
+        if (status.ok()) status = absl::CancelledError("the client has gone");
         for (const auto& item : items_) model_->engine->Cancel(item->engine_id);
         cancelled = true;
       }

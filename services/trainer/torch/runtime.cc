@@ -21,8 +21,10 @@ void ConfigureLibTorch() {
   at::set_num_threads(1);
 }
 
+std::string LibTorchVersion() { return TORCH_VERSION; }
+
 std::string TrainingNumericsId(int num_threads) {
-  return absl::StrCat("libtorch-", TORCH_VERSION, "/float32/", at::get_cpu_capability(),
+  return absl::StrCat("libtorch-", LibTorchVersion(), "/float32/", at::get_cpu_capability(),
                       "/threads=", num_threads);
 }
 

@@ -10,6 +10,9 @@ namespace almost::trainer {
 // spent on page faults.
 void ConfigureLibTorch();
 
+// As almost_build_info says it, "2.7.1+cpu".
+std::string LibTorchVersion();
+
 // What the bits of trained weights depend on besides the job: LibTorch, dtype, instruction set, threads.
 std::string TrainingNumericsId(int num_threads);
 
