@@ -1,7 +1,7 @@
 """The services for asyncio: almost.client name for name, with awaits.
 
-Methods take plain values where they do, answer with the protos of proto/almost, and raise grpc.RpcError. `timeout` is in
-seconds and bounds a call with all its retries; watching and reading end by themselves and have none.
+Methods take plain values where they do, answer with the protos of proto/almost, and raise grpc.RpcError. `timeout` is
+in seconds and bounds a call with all its retries; watching and reading end by themselves and have none.
 To be used on the event loop it was made on.
 """
 
@@ -76,6 +76,7 @@ class Client:
         finally:
             for call in calls:
                 call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
         return whole
 
     async def _pages(self, method: Any, request: Any, field: str) -> AsyncIterator[Any]:
@@ -122,7 +123,8 @@ class _Models(Client):
         return await self._call(self.stub.GetModel, model_types.GetModelRequest(name=name))
 
     async def load_model(self, name: str, source: str, *, device: str = "",
-                         dtype: model_types.DType = model_types.DTYPE_UNSPECIFIED, expected_digest: str = "", timeout: float = 600) -> model_types.Model:
+                         dtype: model_types.DType = model_types.DTYPE_UNSPECIFIED, expected_digest: str = "",
+                         timeout: float = 600) -> model_types.Model:
         return await self._call(self.stub.LoadModel, model_types.LoadModelRequest(
             name=name, source=source, device=device, dtype=dtype, expected_digest=expected_digest), timeout)
 

@@ -1,7 +1,7 @@
 """The services as Python calls them. almost.aio has the same for asyncio, name for name.
 
-Methods take plain values where they do, answer with the protos of proto/almost, and raise grpc.RpcError. `timeout` is in
-seconds and bounds a call with all its retries; watching and reading end by themselves and have none. Thread-safe.
+Methods take plain values where they do, answer with the protos of proto/almost, and raise grpc.RpcError. `timeout` is
+in seconds and bounds a call with all its retries; watching and reading end by themselves and have none. Thread-safe.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class _Models(Client):
         return self._call(self.stub.GetModel, model_types.GetModelRequest(name=name))
 
     def load_model(self, name: str, source: str, *, device: str = "",
-                   dtype: model_types.DType = model_types.DTYPE_UNSPECIFIED, expected_digest: str = "", timeout: float = 600) -> model_types.Model:
+                   dtype: model_types.DType = model_types.DTYPE_UNSPECIFIED, expected_digest: str = "",
+                   timeout: float = 600) -> model_types.Model:
         return self._call(self.stub.LoadModel, model_types.LoadModelRequest(
             name=name, source=source, device=device, dtype=dtype, expected_digest=expected_digest), timeout)
 
