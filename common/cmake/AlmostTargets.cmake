@@ -1,11 +1,12 @@
 # One target a folder, with its dependencies said.
 #
-#   almost_library(text SRCS rouge_l.cc … DEPS base absl::strings [TORCH])   -> target almost_text, alias almost::text
+#   almost_library(text SRCS rouge_l.cc … DEPS base absl::strings [TORCH] [COMPUTES])   -> target almost_text
 #   almost_binary(almost-reward SRCS main.cc DEPS … [TORCH])
 #   almost_test(text_test SRCS rouge_l_test.cc … DEPS text [TORCH] [LABELS full])
 #
 # A DEPS entry that names one of our libraries is written without its prefix.
 # TORCH: the sources may include LibTorch (they then share one precompiled header).
+# COMPUTES: its own loops take time, so a release build optimises it fully.
 
 function(_almost_link target visibility)
   foreach(dep IN LISTS ARGN)
@@ -22,7 +23,7 @@ function(_almost_common target visibility)
 endfunction()
 
 function(almost_library name)
-  cmake_parse_arguments(A "TORCH" "" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(A "TORCH;COMPUTES" "" "SRCS;DEPS" ${ARGN})
   set(target almost_${name})
   if(A_SRCS)
     add_library(${target} STATIC ${A_SRCS})
@@ -34,6 +35,9 @@ function(almost_library name)
   endif()
   _almost_common(${target} ${visibility})
   _almost_link(${target} ${visibility} ${A_DEPS})
+  if(A_COMPUTES)
+    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O2>)
+  endif()
   if(A_TORCH)
     almost_use_torch(${target} ${visibility})
   endif()
