@@ -163,28 +163,30 @@ std::vector<std::string> ReplicaPool::Addresses() const {
   return addresses;
 }
 
-std::shared_ptr<ReplicaPool::Replica> ReplicaPool::Acquire(double cost, const Replica* not_this) {
+std::shared_ptr<ReplicaPool::Replica> ReplicaPool::Acquire(
+    double cost, const Replica* last, const std::set<std::shared_ptr<Replica>>& lacking) {
   absl::MutexLock lock(&mutex_);
   const absl::Time now = absl::Now();
   std::shared_ptr<Replica> best;
   const auto worse = [&](const Replica& a, const Replica& b) {
-    const bool avoid_a = a.avoid_until > now || &a == not_this,
-               avoid_b = b.avoid_until > now || &b == not_this;
+    const bool avoid_a = a.avoid_until > now || &a == last, avoid_b = b.avoid_until > now || &b == last;
     return avoid_a != avoid_b ? avoid_a : a.outstanding > b.outstanding;
   };
   ++next_;
   for (size_t i = 0; i < replicas_.size(); ++i) {
     const std::shared_ptr<Replica>& replica = replicas_[(next_ + i) % replicas_.size()];
-    if (replica->listed && (best == nullptr || worse(*best, *replica))) best = replica;
+    if (!replica->listed || lacking.contains(replica)) continue;
+    if (best == nullptr || worse(*best, *replica)) best = replica;
   }
   if (best != nullptr) best->outstanding += cost;
   return best;
 }
 
-void ReplicaPool::Release(const std::shared_ptr<Replica>& replica, double cost, bool reached) {
+void ReplicaPool::Release(const std::shared_ptr<Replica>& replica, double cost, const absl::Status& status) {
   absl::MutexLock lock(&mutex_);
   replica->outstanding -= cost;
-  if (!reached) replica->avoid_until = absl::Now() + options_.avoid_for;
+  if (absl::IsUnavailable(status) || absl::IsNotFound(status))
+    replica->avoid_until = absl::Now() + options_.avoid_for;
   std::erase_if(replicas_, [](const auto& r) { return !r->listed && r->outstanding <= 0; });
 }
 
@@ -193,18 +195,28 @@ absl::Status ReplicaPool::Try(double cost, absl::Time deadline, const std::funct
   cost = std::max(cost, 1.0);
   absl::Duration backoff = options_.first_backoff;
   std::shared_ptr<Replica> last;
-  for (int tries = 1;; ++tries) {
+  std::set<std::shared_ptr<Replica>> lacking;
+  absl::Status status;
+  for (int tries = 1;;) {
     if (cancelled && cancelled()) return absl::CancelledError("the caller gave up");
-    absl::Status status;
-    const std::shared_ptr<Replica> replica = Acquire(cost, last.get());
+    const std::shared_ptr<Replica> replica = Acquire(cost, last.get(), lacking);
+    if (replica == nullptr && !lacking.empty()) return Annotate(status, target_);
     if (replica == nullptr) {
       status = absl::UnavailableError(absl::StrCat(target_, " has no address now"));
     } else {
       grpc::ClientContext context;
       context.set_deadline(absl::ToChronoTime(deadline));
       status = FromGrpc(attempt(replica->channel, context));
-      Release(replica, cost, !absl::IsUnavailable(status));
+      // A server cancels what its drain leaves over.
+      if (absl::IsCancelled(status) && !(cancelled && cancelled())) {
+        status = absl::UnavailableError(status.message());
+      }
+      Release(replica, cost, status);
       last = replica;
+    }
+    if (absl::IsNotFound(status)) {
+      lacking.insert(replica);
+      continue;
     }
     const bool again = absl::IsUnavailable(status) || absl::IsResourceExhausted(status);
     if (!again || tries >= options_.max_tries) {
@@ -216,6 +228,7 @@ absl::Status ReplicaPool::Try(double cost, absl::Time deadline, const std::funct
     const absl::Duration wait = std::max(backoff * jitter, RetryDelay(status));
     if (absl::Now() + wait >= deadline) return Annotate(status, target_);
     absl::SleepFor(wait);
+    ++tries;
     backoff = std::min(2 * backoff, options_.longest_backoff);
   }
 }
@@ -237,7 +250,7 @@ absl::Status ReplicaPool::TryEach(absl::Time deadline, const Attempt& attempt) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(deadline));
     const absl::Status status = FromGrpc(attempt(replica->channel, context));
-    Release(replica, 1, !absl::IsUnavailable(status));
+    Release(replica, 1, status);
     done = done || status.ok();
     if (absl::IsUnavailable(status)) {
       unreached = Annotate(status, replica->address);

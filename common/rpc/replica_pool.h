@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -28,7 +29,7 @@ struct ReplicaPoolOptions {
   int max_tries = 5;                      // of a call, the first one included
   // Performance.
   absl::Duration resolve_every = absl::Seconds(5);  // dns:/// targets are looked up again
-  absl::Duration avoid_for = absl::Seconds(2);      // an address that could not be reached
+  absl::Duration avoid_for = absl::Seconds(2);      // a replica that could not be reached, or lacked a model
   absl::Duration first_backoff = absl::Milliseconds(50);
   absl::Duration longest_backoff = absl::Seconds(5);
 };
@@ -38,9 +39,11 @@ void AddPeerFlags(CLI::App& app, ReplicaPoolOptions& options);
 
 // The replicas behind one target: "host:port", several separated by commas, or "dns:///name:port", whose
 // addresses may come and go. One channel an address; each call goes to the replica with the least outstanding
-// cost. A call is tried again, elsewhere where there is an elsewhere, when it ends UNAVAILABLE, and after the
-// server's RetryInfo when it ends RESOURCE_EXHAUSTED. So what is sent through a pool must be harmless to
-// repeat. Calls carry the thread's trace (ClientCallTrace). Thread-safe.
+// cost. A call is tried again, elsewhere where there is an elsewhere, when it ends UNAVAILABLE or is cut off
+// by a server that stops, and after the server's RetryInfo when it ends RESOURCE_EXHAUSTED. One that ends
+// NOT_FOUND is asked of every other replica before that is the answer: one that has just come up may not have
+// the model yet that the others hold. So what is sent through a pool must be harmless to repeat. Calls carry
+// the thread's trace (ClientCallTrace). Thread-safe.
 class ReplicaPool {
  public:
   // kInvalidArgument: an empty or malformed target; kNotFound: a PEM file or the token's. Replicas need not
@@ -93,8 +96,10 @@ class ReplicaPool {
 
   ReplicaPool(std::string target, const ReplicaPoolOptions& options, prometheus::Registry* registry);
   void SetAddresses(const std::vector<std::string>& addresses);
-  std::shared_ptr<Replica> Acquire(double cost, const Replica* not_this);
-  void Release(const std::shared_ptr<Replica>& replica, double cost, bool reached);
+  // The best one, not `last` if there is another, and none of `lacking`; null if there is none.
+  std::shared_ptr<Replica> Acquire(double cost, const Replica* last,
+                                   const std::set<std::shared_ptr<Replica>>& lacking);
+  void Release(const std::shared_ptr<Replica>& replica, double cost, const absl::Status& status);
   void ResolveLoop(const std::stop_token& stop);
 
   const std::string target_;

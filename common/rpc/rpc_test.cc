@@ -136,6 +136,51 @@ TEST(ReplicaPoolTest, TriesAgainOnlyWhatMayPass) {
   EXPECT_EQ(ReplicaPool::Create("nohost", {}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(ReplicaPoolTest, AsksTheOthersBeforeAModelIsNotThere) {
+  Running old("old"), fresh("fresh", 1000, absl::NotFoundError("no models/RM"));
+  auto pool =
+      *ReplicaPool::Create(old.address() + "," + fresh.address(), {.avoid_for = absl::ZeroDuration()});
+  for (int i = 0; i < 10; ++i) {
+    const auto answer = Ask(*pool);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(answer->judge_id(), "old");
+  }
+  EXPECT_GT(fresh.judge.calls, 0);
+
+  Running other("other", 1000, absl::NotFoundError("no models/RM"));
+  auto without = *ReplicaPool::Create(other.address() + "," + fresh.address(), {});
+  const int before = fresh.judge.calls;
+  EXPECT_EQ(Ask(*without).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(other.judge.calls, 1);
+  EXPECT_EQ(fresh.judge.calls, before + 1);
+}
+
+TEST(ReplicaPoolTest, PassesOverAReplicaThatLacksAModelForAWhile) {
+  Running old("old"), fresh("fresh", 1000, absl::NotFoundError("no models/RM"));
+  auto pool = *ReplicaPool::Create(old.address() + "," + fresh.address(), {.avoid_for = absl::Hours(1)});
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(Ask(*pool).ok());
+  EXPECT_EQ(fresh.judge.calls, 1);
+}
+
+TEST(ReplicaPoolTest, TriesAgainWhatAStoppingServerCutsOff) {
+  Running a("a", 1, absl::CancelledError("the server stops")), b("b");
+  auto pool = *ReplicaPool::Create(a.address() + "," + b.address(), {});
+  for (int i = 0; i < 4; ++i) {
+    const auto answer = Ask(*pool);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+  }
+  EXPECT_GT(a.judge.calls, 0);
+  // Where the caller itself gave up, that is the answer.
+  Running c("c", 1, absl::CancelledError("cancelled"));
+  auto one = *ReplicaPool::Create(c.address(), {});
+  std::atomic<bool> asked = false;
+  const auto given_up =
+      one->Call<JudgeService>(&JudgeService::Stub::Compare, CompareRequest(), 1,
+                              absl::Now() + absl::Seconds(10), [&] { return asked.exchange(true); });
+  EXPECT_EQ(given_up.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(c.judge.calls, 1);
+}
+
 TEST(ReplicaPoolTest, ResolvesNames) {
   Running server("named");
   auto pool = *ReplicaPool::Create("dns:///localhost:" + std::to_string(server.server->port()), {});

@@ -7,11 +7,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/logging/logging.h"
 #include "common/storage/fault_env.h"
 #include "common/storage/faulting_disk.h"
 #include "services/orchestrator/core/lineage.h"
+#include "services/orchestrator/core/retrying_services.h"
 #include "services/orchestrator/core/scripted_services.h"
 #include "services/orchestrator/core/stages.h"
 
@@ -274,6 +276,26 @@ TEST_F(OrchestratorTest, BringsBackModelsThatAServiceHasLost) {
   ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
   EXPECT_EQ(Hashes("r"), hashes);
+}
+
+TEST_F(OrchestratorTest, KeepsModelsInMemoryWhileNobodyAsksForThem) {
+  RetryPolicy policy;
+  policy.restore_every = absl::Milliseconds(1);
+  const auto ignore = [](const absl::Status&) {};
+  RetryingServices stage(services_.get(), policy, std::stop_token(), ignore, ignore);
+  types::v1::LoadModelRequest request;
+  request.set_name("models/RM");
+  request.set_source("RM");
+  ASSERT_TRUE(stage.PlaceModel(ModelHost::kReward, request).ok());
+  services_->LoseModels();
+  absl::Notification restored;
+  std::atomic<int> loads{0};
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    if (method == "LoadModel" && ++loads == 2) restored.Notify();  // the first one has had its answer
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(restored.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  EXPECT_THAT(services_->models(), Contains("models/RM"));
 }
 
 TEST_F(OrchestratorTest, CancelStopsWithinSecondsAndTheTrainerToo) {

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/logging/logging.h"
 
 namespace almost::orchestrator {
 namespace {
@@ -43,7 +44,8 @@ RetryingServices::RetryingServices(Services* services, const RetryPolicy& policy
       stop_(std::move(stop)),
       on_pause_(std::move(on_pause)),
       on_retry_(std::move(on_retry)),
-      last_answer_(std::chrono::steady_clock::now()) {}
+      last_answer_(std::chrono::steady_clock::now()),
+      keeper_([this](const std::stop_token& ended) { KeepModels(ended); }) {}
 
 absl::Status RetryingServices::BackOff(int attempt, const absl::Status& why) {
   bool pauses = false;
@@ -82,7 +84,7 @@ absl::StatusOr<T> RetryingServices::Retry(absl::Duration timeout, bool needs_mod
     absl::Status status = answer.status();
     if (absl::IsNotFound(status) && needs_models && restores < kMaxRestores) {
       ++restores;
-      if (const absl::Status restored = RestoreModels(); !restored.ok() && !IsTransient(restored)) {
+      if (const absl::Status restored = RestoreModels(stop_); !restored.ok() && !IsTransient(restored)) {
         return restored;
       }
     } else if (!IsTransient(status) && !absl::IsCancelled(status)) {
@@ -110,14 +112,25 @@ absl::StatusOr<T> RetryingServices::Checked(const std::string& model, absl::Stat
   return answer;
 }
 
-absl::Status RetryingServices::RestoreModels() {
+void RetryingServices::KeepModels(const std::stop_token& ended) {
+  absl::Status said;
+  while (SleepUnlessStopped(policy_.restore_every, ended)) {
+    const absl::Status status = RestoreModels(ended);
+    if (ended.stop_requested()) return;
+    // A call that needs the model fails by it; a job of the trainer only waits, so it is said here.
+    if (!status.ok() && status != said) log::Warning("models cannot be kept", {{"error", status.ToString()}});
+    said = status;
+  }
+}
+
+absl::Status RetryingServices::RestoreModels(const std::stop_token& stop) {
   std::map<std::pair<ModelHost, std::string>, types::v1::LoadModelRequest> kept;
   {
     const absl::MutexLock lock(&mutex_);
     kept = kept_;
   }
   for (const auto& [key, request] : kept) {
-    ALMOST_RETURN_IF_ERROR(services_->LoadModel({policy_.load_timeout, stop_}, key.first, request).status());
+    ALMOST_RETURN_IF_ERROR(services_->LoadModel({policy_.load_timeout, stop}, key.first, request).status());
   }
   return absl::OkStatus();
 }
@@ -178,10 +191,6 @@ absl::StatusOr<trainer::v1::Job> RetryingServices::GetJob(const trainer::v1::Get
 
 absl::Status RetryingServices::WatchJob(const trainer::v1::WatchJobRequest& request, absl::Duration duration,
                                         const std::function<bool(const trainer::v1::JobEvent&)>& use) {
-  // A job scores with the models placed for its stage; if their host has restarted, nobody else loads them.
-  if (const absl::Status restored = RestoreModels(); !restored.ok() && !IsTransient(restored)) {
-    return stop_.stop_requested() ? absl::CancelledError("the run was stopped") : restored;
-  }
   trainer::v1::WatchJobRequest from = request;
   return Retry<bool>(duration, false,
                      [&](const CallOptions& options) -> absl::StatusOr<bool> {

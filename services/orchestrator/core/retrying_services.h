@@ -5,6 +5,7 @@
 #include <map>
 #include <stop_token>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -24,15 +25,17 @@ struct RetryPolicy {
   absl::Duration call_timeout = absl::Minutes(2);
   absl::Duration load_timeout = absl::Minutes(10);
   absl::Duration stream_timeout = absl::Minutes(10);
+  // How often a stage's models are put where they are missing: on a host that has restarted, or is new.
+  absl::Duration restore_every = absl::Seconds(2);
 };
 
 // Whether the same call may succeed later: kUnavailable, kDeadlineExceeded, kResourceExhausted, kAborted.
 bool IsTransient(const absl::Status& status);
 
-// What a run calls other services through: asks again, with backoff and jitter, for as long as an error is
-// transient, and brings models back into memory when a service has lost them. So what returns is an answer,
-// a deterministic error, or kCancelled once `stop` is requested. A call of which an item has a transient
-// error counts as failed as a whole. Thread-safe.
+// What a stage calls other services through: asks again, with backoff and jitter, for as long as an error is
+// transient, and keeps the stage's models in memory at every replica, whether it has lost them or has just
+// come up. So what returns is an answer, a deterministic error, or kCancelled once `stop` is requested. A
+// call of which an item has a transient error counts as failed as a whole. Thread-safe.
 class RetryingServices {
  public:
   // `status` is why the run cannot go on now; OK when it can again. Called from any calling thread.
@@ -54,7 +57,7 @@ class RetryingServices {
       const simulator::v1::SimulateDialoguesRequest& request);
   absl::StatusOr<trainer::v1::Job> CreateJob(const trainer::v1::CreateJobRequest& request);
   absl::StatusOr<trainer::v1::Job> GetJob(const trainer::v1::GetJobRequest& request);
-  // Watches for at most `duration`; brings placed models back now and then, for a job needs them as well.
+  // Watches for at most `duration`.
   absl::Status WatchJob(const trainer::v1::WatchJobRequest& request, absl::Duration duration,
                         const std::function<bool(const trainer::v1::JobEvent&)>& use);
   // One try that `stop` does not end: it is what a stopping run calls.
@@ -76,7 +79,9 @@ class RetryingServices {
   template <typename T>
   absl::StatusOr<T> Checked(const std::string& model, absl::StatusOr<T> answer);
   // Loads every kept model again; harmless for those in memory.
-  absl::Status RestoreModels();
+  absl::Status RestoreModels(const std::stop_token& stop);
+  // Does so now and then, also for others that call the hosts on the stage's behalf: simulator and trainer.
+  void KeepModels(const std::stop_token& ended);
   // Sleeps before try number `attempt`; kCancelled when stopped.
   absl::Status BackOff(int attempt, const absl::Status& why);
   void Succeeded();
@@ -92,6 +97,7 @@ class RetryingServices {
   std::map<std::string, std::string, std::less<>> numerics_ ABSL_GUARDED_BY(mutex_);  // model -> numerics_id
   std::chrono::steady_clock::time_point last_answer_ ABSL_GUARDED_BY(mutex_);
   bool paused_ ABSL_GUARDED_BY(mutex_) = false;
+  std::jthread keeper_;
 };
 
 }  // namespace almost::orchestrator
