@@ -30,7 +30,7 @@ struct ServerOptions {
   int max_message_bytes = 64 << 20;
   int max_threads = 64;  // calls handled at once; more wait
   double drain_seconds = 25;
-  double max_connection_age_seconds = 600;  // then clients reconnect, and so find new replicas
+  double max_connection_age_seconds = 60;  // then clients reconnect, and so find new replicas
 };
 
 // `listen` and `metrics_listen` are the service's defaults.

@@ -4,29 +4,18 @@ Here the standard library builds, installs and starts; what calls the services r
 (python_client_calls.py, and the README's examples as they stand).
 """
 
-import os
 import pathlib
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import unittest
 
+from python_client import install, run
 from suite import BIN, SOURCE, Suite
 
 README = (SOURCE / "clients/python/README.md").read_text()
-WHEELS = os.environ["PYTHON_CLIENT_WHEELS"]  # deploy/setup --full
-PIP = ("-q", "--disable-pip-version-check", "--no-index", "--find-links", WHEELS)
-
-
-def run(*command, **options):
-    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
-                          **options)
-    if done.returncode != 0:
-        raise AssertionError(f"{' '.join(map(str, command))}\n{done.stdout}")
-    return done.stdout
 
 
 def blocks(language):
@@ -37,16 +26,7 @@ class PythonClient(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="almost-test-")))
-        # From a copy, since setuptools builds inside the source: and from no more than setup.py says it reads.
-        source = cls.folder / "source"
-        for path in ("clients/python", "clients/service_config.json", "proto", "deploy/versions.env", "CMakeLists.txt"):
-            (source / path).parent.mkdir(parents=True, exist_ok=True)
-            copy = shutil.copytree if (SOURCE / path).is_dir() else shutil.copy
-            copy(SOURCE / path, source / path)
-        run(sys.executable, "-m", "venv", cls.folder / "venv")
-        cls.python = cls.folder / "venv/bin/python"
-        run(cls.python, "-m", "pip", "wheel", *PIP, "--no-deps", "-w", cls.folder, source / "clients/python")
-        run(cls.python, "-m", "pip", "install", *PIP, *cls.folder.glob("almost-*.whl"), "mypy")
+        cls.python = install(cls.folder, "mypy")
         # A checkout with a suite at work in it, as the README has it.
         cls.checkout = cls.folder / "checkout"
         for path in ("common/world", "deploy/recipes"):
