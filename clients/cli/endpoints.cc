@@ -34,8 +34,9 @@ absl::StatusOr<Endpoint> FindEndpoint(const Cli& cli, absl::string_view service)
     ALMOST_ASSIGN_OR_RETURN(const BearerToken token, BearerToken::Read(cli.token_file));
     interceptors.push_back(ShowToken(token));
   }
+  ALMOST_ASSIGN_OR_RETURN(const auto credentials, ChannelCredentials(cli.tls));
   endpoint.channel = grpc::experimental::CreateCustomChannelWithInterceptors(
-      endpoint.address, grpc::InsecureChannelCredentials(), arguments, std::move(interceptors));
+      endpoint.address, credentials, arguments, std::move(interceptors));
   return endpoint;
 }
 

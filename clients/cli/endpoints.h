@@ -34,7 +34,7 @@ inline constexpr ServicePorts kDefaultPorts[] = {
 
 // Where `service` is: the command line's flag, else what `<store>/up.json` says, else the default port of
 // this machine. Its calls show the token of `cli.token_file`. kDataLoss: an up.json that does not parse;
-// kNotFound, kInvalidArgument: as BearerToken::Read.
+// kNotFound, kInvalidArgument: as BearerToken::Read and ChannelCredentials.
 absl::StatusOr<Endpoint> FindEndpoint(const Cli& cli, absl::string_view service);
 
 // What `status` says, with the service and address in front and, when it could not be reached, what to do.

@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
          "--output", [&cli](const std::string& format) { cli.json = format == "json"; }, "text or json")
       ->check(CLI::IsMember({"text", "json"}));
   app.add_option("--token_file", cli.token_file, "File of the token that the services ask for");
+  almost::AddPeerTlsFlags(app, cli.tls, "");
   for (const char* service : {"generation", "reward", "simulator", "trainer", "orchestrator"}) {
     app.add_option_function<std::string>(
            absl::StrFormat("--%s", service),

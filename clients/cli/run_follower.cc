@@ -95,8 +95,14 @@ absl::StatusOr<pb::Run> FollowRun(const Endpoint& orchestrator, const std::strin
                                   FILE* out) {
   pb::GetRunRequest get;
   get.set_name(name);
-  const auto get_run = [&] {
-    return Call<pb::OrchestratorService>(orchestrator, &pb::OrchestratorService::Stub::GetRun, get);
+  // The service may be restarting just now.
+  const auto get_run = [&]() -> absl::StatusOr<pb::Run> {
+    const absl::Time give_up = absl::Now() + absl::Seconds(10);
+    while (true) {
+      auto run = Call<pb::OrchestratorService>(orchestrator, &pb::OrchestratorService::Stub::GetRun, get);
+      if (!absl::IsUnavailable(run.status()) || absl::Now() > give_up) return run;
+      absl::SleepFor(absl::Milliseconds(200));
+    }
   };
   ALMOST_ASSIGN_OR_RETURN(const pb::Run run, get_run());
   RunView view(run, json, out);

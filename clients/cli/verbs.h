@@ -6,6 +6,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "common/rpc/peer_tls.h"
 
 namespace almost::cli {
 
@@ -19,6 +20,7 @@ struct Cli {
   std::map<std::string, std::string> addresses;
   // File of the token shown to the services; empty: none.
   std::string token_file;
+  PeerTls tls;
   // Set by the verb on the command line.
   std::function<absl::Status()> action;
 };

@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <fstream>
-#include <sstream>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -47,24 +45,7 @@ absl::StatusOr<std::vector<std::string>> Resolve(absl::string_view name_and_port
   return addresses;
 }
 
-absl::StatusOr<std::string> ReadPem(const std::string& path) {
-  if (path.empty()) return std::string();
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
 }  // namespace
-
-void AddPeerFlags(CLI::App& app, ReplicaPoolOptions& options) {
-  const std::string group = "Calls of other services";
-  app.add_option("--peer_tls_ca", options.tls_ca, "PEM file that signs their certificates; empty: plain text")
-      ->group(group);
-  app.add_option("--peer_tls_cert", options.tls_cert, "PEM file shown to them")->group(group);
-  app.add_option("--peer_tls_key", options.tls_key, "Its key")->group(group);
-}
 
 ReplicaPool::ReplicaPool(std::string target, const ReplicaPoolOptions& options,
                          prometheus::Registry* registry)
@@ -74,15 +55,7 @@ absl::StatusOr<std::unique_ptr<ReplicaPool>> ReplicaPool::Create(const std::stri
                                                                  const ReplicaPoolOptions& options,
                                                                  prometheus::Registry* registry) {
   std::unique_ptr<ReplicaPool> pool(new ReplicaPool(target, options, registry));
-  if (options.tls_ca.empty()) {
-    pool->credentials_ = grpc::InsecureChannelCredentials();
-  } else {
-    grpc::SslCredentialsOptions ssl;
-    ALMOST_ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadPem(options.tls_ca));
-    ALMOST_ASSIGN_OR_RETURN(ssl.pem_cert_chain, ReadPem(options.tls_cert));
-    ALMOST_ASSIGN_OR_RETURN(ssl.pem_private_key, ReadPem(options.tls_key));
-    pool->credentials_ = grpc::SslCredentials(ssl);
-  }
+  ALMOST_ASSIGN_OR_RETURN(pool->credentials_, ChannelCredentials(options.tls));
   if (!options.token_file.empty()) {
     ALMOST_ASSIGN_OR_RETURN(pool->token_, BearerToken::Read(options.token_file));
   }

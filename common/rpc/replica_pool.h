@@ -9,13 +9,13 @@
 #include <thread>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/rpc/bearer_token.h"
+#include "common/rpc/peer_tls.h"
 #include "common/rpc/status.h"
 #include "grpcpp/grpcpp.h"
 #include "prometheus/registry.h"
@@ -24,18 +24,15 @@ namespace almost {
 
 struct ReplicaPoolOptions {
   // Behaviour.
-  std::string tls_ca, tls_cert, tls_key;  // PEM files; empty: plain text
-  std::string token_file;                 // shown to every replica (BearerToken); empty: none
-  int max_tries = 5;                      // of a call, the first one included
+  PeerTls tls;
+  std::string token_file;  // shown to every replica (BearerToken); empty: none
+  int max_tries = 5;       // of a call, the first one included
   // Performance.
   absl::Duration resolve_every = absl::Seconds(5);  // dns:/// targets are looked up again
   absl::Duration avoid_for = absl::Seconds(2);      // a replica that could not be reached, or lacked a model
   absl::Duration first_backoff = absl::Milliseconds(50);
   absl::Duration longest_backoff = absl::Seconds(5);
 };
-
-// --peer_tls_ca, --peer_tls_cert, --peer_tls_key.
-void AddPeerFlags(CLI::App& app, ReplicaPoolOptions& options);
 
 // The replicas behind one target: "host:port", several separated by commas, or "dns:///name:port", whose
 // addresses may come and go. One channel an address; each call goes to the replica with the least outstanding

@@ -138,8 +138,8 @@ class TlsTest : public testing::Test {
 
 TEST_F(TlsTest, IsForThoseWhoTrustTheServer) {
   Start(/*mutual=*/false);
-  EXPECT_EQ(AskWith({.tls_ca = File("ca.pem"), .max_tries = 1}), absl::StatusCode::kOk);
-  EXPECT_EQ(AskWith({.tls_ca = File("stranger.pem"), .max_tries = 1}), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(AskWith({.tls = {.ca = File("ca.pem")}, .max_tries = 1}), absl::StatusCode::kOk);
+  EXPECT_EQ(AskWith({.tls = {.ca = File("stranger.pem")}, .max_tries = 1}), absl::StatusCode::kUnavailable);
   EXPECT_EQ(AskWith({.max_tries = 1}), absl::StatusCode::kUnavailable);  // plain text
 }
 
@@ -147,12 +147,11 @@ TEST_F(TlsTest, MutualIsForClientsOfTheAuthorityAlone) {
   Start(/*mutual=*/true);
   const std::string ca = File("ca.pem");
   EXPECT_EQ(
-      AskWith({.tls_ca = ca, .tls_cert = File("client.pem"), .tls_key = File("client.key"), .max_tries = 1}),
+      AskWith({.tls = {.ca = ca, .cert = File("client.pem"), .key = File("client.key")}, .max_tries = 1}),
       absl::StatusCode::kOk);
-  EXPECT_EQ(AskWith({.tls_ca = ca, .max_tries = 1}), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(AskWith({.tls = {.ca = ca}, .max_tries = 1}), absl::StatusCode::kUnavailable);
   EXPECT_EQ(
-      AskWith(
-          {.tls_ca = ca, .tls_cert = File("stranger.pem"), .tls_key = File("stranger.key"), .max_tries = 1}),
+      AskWith({.tls = {.ca = ca, .cert = File("stranger.pem"), .key = File("stranger.key")}, .max_tries = 1}),
       absl::StatusCode::kUnavailable);
 }
 

@@ -38,7 +38,7 @@ inline void AddFlags(CLI::App& app, Options& options) {
   app.add_option("--trainer", options.targets.trainer, "Trainer service")->capture_default_str();
   app.add_option("--trainer_reward", options.trainer_reward,
                  "Where the trainer finds the reward service; by default as --reward");
-  AddPeerFlags(app, options.replicas);
+  AddPeerTlsFlags(app, options.replicas.tls, "peer_");
   app.add_option("--pause_after_seconds", options.pause_after_seconds,
                  "Without an answer for so long, a run counts as paused")
       ->capture_default_str()

@@ -26,7 +26,7 @@ inline void AddFlags(CLI::App& app, Options& options) {
       ->capture_default_str();
   app.add_option("--reward", options.reward, "Reward service: host:port,… or dns:///name:port")
       ->capture_default_str();
-  AddPeerFlags(app, options.replicas);
+  AddPeerTlsFlags(app, options.replicas.tls, "peer_");
   app.add_option("--calls_in_flight", options.calls_in_flight, "Calls of one request at once")
       ->capture_default_str()
       ->check(CLI::Range(1, 64));

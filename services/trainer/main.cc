@@ -184,7 +184,7 @@ int main(int argc, char** argv) {
       ->required();
   app.add_option("--model_root", options.model_root, "Folder beneath which models and datasets are addressed")
       ->capture_default_str();
-  almost::AddPeerFlags(app, options.replicas);
+  almost::AddPeerTlsFlags(app, options.replicas.tls, "peer_");
   almost::AddServerFlags(app, options.server, "127.0.0.1:50054", "127.0.0.1:9454");
   CLI11_PARSE(app, argc, argv);
   options.replicas.token_file = options.server.token_file;

@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+import socket
 import subprocess
 import tempfile
+import time
 import unittest
 
 from suite import BIN, SOURCE
@@ -43,6 +45,35 @@ class Cli(unittest.TestCase):
             error = self.almost(*arguments, f"--{service}", "127.0.0.1:1", code=1)
             self.assertIn(f"{service} at 127.0.0.1:1", error)
             self.assertIn("almost up", error)
+
+    def test_tls_of_the_services_is_checked_and_answered(self):
+        def openssl(arguments):
+            subprocess.run(["openssl", *arguments.split()], cwd=self.path, check=True, capture_output=True)
+
+        for name in ("ca", "server", "client"):
+            openssl(f"req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.pem"
+                    + (" -x509" if name == "ca" else ""))
+        (self.path / "san").write_text("subjectAltName=DNS:localhost\n")
+        for name in ("server", "client"):
+            openssl(f"x509 -req -in {name}.pem -CA ca.pem -CAkey ca.key -CAcreateserial -extfile san -out {name}.pem")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        reward = subprocess.Popen([BIN / "almost-reward", f"--listen=127.0.0.1:{port}", "--metrics_listen=127.0.0.1:0",
+                                   "--tls_cert=server.pem", "--tls_key=server.key", "--tls_client_ca=ca.pem"], cwd=self.path,
+                                  stderr=subprocess.DEVNULL)
+        self.addCleanup(reward.wait, 60)
+        self.addCleanup(reward.terminate)
+        score = ("score", "--model", "none", "--prompt", "p", "--response", "r", "--reward", f"localhost:{port}")
+        known = ("--tls_ca", "ca.pem", "--tls_cert", "client.pem", "--tls_key", "client.key")
+        deadline = time.monotonic() + 30
+        while "models/none" not in (error := self.almost(*score, *known, code=1)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.assertIn("models/none", error)  # it answers that it has no such model
+        for stranger in ((), ("--tls_ca", "ca.pem")):
+            self.assertNotIn("models/none", self.almost(*score, *stranger, code=1))
+        self.assertIn("gone.pem", self.almost(*score, "--tls_ca", "gone.pem", code=1))
+        self.assertIn("go together", self.almost(*score, "--tls_ca", "ca.pem", "--tls_cert", "client.pem", code=1))
 
     def test_recipe_errors_name_file_line_and_field(self):
         (self.path / "recipe.yaml").write_text("seed: 1\nprompts:\n  num_promts: 4\n")
