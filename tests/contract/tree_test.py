@@ -39,7 +39,7 @@ class Tree(unittest.TestCase):
         versions = dict(re.findall(r"^([A-Z_]+)=(\d+(?:\.\d+)+)$", text(home), re.MULTILINE))
         self.assertTrue(versions)
         builds = tracked("*.cmake", "CMakeLists.txt", "*/CMakeLists.txt", "deploy/*", "tests/run", ".ci/*", "k8s/*")
-        found = [f"{path.relative_to(ROOT)}: {version} is {name}" for path in builds if path != home
+        found = [f"{path.relative_to(ROOT)}: {version} is {name}" for path in builds if path.resolve() != home
                  for name, version in versions.items()
                  if re.search(rf"(?<![\d.]){re.escape(version)}(?![\d.])", text(path))]
         self.assertEqual(found, [])

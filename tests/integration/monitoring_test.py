@@ -324,10 +324,6 @@ class Files(unittest.TestCase):
             with self.subTest(name):
                 self.assertEqual(missing(dashboard, encoded), [])
 
-    def test_promtool_accepts_the_configuration_of_compose(self):
-        status, output = promtool("check", "config", "--syntax-only", SOURCE / "deploy/compose/prometheus.yml")
-        self.assertEqual(status, 0, output)
-
 
 def missing(before, after, where=""):
     """Paths of what `after` lacks or has otherwise; it may have more."""
