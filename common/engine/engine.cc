@@ -1,6 +1,7 @@
 #include "common/engine/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <map>
@@ -17,12 +18,16 @@
 
 namespace almost::engine {
 
+using SteadyClock = std::chrono::steady_clock;
+
 // A request under way; its candidates are sequences of the scheduler.
 struct RunningRequest {
   uint64_t id = 0;
   GenerationRequest request;
+  SteadyClock::time_point arrival;
   std::vector<Candidate> done;  // grows to num_candidates
   absl::Status error;           // what on_done gets instead of them
+  bool started = false;         // one of them has been in a step
 };
 
 // Events that one thread counts and another waits for. (With std's mutex, as all of this file: Debian's
@@ -84,9 +89,11 @@ absl::Status ValidateSampling(const SamplingParams& p) {
 
 class CpuEngine final : public Engine {
  public:
-  CpuEngine(std::unique_ptr<const CpuModel> model, const EngineOptions& options, int num_blocks)
+  CpuEngine(std::unique_ptr<const CpuModel> model, const EngineOptions& options, int num_blocks,
+            std::shared_ptr<EngineObserver> observer)
       : model_(std::move(model)),
         options_(options),
+        observer_(std::move(observer)),
         numerics_id_(kEngineVersion),
         cache_(model_->config(), num_blocks),
         scheduler_(options, num_blocks),
@@ -113,6 +120,7 @@ class CpuEngine final : public Engine {
     auto running = std::make_unique<RunningRequest>();
     running->id = next_id_++;
     running->request = std::move(request);
+    running->arrival = SteadyClock::now();
     const uint64_t id = running->id;
     inbox_.push_back(std::move(running));
     wake_.notify_one();
@@ -221,8 +229,10 @@ class CpuEngine final : public Engine {
   absl::Status Score(std::vector<std::unique_ptr<Sequence>> items, ScoringCall& call) {
     if (items.empty()) return absl::OkStatus();
     call.num_left = static_cast<int>(items.size());
+    const SteadyClock::time_point arrival = SteadyClock::now();
     for (std::unique_ptr<Sequence>& item : items) {
       item->scoring = &call;
+      item->arrival = arrival;
       item->scores.resize(item->num_tokens() - item->first_output);
     }
     {
@@ -283,6 +293,7 @@ class CpuEngine final : public Engine {
       for (int c = 0; c < request->request.num_candidates; ++c) {
         auto sequence = std::make_unique<Sequence>();
         sequence->request = request.get();
+        sequence->arrival = request->arrival;
         sequence->index = request->request.first_candidate + c;
         sequence->tokens = request->request.prompt_ids;
         sequence->num_prompt = sequence->num_tokens();
@@ -346,6 +357,7 @@ class CpuEngine final : public Engine {
     const Scheduler::Step step = scheduler_.Schedule();
     for (const auto [from, to] : step.copies) cache_.Copy(from, to);
     if (step.sequences.empty()) return;
+    Start(step);
     std::vector<SequenceChunk> chunks;
     for (const Sequence* s : step.sequences) {
       const int end = s->num_computed + s->num_scheduled;
@@ -359,16 +371,39 @@ class CpuEngine final : public Engine {
           std::span(draws).subspan(first, share.size()));
     });
     scheduler_.Commit(step.sequences);
+    const SteadyClock::time_point now = SteadyClock::now();
     for (size_t i = 0; i < chunks.size(); ++i) {
       Sequence& s = *step.sequences[i];
       if (s.num_computed < s.num_tokens()) continue;
       if (s.scoring != nullptr) {
         s.finished = true;
-      } else {
-        Accept(s, draws[i]);
+        continue;
+      }
+      if (s.num_new() == 0) s.first_token = now;
+      Accept(s, draws[i]);
+      if (s.finished && observer_ != nullptr && s.request->error.ok()) {
+        observer_->CandidateFinished(absl::FromChrono(s.first_token - s.start),
+                                     absl::FromChrono(now - s.first_token));
       }
     }
     Collect();
+  }
+
+  // Notes and tells what the step begins.
+  void Start(const Scheduler::Step& step) {
+    if (observer_ != nullptr) observer_->StepScheduled(step.num_tokens);
+    if (step.admitted.empty()) return;
+    const SteadyClock::time_point now = SteadyClock::now();
+    for (Sequence* s : step.admitted) {
+      s->start = now;
+      if (s->request != nullptr) s->request->started = true;
+      if (observer_ != nullptr) observer_->SequenceStarted(absl::FromChrono(now - s->arrival));
+    }
+  }
+
+  static absl::Status Ended(const RunningRequest& request, absl::Status status) {
+    if (!request.started) status.SetPayload(std::string(kNothingComputed), absl::Cord());
+    return status;
   }
 
   // What the hidden states of a share are for: candidates draw their next token, items are scored.
@@ -461,9 +496,9 @@ class CpuEngine final : public Engine {
       if (!request.error.ok()) {
         request.request.on_done(request.error);
       } else if (ended_by(FinishReason::kCancelled)) {
-        request.request.on_done(absl::CancelledError("the request was cancelled"));
+        request.request.on_done(Ended(request, absl::CancelledError("the request was cancelled")));
       } else if (ended_by(FinishReason::kDeadline)) {
-        request.request.on_done(absl::DeadlineExceededError("the request's deadline passed"));
+        request.request.on_done(Ended(request, absl::DeadlineExceededError("the request's deadline passed")));
       } else {
         request.request.on_done(std::move(request.done));
       }
@@ -491,6 +526,7 @@ class CpuEngine final : public Engine {
     stats_.total_blocks = pool.num_blocks();
     stats_.kv_cache_usage = 1.0 - static_cast<double>(pool.num_free()) / pool.num_blocks();
     stats_.prompt_tokens = prompt_tokens_;
+    stats_.prefix_query_tokens = scheduler_.prefix_query_tokens();
     stats_.prefix_hit_tokens = scheduler_.prefix_hit_tokens();
     stats_.output_tokens = output_tokens_;
     stats_.preemptions = scheduler_.num_preemptions();
@@ -498,6 +534,7 @@ class CpuEngine final : public Engine {
 
   const std::unique_ptr<const CpuModel> model_;
   const EngineOptions options_;
+  const std::shared_ptr<EngineObserver> observer_;  // or null
   const std::string numerics_id_;
 
   // mutex_ guards what follows up to stats_; wake_ says that there is something new among it.
@@ -528,7 +565,8 @@ class CpuEngine final : public Engine {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const ModelFolder> model,
-                                                       const EngineOptions& options) {
+                                                       const EngineOptions& options,
+                                                       std::shared_ptr<EngineObserver> observer) {
   if (options.num_threads < 1) return OutOfRange("num_threads", "at least 1", options.num_threads);
   if (options.max_batch_tokens < 1)
     return OutOfRange("max_batch_tokens", "at least 1", options.max_batch_tokens);
@@ -543,7 +581,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
   }
   ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<const CpuModel> loaded, CpuModel::Load(*model));
   return std::make_unique<CpuEngine>(std::move(loaded), options,
-                                     static_cast<int>(std::min<int64_t>(num_blocks, 1 << 24)));
+                                     static_cast<int>(std::min<int64_t>(num_blocks, 1 << 24)),
+                                     std::move(observer));
 }
 
 std::vector<absl::StatusOr<std::vector<Candidate>>> Engine::Generate(

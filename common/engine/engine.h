@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "common/model/model_folder.h"
 
@@ -41,6 +42,9 @@ struct Candidate {
       logprobs;  // with SamplingParams::logprobs: of token_ids, then of the ending token
   FinishReason finish_reason = FinishReason::kLength;
 };
+
+// Payload of a kCancelled or kDeadlineExceeded of a request of which nothing had been computed.
+inline constexpr absl::string_view kNothingComputed = "almost.engine/nothing_computed";
 
 // What on_token says of the candidate it has just been shown a token of.
 enum class Continue { kYes, kStop };
@@ -78,13 +82,28 @@ struct EngineOptions {
 struct EngineStats {
   int running_sequences = 0;
   int waiting_sequences = 0;
-  double kv_cache_usage = 0;  // of the blocks, in [0, 1]
-  int64_t prompt_tokens = 0;  // since the start, prefix hits included
-  int64_t prefix_hit_tokens = 0;
+  double kv_cache_usage = 0;        // of the blocks, in [0, 1]
+  int64_t prompt_tokens = 0;        // since the start, prefix hits included
+  int64_t prefix_query_tokens = 0;  // looked for in the cache; a preempted sequence's only the first time
+  int64_t prefix_hit_tokens = 0;    // of those
   int64_t output_tokens = 0;
   int64_t preemptions = 0;
   int64_t free_blocks = 0;
   int64_t total_blocks = 0;
+};
+
+// Told of an engine's work as it goes, on the engine's thread; must not block. Times are of a steady clock.
+class EngineObserver {
+ public:
+  virtual ~EngineObserver() = default;
+  // A step is about to compute so many tokens, of prompts and completions together.
+  virtual void StepScheduled(int /*num_tokens*/) {}
+  // A sequence, to be continued or scored, is in a step for the first time, `waited` after it came. Not again
+  // when it has been preempted.
+  virtual void SequenceStarted(absl::Duration /*waited*/) {}
+  // A candidate has ended by itself or by its length. `prefill`: from its start to its first token; `decode`:
+  // from there to its last, preemption included. The three times make up its whole stay.
+  virtual void CandidateFinished(absl::Duration /*prefill*/, absl::Duration /*decode*/) {}
 };
 
 // One model, one owner thread that runs steps while there is work: continuous batching over a block KV cache.
@@ -92,8 +111,10 @@ struct EngineStats {
 // the cache, chunked prefill or preemption.
 class Engine {
  public:
+  // `observer` may be null.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(std::shared_ptr<const ModelFolder> model,
-                                                        const EngineOptions& options);
+                                                        const EngineOptions& options,
+                                                        std::shared_ptr<EngineObserver> observer = nullptr);
   // Cancels what is left (on_done with kCancelled) and joins the thread.
   virtual ~Engine() = default;
 

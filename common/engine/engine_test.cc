@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <chrono>
 #include <cstdlib>
 #include <future>
 #include <thread>
@@ -128,6 +129,99 @@ TEST_F(BitIdentity, OfCandidatesAskedForLater) {
   EXPECT_EQ((*results[0])[2].token_ids, (*results[1])[0].token_ids);
   EXPECT_EQ((*results[0])[3].token_ids, (*results[1])[1].token_ids);
   EXPECT_NE((*results[0])[0].token_ids, (*results[0])[1].token_ids);
+}
+
+// What an engine told. Read when the engine is gone.
+struct Told : EngineObserver {
+  void StepScheduled(int num_tokens) override { tokens += num_tokens; }
+  void SequenceStarted(absl::Duration wait) override {
+    ++started;
+    waited += wait;
+  }
+  void CandidateFinished(absl::Duration prefill_time, absl::Duration decode_time) override {
+    ++finished;
+    prefill += prefill_time;
+    decode += decode_time;
+  }
+  int tokens = 0, started = 0, finished = 0;
+  absl::Duration waited, prefill, decode;
+};
+
+TEST(EngineObserverTest, HearsOfEachSequenceOnceHoweverOftenItIsPreempted) {
+  const int64_t block_bytes = 2 * 2 * 2 * 16 * 32 * 4;
+  const auto told = std::make_shared<Told>();
+  auto engine = *Engine::Create(SmallModel(), {.kv_cache_bytes = 12 * block_bytes}, told);
+  int candidates = 0, prompt_tokens = 0;
+  for (const GenerationRequest& request : MixedRequests()) {
+    candidates += request.num_candidates;
+    prompt_tokens += request.num_candidates * static_cast<int>(request.prompt_ids.size());
+  }
+  engine->Generate(MixedRequests());
+  const EngineStats stats = engine->Stats();
+  engine.reset();
+  EXPECT_GT(stats.preemptions, 0);
+  EXPECT_EQ(told->started, candidates);
+  EXPECT_EQ(told->finished, candidates);
+  EXPECT_EQ(stats.prefix_query_tokens, prompt_tokens);
+  EXPECT_LT(stats.prefix_hit_tokens, stats.prefix_query_tokens);
+}
+
+TEST(EngineObserverTest, HearsTimesThatMakeUpTheStayOfARequestAndItsTokens) {
+  const auto told = std::make_shared<Told>();
+  auto engine = *Engine::Create(SmallModel(), {.max_batch_tokens = 32}, told);
+  std::vector<GenerationRequest> requests(1);
+  requests[0].prompt_ids = Tokens(3, 100);
+  requests[0].sampling.max_new_tokens = 20;
+  const auto start = std::chrono::steady_clock::now();
+  engine->Generate(std::move(requests));
+  const absl::Duration all = absl::FromChrono(std::chrono::steady_clock::now() - start);
+  engine.reset();
+  EXPECT_EQ(told->tokens, 100 + 19);  // nothing is computed from the last token
+  EXPECT_GE(told->waited, absl::ZeroDuration());
+  EXPECT_GT(told->prefill, absl::ZeroDuration());
+  EXPECT_GT(told->decode, absl::ZeroDuration());
+  EXPECT_LE(told->waited + told->prefill + told->decode, all);
+}
+
+TEST(EngineObserverTest, HearsOfScoredSequencesAsTheyStart) {
+  const auto told = std::make_shared<Told>();
+  auto engine = *Engine::Create(SmallModel(), {.max_batch_sequences = 1}, told);
+  const std::vector<CompletionScoreRequest> requests = {{Tokens(1, 30), Tokens(2, 5)},
+                                                        {Tokens(3, 30), Tokens(4, 5)}};
+  ASSERT_TRUE(engine->ScoreCompletions(requests).ok());
+  engine.reset();
+  EXPECT_EQ(told->started, 2);
+  EXPECT_EQ(told->finished, 0);
+  EXPECT_EQ(told->tokens, 2 * 34);
+  EXPECT_GT(told->waited, absl::ZeroDuration());  // the second's for the first
+}
+
+TEST(EngineTest, SaysWhetherAnythingWasComputedOfWhatItEnds) {
+  const auto engine = MakeEngine({.max_batch_sequences = 1});
+  std::promise<void> started;
+  std::promise<absl::Status> done, waiting_done;
+  GenerationRequest request;
+  request.prompt_ids = {1};
+  request.sampling.max_new_tokens = 500;
+  GenerationRequest waiting = request;
+  request.on_token = [&, first = true](int, int32_t, const TokenLogprobs&) mutable {
+    if (std::exchange(first, false)) started.set_value();
+    return Continue::kYes;
+  };
+  request.on_done = [&](absl::StatusOr<std::vector<Candidate>> result) { done.set_value(result.status()); };
+  waiting.deadline = absl::Now() - absl::Seconds(1);
+  waiting.on_done = [&](absl::StatusOr<std::vector<Candidate>> result) {
+    waiting_done.set_value(result.status());
+  };
+  const uint64_t id = *engine->Submit(std::move(request));
+  started.get_future().wait();
+  ASSERT_TRUE(engine->Submit(std::move(waiting)).ok());
+  const absl::Status expired = waiting_done.get_future().get();
+  EXPECT_EQ(expired.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(expired.GetPayload(std::string(kNothingComputed)).has_value());
+  engine->Cancel(id);
+  const absl::Status status = done.get_future().get();
+  EXPECT_FALSE(status.GetPayload(std::string(kNothingComputed)).has_value()) << status;
 }
 
 TEST(EngineTest, ScoresItsOwnSamplesWithTheLogprobsItReported) {

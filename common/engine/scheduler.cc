@@ -1,6 +1,7 @@
 #include "common/engine/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace almost::engine {
 namespace {
@@ -64,6 +65,7 @@ Scheduler::Step Scheduler::Schedule() {
   const auto schedule = [&](Sequence& sequence, int num_tokens) {
     sequence.num_scheduled = num_tokens;
     tokens_left -= num_tokens;
+    step.num_tokens += num_tokens;
     step.sequences.push_back(&sequence);
   };
   int decoding = 0;  // of those still to be scheduled
@@ -116,7 +118,11 @@ Scheduler::Step Scheduler::Schedule() {
     }
     if (copy)
       step.copies.push_back({sibling->blocks[last / kBlockTokens], sequence.blocks[last / kBlockTokens]});
-    prefix_hit_tokens_ += hit;
+    if (!std::exchange(sequence.admitted, true)) {
+      prefix_query_tokens_ += sequence.num_tokens();
+      prefix_hit_tokens_ += hit;
+      step.admitted.push_back(&sequence);
+    }
     schedule(sequence, wanted);
     running_.push_back(std::move(waiting_[i]));
     waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));

@@ -35,7 +35,9 @@ class Scheduler {
   struct Step {
     std::vector<BlockCopy> copies;  // to be done before anything is computed
     std::vector<Sequence*>
-        sequences;  // each with num_scheduled > 0 and blocks for it; empty: nothing can run
+        sequences;                    // each with num_scheduled > 0 and blocks for it; empty: nothing can run
+    std::vector<Sequence*> admitted;  // of them, those in a step for the first time
+    int num_tokens = 0;               // over all
   };
   Step Schedule();
   // After the step: the scheduled tokens are computed, full blocks can be shared.
@@ -47,6 +49,8 @@ class Scheduler {
   int num_running() const { return static_cast<int>(running_.size()); }
   int num_waiting() const { return static_cast<int>(waiting_.size()); }
   int64_t num_preemptions() const { return num_preemptions_; }
+  // Of sequences when they are first admitted: tokens looked for in the cache, and found there.
+  int64_t prefix_query_tokens() const { return prefix_query_tokens_; }
   int64_t prefix_hit_tokens() const { return prefix_hit_tokens_; }
 
  private:
@@ -61,6 +65,7 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
   std::deque<std::unique_ptr<Sequence>> waiting_;
   int64_t num_preemptions_ = 0;
+  int64_t prefix_query_tokens_ = 0;
   int64_t prefix_hit_tokens_ = 0;
 };
 

@@ -90,6 +90,27 @@ TEST(SchedulerTest, PreemptsTheYoungestWhenThePoolIsExhausted) {
   EXPECT_THAT(RunStep(scheduler).sequences, ElementsAre(b));
 }
 
+TEST(SchedulerTest, AdmitsAndLooksUpAPreemptedSequenceOnlyOnce) {
+  Scheduler scheduler({}, 4);
+  Sequence* a = Add(scheduler, 31, 0);
+  Sequence* b = Add(scheduler, 31, 100);
+  const Scheduler::Step first = RunStep(scheduler);
+  EXPECT_THAT(first.admitted, ElementsAre(a, b));
+  EXPECT_EQ(first.num_tokens, 62);
+  const Scheduler::Step second = RunStep(scheduler);
+  EXPECT_THAT(second.admitted, IsEmpty());
+  EXPECT_EQ(second.num_tokens, 2);
+  RunStep(scheduler);
+  ASSERT_EQ(scheduler.num_preemptions(), 1);
+  a->finished = true;
+  scheduler.TakeFinished();
+  const Scheduler::Step again = RunStep(scheduler);
+  EXPECT_THAT(again.sequences, ElementsAre(b));
+  EXPECT_THAT(again.admitted, IsEmpty());
+  EXPECT_EQ(scheduler.prefix_query_tokens(), 62);
+  EXPECT_LE(scheduler.prefix_hit_tokens(), 62);
+}
+
 TEST(SchedulerTest, ASiblingSharesWholeBlocksAndCopiesTheLast) {
   Scheduler scheduler({}, 20);
   auto* request = reinterpret_cast<RunningRequest*>(1);  // only compared

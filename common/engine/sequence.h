@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -25,7 +26,10 @@ struct Sequence {
   std::vector<int> blocks;        // each with this sequence as a user
   std::vector<int64_t> contents;  // of `blocks`, as far as they are announced to the pool
   int num_completed = 0;          // blocks reported complete to the pool
+  bool admitted = false;          // has been in a step, though it may wait again
   bool finished = false;
+
+  std::chrono::steady_clock::time_point arrival, start, first_token;  // start: of its first step
 
   Candidate result;  // of a candidate
   std::vector<int32_t>

@@ -57,10 +57,11 @@ prometheus::Gauge& QueueDepth(prometheus::Registry& registry) {
 }
 
 struct MetricsServer::Impl {
-  Impl(const prometheus::Registry& registry, std::function<bool()> ready, std::function<void()> before_scrape)
-      : metrics([&registry, before_scrape = std::move(before_scrape)] {
+  Impl(const prometheus::Collectable& exported, std::function<bool()> ready,
+       std::function<void()> before_scrape)
+      : metrics([&exported, before_scrape = std::move(before_scrape)] {
           if (before_scrape) before_scrape();
-          std::vector<prometheus::MetricFamily> families = registry.Collect();
+          std::vector<prometheus::MetricFamily> families = exported.Collect();
           for (prometheus::MetricFamily& family : ProcessMetrics().Collect()) {
             families.push_back(std::move(family));
           }
@@ -82,10 +83,10 @@ MetricsServer::MetricsServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)
 MetricsServer::~MetricsServer() = default;
 
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& listen,
-                                                                    const prometheus::Registry& registry,
+                                                                    const prometheus::Collectable& exported,
                                                                     std::function<bool()> ready,
                                                                     std::function<void()> before_scrape) {
-  auto impl = std::make_unique<Impl>(registry, std::move(ready), std::move(before_scrape));
+  auto impl = std::make_unique<Impl>(exported, std::move(ready), std::move(before_scrape));
   try {
     impl->server = std::make_unique<CivetServer>(std::vector<std::string>{
         "listening_ports", listen, "num_threads", "2", "request_timeout_ms", "5000"});

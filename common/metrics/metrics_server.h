@@ -23,14 +23,14 @@ prometheus::Counter& RejectedRequests(prometheus::Registry& registry, const std:
 // Set before each scrape by services that have a queue.
 prometheus::Gauge& QueueDepth(prometheus::Registry& registry);
 
-// Serves /metrics (text exposition format; `registry` and ProcessMetrics), /healthz (200 while the process
+// Serves /metrics (text exposition format; `exported` and ProcessMetrics), /healthz (200 while the process
 // lives) and /readyz (200 while `ready` says so, else 503). Stops when destroyed.
 class MetricsServer {
  public:
-  // `listen` is host:port; port 0 takes a free one. kUnavailable: the address is in use. `registry` and what
+  // `listen` is host:port; port 0 takes a free one. kUnavailable: the address is in use. `exported` and what
   // `ready` refers to must outlive the server.
   static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& listen,
-                                                              const prometheus::Registry& registry,
+                                                              const prometheus::Collectable& exported,
                                                               std::function<bool()> ready,
                                                               std::function<void()> before_scrape = nullptr);
   ~MetricsServer();

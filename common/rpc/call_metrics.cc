@@ -4,10 +4,9 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "common/metrics/metrics_server.h"
 #include "common/rpc/bearer_token.h"
+#include "common/rpc/status.h"
 #include "grpcpp/server_context.h"
 
 namespace almost {
@@ -33,7 +32,7 @@ class Families {
   class Call {
    public:
     Call(Families& families, absl::string_view method, const char* type)
-        : families_(families), start_(absl::Now()) {
+        : families_(families), start_(std::chrono::steady_clock::now()) {
       // "/package.Service/Method"
       const size_t slash = method.rfind('/');
       labels_ = {{"grpc_type", type},
@@ -44,7 +43,8 @@ class Families {
     void Received() { families_.received_.Add(labels_).Increment(); }
     void Sent() { families_.sent_.Add(labels_).Increment(); }
     void Handled(grpc::StatusCode code) {
-      families_.seconds_.Add(labels_, LatencyBuckets()).Observe(absl::ToDoubleSeconds(absl::Now() - start_));
+      const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start_;
+      families_.seconds_.Add(labels_, LatencyBuckets()).Observe(time.count());
       prometheus::Labels labels = labels_;
       labels["grpc_code"] = absl::StatusCodeToString(static_cast<absl::StatusCode>(code));
       families_.handled_.Add(labels).Increment();
@@ -52,7 +52,7 @@ class Families {
 
    private:
     Families& families_;
-    const absl::Time start_;
+    const std::chrono::steady_clock::time_point start_;
     prometheus::Labels labels_;
   };
 
@@ -78,6 +78,8 @@ struct Requests {
                      .Register(registry)
                      .Add({})),
         queue_full(RejectedRequests(registry, "queue_full")),
+        too_large(RejectedRequests(registry, "too_large")),
+        too_late(RejectedRequests(registry, "deadline")),
         given_up(
             prometheus::BuildCounter()
                 .Name("almost_requests_cancelled_total")
@@ -87,7 +89,7 @@ struct Requests {
         by_deadline(given_up.Add({{"cause", "deadline"}})) {}
 
   prometheus::Gauge& inflight;
-  prometheus::Counter& queue_full;
+  prometheus::Counter &queue_full, &too_large, &too_late;
   prometheus::Family<prometheus::Counter>& given_up;
   prometheus::Counter &by_client, &by_deadline;
 };
@@ -111,19 +113,24 @@ class ServerInterceptor : public grpc::experimental::Interceptor {
     }
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) call_.Sent();
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
-      const grpc::StatusCode code = methods->GetSendStatus().error_code();
-      call_.Handled(code);
-      if (requests_ != nullptr) Unanswered(code);
+      const grpc::Status status = methods->GetSendStatus();
+      call_.Handled(status.error_code());
+      if (requests_ != nullptr) Unanswered(status);
     }
     methods->Proceed();
   }
 
  private:
-  void Unanswered(grpc::StatusCode code) {
+  void Unanswered(const grpc::Status& status) {
+    const grpc::StatusCode code = status.error_code();
     if (code == grpc::RESOURCE_EXHAUSTED) requests_->queue_full.Increment();
+    if (code == grpc::OUT_OF_RANGE) requests_->too_large.Increment();
     if (code != grpc::CANCELLED && code != grpc::DEADLINE_EXCEEDED) return;
     const bool late = std::chrono::system_clock::now() >= context_.deadline();
-    (late ? requests_->by_deadline : requests_->by_client).Increment();
+    (!late                       ? requests_->by_client
+     : ExpiredBeforeWork(status) ? requests_->too_late
+                                 : requests_->by_deadline)
+        .Increment();
   }
 
   static const char* TypeName(grpc::experimental::ServerRpcInfo::Type type) {

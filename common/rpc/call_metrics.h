@@ -13,7 +13,8 @@ namespace almost {
 // grpc_{server,client}_{started,handled,msg_received,msg_sent}_total and
 // grpc_{server,client}_handling_seconds by grpc_type, grpc_service, grpc_method and, where a call has ended,
 // grpc_code. A server's calls except those of health and reflection also make up almost_inflight_requests,
-// almost_requests_cancelled_total and, of almost_requests_rejected_total, what ends RESOURCE_EXHAUSTED.
+// almost_requests_cancelled_total and, of almost_requests_rejected_total, what ends RESOURCE_EXHAUSTED
+// (queue_full), OUT_OF_RANGE (too_large) or as ExpiredBeforeWork says (deadline).
 // `registry` must outlive the calls.
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> ServerCallMetrics(
     prometheus::Registry& registry);

@@ -286,6 +286,20 @@ TEST(ServerTest, CountsCallsByCode) {
   EXPECT_EQ(handled.at("OK"), 1);
 }
 
+TEST(ServerTest, CountsWhatIsRefusedByItsReason) {
+  const auto refused = [](const absl::Status& status, const char* reason) {
+    Running server("refuses", 1, status);
+    auto pool = *ReplicaPool::Create(server.address(), {.max_tries = 1});
+    EXPECT_EQ(Ask(*pool).status().code(), status.code());
+    for (const auto& [name, value] : ValuesBy("reason", "almost_requests_rejected_total", server.registry)) {
+      EXPECT_EQ(value, name == reason ? 1 : 0) << name << " when it is " << reason;
+    }
+  };
+  refused(absl::ResourceExhaustedError("the queue is full"), "queue_full");
+  refused(absl::OutOfRangeError("more tokens than the context"), "too_large");
+  refused(absl::NotFoundError("no such model"), "");
+}
+
 // Holds a call until its client has gone.
 class WaitingJudge final : public JudgeService::Service {
  public:

@@ -134,7 +134,8 @@ int Server::metrics_port() const { return impl_->metrics == nullptr ? 0 : impl_-
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       const std::vector<Named>& services,
                                                       prometheus::Registry& registry,
-                                                      std::function<void()> before_scrape) {
+                                                      std::function<void()> before_scrape,
+                                                      const prometheus::Collectable* exported) {
   if (options.max_threads < 1) return absl::InvalidArgumentError("max_threads: must be at least 1");
   auto impl = std::make_unique<Impl>();
   impl->options = options;
@@ -180,10 +181,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   }
   SetHealth(*impl->server, impl->names, false);
   if (!options.metrics_listen.empty()) {
-    ALMOST_ASSIGN_OR_RETURN(
-        impl->metrics, MetricsServer::Start(
-                           options.metrics_listen, registry, [ready = &impl->ready] { return ready->load(); },
-                           std::move(before_scrape)));
+    ALMOST_ASSIGN_OR_RETURN(impl->metrics,
+                            MetricsServer::Start(
+                                options.metrics_listen, exported != nullptr ? *exported : registry,
+                                [ready = &impl->ready] { return ready->load(); }, std::move(before_scrape)));
   }
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }

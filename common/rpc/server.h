@@ -53,13 +53,15 @@ class Server {
     grpc::Service* service;
   };
 
-  // Listens, with health NOT_SERVING. `services`, `registry` and what `before_scrape` (run before each fetch
-  // of /metrics) refers to must outlive the server. kUnavailable: an address is in use, named;
-  // kInvalidArgument: an option; kNotFound: a PEM file or the token's.
+  // Listens, with health NOT_SERVING. /metrics shows `exported`, or `registry` where it is null. These,
+  // `services` and what `before_scrape` (run before each fetch) refers to must outlive the server.
+  // kUnavailable: an address is in use, named; kInvalidArgument: an option; kNotFound: a PEM file or the
+  // token's.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        const std::vector<Named>& services,
                                                        prometheus::Registry& registry,
-                                                       std::function<void()> before_scrape = nullptr);
+                                                       std::function<void()> before_scrape = nullptr,
+                                                       const prometheus::Collectable* exported = nullptr);
   ~Server();
 
   void SetReady();

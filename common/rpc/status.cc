@@ -9,7 +9,18 @@ namespace almost {
 namespace {
 
 constexpr absl::string_view kRetryInfoUrl = "type.googleapis.com/google.rpc.RetryInfo";
+constexpr absl::string_view kErrorInfoUrl = "type.googleapis.com/google.rpc.ErrorInfo";
+constexpr absl::string_view kExpiredBeforeWork = "EXPIRED_BEFORE_WORK";
 constexpr absl::Duration kDefaultRetryDelay = absl::Milliseconds(200);
+
+google::rpc::ErrorInfo ErrorInfoOf(const absl::Status& status) {
+  google::rpc::ErrorInfo info;
+  const absl::optional<absl::Cord> payload = status.GetPayload(std::string(kErrorInfoUrl));
+  if (payload && info.ParseFromString(std::string(*payload))) return info;
+  info.set_domain("almost");
+  info.set_reason(absl::StatusCodeToString(status.code()));
+  return info;
+}
 
 }  // namespace
 
@@ -19,10 +30,7 @@ google::rpc::Status ToProto(const absl::Status& status) {
   const std::string message(status.message());
   proto.set_code(static_cast<int>(status.code()));
   proto.set_message(message);
-  google::rpc::ErrorInfo info;
-  info.set_domain("almost");
-  info.set_reason(absl::StatusCodeToString(status.code()));
-  proto.add_details()->PackFrom(info);
+  proto.add_details()->PackFrom(ErrorInfoOf(status));
   if (const size_t colon = message.find(": ");
       absl::IsInvalidArgument(status) && colon != std::string::npos) {
     google::rpc::BadRequest bad;
@@ -64,6 +72,20 @@ absl::Status FromGrpc(const grpc::Status& status) {
     return FromProto(proto);
   }
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+absl::Status ExpiredBeforeWorkError() {
+  absl::Status status = absl::DeadlineExceededError("the deadline passed before any work began");
+  google::rpc::ErrorInfo info;
+  info.set_domain("almost");
+  info.set_reason(std::string(kExpiredBeforeWork));
+  status.SetPayload(std::string(kErrorInfoUrl), absl::Cord(info.SerializeAsString()));
+  return status;
+}
+
+bool ExpiredBeforeWork(const grpc::Status& status) {
+  return status.error_code() == grpc::DEADLINE_EXCEEDED &&
+         ErrorInfoOf(FromGrpc(status)).reason() == kExpiredBeforeWork;
 }
 
 absl::Duration RetryDelay(const absl::Status& status) {

@@ -10,7 +10,8 @@
 
 // The one table between absl::Status and what travels. Codes are the same numbers. Details that a status
 // gains on its way out: BadRequest for kInvalidArgument whose message begins with "field: ", RetryInfo for
-// kResourceExhausted, and ErrorInfo with the code's name as a stable reason, domain "almost".
+// kResourceExhausted, and ErrorInfo with the code's name as a stable reason, domain "almost", unless it has
+// one.
 namespace almost {
 
 google::rpc::Status ToProto(const absl::Status& status);
@@ -26,6 +27,11 @@ grpc::Status Answer(absl::StatusOr<Response> value, Response* response) {
   *response = std::move(*value);
   return grpc::Status::OK;
 }
+
+// kDeadlineExceeded of a call whose deadline passed before any work on it began; its ErrorInfo has the reason
+// EXPIRED_BEFORE_WORK.
+absl::Status ExpiredBeforeWorkError();
+bool ExpiredBeforeWork(const grpc::Status& status);
 
 // When to try again, as the server's RetryInfo says; zero where it says nothing.
 absl::Duration RetryDelay(const absl::Status& status);

@@ -1,12 +1,12 @@
 #include "common/serving/model_registry.h"
 
+#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "common/base/ids.h"
 #include "common/base/status_macros.h"
 #include "common/metrics/metrics_server.h"
@@ -100,11 +100,12 @@ absl::StatusOr<std::vector<int32_t>> ReadInput(const ServedModel& model, const t
 
 ModelRegistry::ModelRegistry(Head head, std::shared_ptr<ArtifactStore> store,
                              std::filesystem::path model_root, const engine::EngineOptions& options,
-                             prometheus::Registry& registry)
+                             prometheus::Registry& registry, MakeObserver make_observer)
     : head_(head),
       store_(std::move(store)),
       model_root_(std::move(model_root)),
       options_(options),
+      make_observer_(std::move(make_observer)),
       load_seconds_(prometheus::BuildHistogram()
                         .Name("almost_model_load_seconds")
                         .Help("Time to bring a model into memory.")
@@ -120,7 +121,7 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
     return InvalidField("dtype", "DTYPE_FLOAT32 on cpu", types::v1::DType_Name(request.dtype()));
   }
   absl::MutexLock load_lock(&load_mutex_);
-  const absl::Time start = absl::Now();
+  const auto start = std::chrono::steady_clock::now();
   ALMOST_ASSIGN_OR_RETURN(const std::filesystem::path folder,
                           ResolveModelSource(store_.get(), model_root_, request.source()));
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelFolder> weights, ModelFolder::Open(folder));
@@ -143,7 +144,9 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
   auto model = std::make_shared<ServedModel>();
   ALMOST_RETURN_IF_ERROR(ReadManifest(folder, *model));
   ALMOST_ASSIGN_OR_RETURN(model->tokenizer, Tokenizer::Load(folder));
-  ALMOST_ASSIGN_OR_RETURN(model->engine, engine::Engine::Create(weights, options_));
+  ALMOST_ASSIGN_OR_RETURN(
+      model->engine,
+      engine::Engine::Create(weights, options_, make_observer_ ? make_observer_(request.name()) : nullptr));
   model->end_ids.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
   if (const auto eos = model->tokenizer->eos_id(); eos && model->end_ids.empty())
     model->end_ids.push_back(*eos);
@@ -159,7 +162,7 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
   d.set_dtype(types::v1::DTYPE_FLOAT32);
   d.set_prompt_format(model->format.name);
   d.set_reward_head(config.reward_head);
-  load_seconds_.Observe(absl::ToDoubleSeconds(absl::Now() - start));
+  load_seconds_.Observe(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   absl::MutexLock lock(&mutex_);
   return (models_[request.name()] = std::move(model))->description;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -49,9 +50,14 @@ class ModelRegistry {
  public:
   enum class Head { kLanguageModel, kReward };
 
-  // `store` may be null: then only folders beneath `model_root` can be loaded. `registry` must outlive it.
+  // Makes the observer of the engine of the model so named.
+  using MakeObserver = std::function<std::shared_ptr<engine::EngineObserver>(const std::string& model)>;
+
+  // `store` may be null: then only folders beneath `model_root` can be loaded. `registry` and what
+  // `make_observer` refers to must outlive it.
   ModelRegistry(Head head, std::shared_ptr<ArtifactStore> store, std::filesystem::path model_root,
-                const engine::EngineOptions& options, prometheus::Registry& registry);
+                const engine::EngineOptions& options, prometheus::Registry& registry,
+                MakeObserver make_observer = nullptr);
 
   absl::StatusOr<types::v1::Model> Load(const types::v1::LoadModelRequest& request);
   // Each of `sources` is id=source. kInvalidArgument: not of that form; the first failure ends it.
@@ -69,6 +75,7 @@ class ModelRegistry {
   const std::shared_ptr<ArtifactStore> store_;
   const std::filesystem::path model_root_;
   const engine::EngineOptions options_;
+  const MakeObserver make_observer_;
   prometheus::Histogram& load_seconds_;
   absl::Mutex load_mutex_;  // one load at a time; calls on loaded models go on meanwhile
   mutable absl::Mutex mutex_ ABSL_ACQUIRED_AFTER(load_mutex_);

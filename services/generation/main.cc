@@ -6,11 +6,12 @@
 #include "common/serving/options.h"
 #include "services/generation/metrics.h"
 #include "services/generation/rpc/generation_service.h"
+#include "services/generation/vllm_metrics.h"
 
 namespace almost::generation {
 namespace {
 
-absl::Status Run(const ServingOptions& options) {
+absl::Status Run(const ServingOptions& options, const std::string& metrics_compat) {
   ALMOST_RETURN_IF_ERROR(log::Start("generation", options.server.log_level));
   std::shared_ptr<ArtifactStore> store;
   if (!options.store.empty()) {
@@ -18,14 +19,16 @@ absl::Status Run(const ServingOptions& options) {
   }
   prometheus::Registry registry;
   ExportBuildInfo(registry, "none", "cpu");
-  ModelRegistry models(ModelRegistry::Head::kLanguageModel, store, options.model_root, options.engine,
-                       registry);
+  const VllmMetrics vllm_metrics(registry);
   Metrics metrics(registry);
+  ModelRegistry models(ModelRegistry::Head::kLanguageModel, store, options.model_root, options.engine,
+                       registry, [&](const std::string& model) { return metrics.Of(model); });
   GenerationService service(models, metrics);
   ALMOST_ASSIGN_OR_RETURN(
       const std::unique_ptr<Server> server,
-      Server::Start(options.server, {{v1::GenerationService::service_full_name(), &service}}, registry,
-                    [&] { metrics.Observe(models); }));
+      Server::Start(
+          options.server, {{v1::GenerationService::service_full_name(), &service}}, registry,
+          [&] { metrics.Observe(models); }, metrics_compat == "vllm" ? &vllm_metrics : nullptr));
   ALMOST_RETURN_IF_ERROR(models.LoadAll(options.load));
   server->SetReady();
   server->WaitForStop();
@@ -40,8 +43,12 @@ int main(int argc, char** argv) {
   CLI::App app("Continues text with language models.", "almost-generation");
   almost::ServingOptions options;
   almost::AddServingFlags(app, options, "127.0.0.1:50051", "127.0.0.1:9451");
+  std::string metrics_compat;
+  app.add_option("--metrics_compat", metrics_compat,
+                 "Series to export a second time, under the names of: vllm")
+      ->check(CLI::IsMember({"vllm"}));
   CLI11_PARSE(app, argc, argv);
-  if (const absl::Status status = almost::generation::Run(options); !status.ok()) {
+  if (const absl::Status status = almost::generation::Run(options, metrics_compat); !status.ok()) {
     std::cerr << "almost-generation: " << status.message() << "\n";
     return 1;
   }

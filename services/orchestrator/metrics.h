@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -8,13 +9,15 @@
 #include "absl/strings/match.h"
 #include "absl/synchronization/mutex.h"
 #include "common/metrics/metrics_server.h"
+#include "common/metrics/series.h"
 #include "nlohmann/json.hpp"
 #include "services/orchestrator/core/run_execution.h"
 
 namespace almost::orchestrator {
 
 // almost_orchestrator_*: what the orchestrator counts. Labels: states and codes from enums, stages of the
-// method, filter reasons from fixed lists, figures by their names in summary.json. Thread-safe.
+// method, filter reasons from fixed lists, figures by their names in summary.json; ids of runs while they are
+// at work. Thread-safe.
 class Metrics : public RunObserver {
  public:
   explicit Metrics(prometheus::Registry& registry)
@@ -22,6 +25,9 @@ class Metrics : public RunObserver {
         items_(Gauge(registry, "almost_orchestrator_items", "Work items of the stage at work, by state.")),
         progress_(Gauge(registry, "almost_orchestrator_stage_progress_ratio",
                         "Share of a stage's items that are done.")),
+        run_progress_(
+            Gauge(registry, "almost_orchestrator_run_progress_ratio",
+                  "Share of the items of the stage at work that are done, of the runs now at work.")),
         figures_(Gauge(registry, "almost_orchestrator_summary", "Headline figures of the latest run.")),
         items_total_(
             Counter(registry, "almost_orchestrator_items_total", "Work items that ended, by outcome.")),
@@ -33,18 +39,29 @@ class Metrics : public RunObserver {
                            .Help("Time of a stage from its start to its artifacts.")
                            .Register(registry)) {}
 
-  void StateChanged(v1::RunState from, v1::RunState to) override {
+  void StateChanged(const std::string& run, v1::RunState from, v1::RunState to) override {
     if (from != v1::RUN_STATE_UNSPECIFIED) runs_.Add({{"state", Name(v1::RunState_Name(from))}}).Decrement();
     runs_.Add({{"state", Name(v1::RunState_Name(to))}}).Increment();
+    if (to == v1::RUN_STATE_RUNNING || to == v1::RUN_STATE_PAUSED) return;
+    const absl::MutexLock lock(&mutex_);
+    at_work_.erase(run);
   }
-  void StageChanged(const std::string&, const v1::Stage& stage) override {
+  void StageChanged(const std::string& run, const v1::Stage& stage) override {
     const double total = static_cast<double>(stage.items_total());
     const double done = static_cast<double>(stage.items_done());
     const double failed = static_cast<double>(stage.items_failed());
     items_.Add({{"stage", stage.id()}, {"state", "done"}}).Set(done);
     items_.Add({{"stage", stage.id()}, {"state", "set_aside"}}).Set(failed);
     items_.Add({{"stage", stage.id()}, {"state", "waiting"}}).Set(total - done - failed);
-    if (total > 0) progress_.Add({{"stage", stage.id()}}).Set((done + failed) / total);
+    const double share = total > 0 ? (done + failed) / total : 0;
+    if (total > 0) progress_.Add({{"stage", stage.id()}}).Set(share);
+    const absl::MutexLock lock(&mutex_);
+    RunAtWork& at_work = at_work_[run];
+    if (at_work.stage != stage.id()) {
+      at_work.stage = stage.id();
+      at_work.progress.emplace(run_progress_, prometheus::Labels{{"run", run}, {"stage", stage.id()}});
+    }
+    (*at_work.progress)->Set(share);
   }
   void ItemEnded(absl::string_view stage, const absl::Status& status) override {
     items_total_.Add({{"stage", std::string(stage)}, {"outcome", status.ok() ? "done" : "error"}})
@@ -97,9 +114,15 @@ class Metrics : public RunObserver {
     return state;
   }
 
-  prometheus::Family<prometheus::Gauge>&runs_, &items_, &progress_, &figures_;
+  struct RunAtWork {
+    std::string stage;
+    std::optional<Series<prometheus::Gauge>> progress;
+  };
+  prometheus::Family<prometheus::Gauge>&runs_, &items_, &progress_, &run_progress_, &figures_;
   prometheus::Family<prometheus::Counter>&items_total_, &retries_, &comparisons_;
   prometheus::Family<prometheus::Histogram>& stage_seconds_;
+  absl::Mutex mutex_;
+  std::map<std::string, RunAtWork> at_work_ ABSL_GUARDED_BY(mutex_);  // by run
 };
 
 }  // namespace almost::orchestrator

@@ -18,8 +18,9 @@ absl::Status Run(const ServingOptions& options) {
   }
   prometheus::Registry registry;
   ExportBuildInfo(registry, "none", "cpu");
-  ModelRegistry models(ModelRegistry::Head::kReward, store, options.model_root, options.engine, registry);
   Metrics metrics(registry);
+  ModelRegistry models(ModelRegistry::Head::kReward, store, options.model_root, options.engine, registry,
+                       [&](const std::string&) { return metrics.observer(); });
   RewardService service(models, metrics);
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                           Server::Start(options.server, {{v1::RewardService::service_full_name(), &service}},

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -18,6 +20,11 @@ class Metrics {
                      .Help("Time of a Score call in the service, waiting included.")
                      .Register(registry)
                      .Add({}, LatencyBuckets())),
+        waits_(std::make_shared<Waits>(prometheus::BuildHistogram()
+                                           .Name("almost_reward_queue_seconds")
+                                           .Help("From a response's arrival to the first step it is in.")
+                                           .Register(registry)
+                                           .Add({}, LatencyBuckets()))),
         batch_tokens_(
             prometheus::BuildHistogram()
                 .Name("almost_reward_batch_tokens")
@@ -41,13 +48,20 @@ class Metrics {
                        .Help("Outputs that were not a finite number.")
                        .Register(registry)
                        .Add({})),
+        too_large_(RejectedRequests(registry, "too_large")),
         queue_depth_(QueueDepth(registry)) {}
+
+  // Of each model's engine.
+  std::shared_ptr<engine::EngineObserver> observer() const { return waits_; }
 
   void Scored(double value) {
     scored_.Increment();
     value_.Observe(value);
   }
-  void Failed() { failed_.Increment(); }
+  void Failed(const absl::Status& status) {
+    failed_.Increment();
+    if (absl::IsOutOfRange(status)) too_large_.Increment();
+  }
   void NonFinite() { nonfinite_.Increment(); }
   void Call(const std::vector<std::vector<int32_t>>& sequences, absl::Duration time) {
     size_t tokens = 0;
@@ -63,9 +77,16 @@ class Metrics {
   }
 
  private:
-  prometheus::Histogram &seconds_, &batch_tokens_, &value_;
+  struct Waits : engine::EngineObserver {
+    explicit Waits(prometheus::Histogram& histogram) : seconds(histogram) {}
+    void SequenceStarted(absl::Duration waited) override { seconds.Observe(absl::ToDoubleSeconds(waited)); }
+    prometheus::Histogram& seconds;
+  };
+  prometheus::Histogram& seconds_;
+  const std::shared_ptr<Waits> waits_;
+  prometheus::Histogram &batch_tokens_, &value_;
   prometheus::Family<prometheus::Counter>& items_;
-  prometheus::Counter &scored_, &failed_, &nonfinite_;
+  prometheus::Counter &scored_, &failed_, &nonfinite_, &too_large_;
   prometheus::Gauge& queue_depth_;
 };
 

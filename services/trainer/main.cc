@@ -130,6 +130,8 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
     metrics.Step(step, values);
     job.report(step, num_steps, values);
   };
+  context.checkpoint = [&](const CheckpointWork& work) { metrics.Checkpoint(work); };
+  context.not_finite = [&] { metrics.NotFinite(); };
   context.warn = [&](const std::string& message) {
     log::Warning("job", {{"job", job.id}, {"message", message}});
   };

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/metrics/metrics_server.h"
 #include "services/trainer/core/job_queue.h"
+#include "services/trainer/torch/train.h"
 
 namespace almost::trainer {
 
@@ -19,6 +20,28 @@ class TrainerMetrics {
                   .Help("Optimizer steps of the running job.")
                   .Register(registry)
                   .Add({})),
+        step_seconds_(prometheus::BuildHistogram()
+                          .Name("almost_trainer_step_seconds")
+                          .Help("Time of a step's phases.")
+                          .Register(registry)),
+        checkpoint_seconds_(prometheus::BuildHistogram()
+                                .Name("almost_trainer_checkpoint_seconds")
+                                .Help("Time to write a checkpoint, or to go on from one.")
+                                .Register(registry)),
+        checkpoint_failures_(prometheus::BuildCounter()
+                                 .Name("almost_trainer_checkpoint_failures_total")
+                                 .Help("Checkpoints that could not be written or read.")
+                                 .Register(registry)
+                                 .Add({})),
+        last_checkpoint_(prometheus::BuildGauge()
+                             .Name("almost_trainer_last_checkpoint_timestamp_seconds")
+                             .Help("When the latest checkpoint was written, since 1970.")
+                             .Register(registry)),
+        nonfinite_(prometheus::BuildCounter()
+                       .Name("almost_trainer_nonfinite_total")
+                       .Help("Jobs ended by a loss or a gradient that was not a finite number.")
+                       .Register(registry)
+                       .Add({})),
         tokens_(prometheus::BuildCounter()
                     .Name("almost_trainer_tokens_total")
                     .Help("Tokens trained on.")
@@ -32,8 +55,25 @@ class TrainerMetrics {
     for (const JobRecord& job : jobs.List()) queued += job.state == JobState::kQueued ? 1 : 0;
     queue_depth_.Set(queued);
   }
+  void Checkpoint(const CheckpointWork& work) {
+    const bool write = work.operation == CheckpointWork::Operation::kWrite;
+    if (!work.status.ok()) {
+      checkpoint_failures_.Increment();
+      return;
+    }
+    checkpoint_seconds_.Add({{"op", write ? "write" : "restore"}}, LatencyBuckets())
+        .Observe(work.seconds.count());
+    if (write) last_checkpoint_.Add({}).SetToCurrentTime();
+  }
+  void NotFinite() { nonfinite_.Increment(); }
   void Step(int64_t step, const std::map<std::string, double>& metrics) {
     step_.Set(static_cast<double>(step));
+    const bool has_phases = metrics.contains("rollout_seconds");
+    for (const char* phase : {"rollout", "evaluate", "update"}) {
+      const auto seconds = metrics.find(has_phases ? absl::StrCat(phase, "_seconds") : "step_seconds");
+      if (seconds == metrics.end() || (!has_phases && phase != absl::string_view("update"))) continue;
+      step_seconds_.Add({{"phase", phase}}, Buckets()).Observe(seconds->second);
+    }
     for (const auto& [name, value] : metrics) {
       if (name == "tokens") {
         tokens_.Increment(value);
@@ -53,6 +93,10 @@ class TrainerMetrics {
   }
 
  private:
+  static prometheus::Histogram::BucketBoundaries Buckets() {
+    return {0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000};
+  }
+
   static constexpr std::pair<const char*, const char*> kGauges[] = {
       {"loss", "Loss of the latest step."},
       {"learning_rate", "Learning rate of the latest step."},
@@ -65,11 +109,17 @@ class TrainerMetrics {
       {"value_explained_variance", "Share of the returns' variance that the value function explains."},
       {"stop_fraction", "Share of the latest rollouts that ended by themselves."},
       {"completion_tokens_mean", "Mean length of the latest rollouts."},
+      {"model_flop_utilisation_ratio",
+       "Share of what large matrix products reach on this machine that the model's own arithmetic made up."},
       {"logprob_gap", "Largest difference between the engine's and the trainer's log-probabilities."},
   };
 
   prometheus::Registry& registry_;
   prometheus::Gauge& step_;
+  prometheus::Family<prometheus::Histogram>&step_seconds_, &checkpoint_seconds_;
+  prometheus::Counter& checkpoint_failures_;
+  prometheus::Family<prometheus::Gauge>& last_checkpoint_;
+  prometheus::Counter& nonfinite_;
   prometheus::Counter& tokens_;
   prometheus::Gauge& queue_depth_;
 };

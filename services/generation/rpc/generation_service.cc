@@ -1,5 +1,6 @@
 #include "services/generation/rpc/generation_service.h"
 
+#include <chrono>
 #include <cmath>
 #include <deque>
 #include <utility>
@@ -61,14 +62,16 @@ v1::FinishReason ToProtoReason(engine::FinishReason reason) {
   return reason == engine::FinishReason::kStop ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH;
 }
 
+using SteadyClock = std::chrono::steady_clock;
+
 // One item on its way through the engine. The engine's thread calls into it; the handler waits for it.
 struct Item {
   std::vector<CompletionText> texts;  // by candidate, counted from first_candidate
   int num_prompt_tokens = 0;
   int num_candidates = 0;
   int first_candidate = 0;
-  absl::Time arrival;
-  std::vector<absl::Time> last_token;
+  SteadyClock::time_point arrival;
+  std::vector<SteadyClock::time_point> last_token;  // by candidate; at first the arrival
   uint64_t engine_id = 0;
   absl::StatusOr<std::vector<engine::Candidate>> result = absl::UnknownError("not done");
   bool done = false;
@@ -80,7 +83,9 @@ class Batch {
   using OnToken = std::function<void(Item&, int candidate, int32_t token, const engine::TokenLogprobs&)>;
 
   Batch(std::shared_ptr<const ServedModel> model, Metrics& metrics, const grpc::ServerContext& context)
-      : model_(std::move(model)), metrics_(metrics), deadline_(absl::FromChrono(context.deadline())) {}
+      : model_(std::move(model)),
+        metrics_(metrics.Of(model_->description.name())),
+        deadline_(absl::FromChrono(context.deadline())) {}
 
   // Hands one item to the engine; its outcome is waited for with the others. `on_token` runs on the engine's
   // thread, with the batch locked.
@@ -118,7 +123,10 @@ class Batch {
       };
       mutex_.AwaitWithTimeout(absl::Condition(&over), kLook);
       changed_ = false;
-      if (AllDone()) break;
+      if (AllDone()) {
+        if (absl::Now() >= deadline_ && NothingComputed()) status = ExpiredBeforeWorkError();
+        break;
+      }
     }
     if (meanwhile) meanwhile();
     return status;
@@ -135,6 +143,13 @@ class Batch {
     return true;
   }
 
+  bool NothingComputed() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+    for (const auto& item : items_) {
+      if (!item->result.status().GetPayload(std::string(engine::kNothingComputed))) return false;
+    }
+    return true;
+  }
+
   absl::Status Submit(Item& item, const v1::GenerateItem& proto, const types::v1::SamplingParams& sampling,
                       OnToken on_token) {
     ALMOST_ASSIGN_OR_RETURN(engine::GenerationRequest request, ReadSampling(sampling));
@@ -144,7 +159,7 @@ class Batch {
     item.num_prompt_tokens = static_cast<int>(request.prompt_ids.size());
     item.num_candidates = request.num_candidates;
     item.first_candidate = request.first_candidate;
-    item.arrival = absl::Now();
+    item.arrival = SteadyClock::now();
     item.last_token.resize(request.num_candidates, item.arrival);
     const std::vector<std::string> stop(sampling.stop().begin(), sampling.stop().end());
     item.texts.assign(request.num_candidates, CompletionText(*model_->tokenizer, stop));
@@ -152,11 +167,11 @@ class Batch {
                                                                      const engine::TokenLogprobs& logprobs) {
       absl::MutexLock lock(&mutex_);
       const int c = candidate - item.first_candidate;
-      const absl::Time now = absl::Now();
+      const SteadyClock::time_point now = SteadyClock::now();
       if (item.last_token[c] == item.arrival) {
-        metrics_.FirstToken(now - item.arrival);
+        metrics_->FirstToken(absl::FromChrono(now - item.arrival));
       } else {
-        metrics_.NextToken(now - item.last_token[c]);
+        metrics_->NextToken(absl::FromChrono(now - item.last_token[c]));
       }
       item.last_token[c] = now;
       const bool stopped = item.texts[c].Append(token);
@@ -168,8 +183,9 @@ class Batch {
       absl::MutexLock lock(&mutex_);
       for (CompletionText& text : item.texts) text.Finish();
       if (result.ok()) {
+        const absl::Duration since_arrival = absl::FromChrono(SteadyClock::now() - item.arrival);
         for (const engine::Candidate& candidate : *result) {
-          metrics_.Finished(item.num_prompt_tokens, candidate, absl::Now() - item.arrival);
+          metrics_->Finished(item.num_prompt_tokens, candidate, since_arrival);
         }
       }
       item.result = std::move(result);
@@ -180,7 +196,7 @@ class Batch {
   }
 
   const std::shared_ptr<const ServedModel> model_;
-  Metrics& metrics_;
+  const std::shared_ptr<ModelMetrics> metrics_;
   const absl::Time deadline_;
   std::vector<std::unique_ptr<Item>> items_;
   absl::Mutex mutex_;
@@ -220,6 +236,7 @@ grpc::Status GenerationService::Generate(grpc::ServerContext* context, const v1:
     v1::GenerateItemResponse* out = response->add_items();
     if (!item->result.ok()) {
       if (absl::IsDeadlineExceeded(item->result.status())) return ToGrpc(item->result.status());
+      if (absl::IsOutOfRange(item->result.status())) metrics_.TooLarge();
       *out->mutable_error() = ToProto(item->result.status());
       continue;
     }
@@ -328,6 +345,7 @@ grpc::Status GenerationService::ScoreCompletions(grpc::ServerContext*,
     v1::CompletionScoreResponse* out = response->add_items();
     absl::StatusOr<engine::CompletionScoreRequest> score = read(item);
     if (!score.ok()) {
+      if (absl::IsOutOfRange(score.status())) metrics_.TooLarge();
       *out->mutable_error() = ToProto(score.status());
       continue;
     }

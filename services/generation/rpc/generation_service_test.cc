@@ -3,9 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
+#include "absl/strings/match.h"
 #include "absl/time/clock.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
+#include "services/generation/vllm_metrics.h"
 
 namespace almost::generation {
 namespace {
@@ -15,10 +19,11 @@ using testing::HasSubstr;
 // The service with the world's S, behind a real port.
 class GenerationServiceTest : public testing::Test {
  protected:
-  GenerationServiceTest()
-      : models_(ModelRegistry::Head::kLanguageModel, nullptr,
-                std::string(getenv("ALMOST_SOURCE_DIR")) + "/common/world/models", {}, registry_),
-        metrics_(registry_),
+  explicit GenerationServiceTest(const engine::EngineOptions& engine_options = {})
+      : metrics_(registry_),
+        models_(ModelRegistry::Head::kLanguageModel, nullptr,
+                std::string(getenv("ALMOST_SOURCE_DIR")) + "/common/world/models", engine_options, registry_,
+                [this](const std::string& model) { return metrics_.Of(model); }),
         service_(models_, metrics_) {
     ServerOptions options;
     options.listen = "127.0.0.1:0";
@@ -56,8 +61,8 @@ class GenerationServiceTest : public testing::Test {
   }
 
   prometheus::Registry registry_;
-  ModelRegistry models_;
   Metrics metrics_;
+  ModelRegistry models_;
   GenerationService service_;
   std::unique_ptr<Server> server_;
   std::unique_ptr<v1::GenerationService::Stub> stub_;
@@ -179,6 +184,122 @@ TEST_F(GenerationServiceTest, AClientThatLeavesGivesItsBlocksBack) {
     absl::SleepFor(absl::Milliseconds(1));
   const engine::EngineStats stats = models_.Stats()["models/S"];
   EXPECT_EQ(stats.free_blocks, stats.total_blocks);
+}
+
+// Of all its members the sum, or the number of what a histogram observed; -1: there are none.
+double Sum(const prometheus::Registry& registry, const std::string& family_name) {
+  double sum = 0;
+  for (const auto& family : registry.Collect()) {
+    if (family.name != family_name) continue;
+    for (const auto& metric : family.metric) {
+      sum += metric.counter.value + metric.gauge.value + static_cast<double>(metric.histogram.sample_count);
+    }
+    return family.metric.empty() ? -1 : sum;
+  }
+  return -1;
+}
+
+TEST_F(GenerationServiceTest, ObservesACompletionOnceInEveryHistogram) {
+  std::vector<v1::GenerateItem> items;
+  for (int i = 0; i < 12; ++i) items.push_back(Item(i));  // 24 completions
+  ASSERT_TRUE(Generate(items).ok());
+  metrics_.Observe(models_);
+  for (const char* name : {"queue_seconds", "prefill_seconds", "decode_seconds", "e2e_latency_seconds",
+                           "time_to_first_token_seconds", "request_prompt_tokens", "finished_total"}) {
+    EXPECT_EQ(Sum(registry_, std::string("almost_generation_") + name), 24) << name;
+  }
+  EXPECT_GT(Sum(registry_, "almost_generation_batch_tokens"), 0);
+  EXPECT_EQ(Sum(registry_, "almost_generation_prefix_cache_queries_total"),
+            Sum(registry_, "almost_generation_prompt_tokens_total"));
+}
+
+// Each with the members and values of what it stands for.
+TEST_F(GenerationServiceTest, ExportsItsSeriesUnderTheNamesOfVllmToo) {
+  ASSERT_TRUE(Generate({Item(0)}).ok());
+  metrics_.Observe(models_);
+  const std::vector<prometheus::MetricFamily> own = registry_.Collect(),
+                                              both = VllmMetrics(registry_).Collect();
+  size_t num_generation = 0;
+  for (const prometheus::MetricFamily& family : own) {
+    num_generation += absl::StartsWith(family.name, "almost_generation_") ? 1 : 0;
+  }
+  EXPECT_EQ(both.size(), own.size() + num_generation);
+  const auto tokens = std::find_if(both.begin(), both.end(),
+                                   [](const auto& f) { return f.name == "vllm:generation_tokens_total"; });
+  ASSERT_NE(tokens, both.end());
+  ASSERT_EQ(tokens->metric.size(), 1u);
+  EXPECT_EQ(tokens->metric[0].counter.value, Sum(registry_, "almost_generation_output_tokens_total"));
+  ASSERT_EQ(tokens->metric[0].label.size(), 1u);
+  EXPECT_EQ(tokens->metric[0].label[0].name, "model_name");
+}
+
+TEST_F(GenerationServiceTest, CountsItemsThatAreTooLarge) {
+  v1::GenerateItem large = Item(0);
+  large.mutable_sampling()->set_max_new_tokens(100000);
+  ASSERT_TRUE(Generate({large, Item(1), large}).ok());
+  EXPECT_EQ(RejectedRequests(registry_, "too_large").Value(), 2);
+}
+
+TEST_F(GenerationServiceTest, AnUnloadedModelsGaugesGoAtOnceAndTheRestAfterAWhile) {
+  ASSERT_TRUE(Generate({Item(0)}).ok());
+  const auto now = Metrics::Clock::now();
+  metrics_.Observe(models_, now);
+  EXPECT_EQ(Sum(registry_, "almost_generation_requests_running"), 0);
+  const double tokens = Sum(registry_, "almost_generation_output_tokens_total");
+  EXPECT_GT(tokens, 0);
+
+  types::v1::UnloadModelRequest unload;
+  unload.set_name("models/S");
+  ASSERT_TRUE(models_.Unload(unload).ok());
+  metrics_.Observe(models_, now);
+  EXPECT_EQ(Sum(registry_, "almost_generation_requests_running"), -1);
+  EXPECT_EQ(Sum(registry_, "almost_generation_output_tokens_total"), tokens);
+
+  // Loaded again its counters go on.
+  ASSERT_TRUE(models_.LoadAll({"S=S"}).ok());
+  ASSERT_TRUE(Generate({Item(0)}).ok());
+  metrics_.Observe(models_, now);
+  EXPECT_EQ(Sum(registry_, "almost_generation_output_tokens_total"), 2 * tokens);
+
+  ASSERT_TRUE(models_.Unload(unload).ok());
+  metrics_.Observe(models_, now);
+  metrics_.Observe(models_, now + Metrics::kKeptAfterUnload - std::chrono::seconds(1));
+  EXPECT_EQ(Sum(registry_, "almost_generation_finished_total"), 2);
+  metrics_.Observe(models_, now + Metrics::kKeptAfterUnload);
+  EXPECT_EQ(Sum(registry_, "almost_generation_finished_total"), -1);
+}
+
+// A batch of one, so that a second request waits for the first.
+class FullBatchTest : public GenerationServiceTest {
+ protected:
+  FullBatchTest() : GenerationServiceTest({.max_batch_sequences = 1}) {}
+};
+
+TEST_F(FullBatchTest, ADeadlineThatPassesInTheQueueIsARejection) {
+  v1::StreamGenerateRequest request;
+  request.set_model("models/S");
+  *request.mutable_item() = Item(0);
+  request.mutable_item()->mutable_sampling()->set_max_new_tokens(480);
+  request.mutable_item()->mutable_sampling()->set_n(64);
+  request.mutable_item()->mutable_sampling()->clear_stop();
+  grpc::ClientContext first;
+  const auto reader = stub_->StreamGenerate(&first, request);
+  v1::StreamGenerateResponse piece;
+  ASSERT_TRUE(reader->Read(&piece));
+
+  grpc::ClientContext second;
+  second.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+  v1::GenerateRequest waiting;
+  waiting.set_model("models/S");
+  *waiting.add_items() = Item(1);
+  v1::GenerateResponse response;
+  EXPECT_EQ(stub_->Generate(&second, waiting, &response).error_code(), grpc::DEADLINE_EXCEEDED);
+  first.TryCancel();
+  reader->Finish();
+  server_->Drain();  // waits for the handlers
+  EXPECT_EQ(RejectedRequests(registry_, "deadline").Value(), 1);
+  EXPECT_EQ(Sum(registry_, "almost_requests_cancelled_total"), 1);  // the first, by its client
+  EXPECT_LT(Sum(registry_, "almost_generation_queue_seconds"), 64);
 }
 
 }  // namespace

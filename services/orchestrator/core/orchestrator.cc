@@ -70,7 +70,7 @@ absl::Status Orchestrator::Recover() {
       before = listed.number;
       if (!AtWork(listed.state)) continue;
       ALMOST_ASSIGN_OR_RETURN(RunRecord record, environment_.journal->GetRun(listed.id));
-      environment_.observer->StateChanged(v1::RUN_STATE_UNSPECIFIED, v1::RUN_STATE_RUNNING);
+      environment_.observer->StateChanged(record.id, v1::RUN_STATE_UNSPECIFIED, v1::RUN_STATE_RUNNING);
       ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
     }
   }
@@ -135,7 +135,7 @@ absl::StatusOr<v1::Run> Orchestrator::Create(absl::string_view id, const v1::Rec
   batch.CreateRun(record);
   batch.AddEvent(record.id, event.SerializeAsString());
   ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
-  environment_.observer->StateChanged(v1::RUN_STATE_UNSPECIFIED, v1::RUN_STATE_RUNNING);
+  environment_.observer->StateChanged(record.id, v1::RUN_STATE_UNSPECIFIED, v1::RUN_STATE_RUNNING);
   ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
   return Get(id);
 }
@@ -217,7 +217,7 @@ absl::StatusOr<v1::Run> Orchestrator::Resume(absl::string_view id) {
   batch.UpdateRun(record);
   batch.AddEvent(record.id, event.SerializeAsString());
   ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
-  environment_.observer->StateChanged(before, v1::RUN_STATE_RUNNING);
+  environment_.observer->StateChanged(record.id, before, v1::RUN_STATE_RUNNING);
   ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
   return Get(id);
 }

@@ -241,14 +241,16 @@ bool RunExecution::AddProgressEvent(JournalBatch& batch, size_t index) {
 
 void RunExecution::SetState(v1::RunState state, const absl::Status& error) {
   v1::RunState before;
+  std::string run;
   {
     const absl::MutexLock lock(&mutex_);
+    run = record_.id;
     before = static_cast<v1::RunState>(record_.state);
     record_.state = state;
     error_ = error;
     record_.error = error.ok() ? "" : ErrorProto(error).SerializeAsString();
   }
-  environment_.observer->StateChanged(before, state);
+  environment_.observer->StateChanged(run, before, state);
 }
 
 // Called while an item runs; the journal's record of the run stays at RUNNING, for that is what a restart
@@ -341,6 +343,7 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index) {
   std::stop_source stage_stop;
   const std::stop_callback forward(stop_.get_token(), [&stage_stop] { stage_stop.request_stop(); });
   Context context(this, index, stage_stop.get_token());
+  environment_.observer->StageChanged(context.run_id(), shown);
   ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, context));
   ALMOST_RETURN_IF_ERROR(stage.Begin(context));
   const JournaledResults results(environment_.journal, context.run_id(), shown.id());

@@ -28,7 +28,7 @@ namespace almost::orchestrator {
 class RunObserver {
  public:
   virtual ~RunObserver() = default;
-  virtual void StateChanged(v1::RunState /*from*/, v1::RunState /*to*/) {}
+  virtual void StateChanged(const std::string& /*run*/, v1::RunState /*from*/, v1::RunState /*to*/) {}
   virtual void StageChanged(const std::string& /*run*/, const v1::Stage& /*stage*/) {}
   virtual void ItemEnded(absl::string_view /*stage*/, const absl::Status& /*status*/) {}
   virtual void Retried(absl::string_view /*stage*/, const absl::Status& /*status*/) {}

@@ -1,5 +1,6 @@
 #include "services/reward/rpc/reward_service.h"
 
+#include <chrono>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -46,7 +47,7 @@ absl::StatusOr<std::vector<int32_t>> ReadItem(const ServedModel& model, const v1
 
 }  // namespace
 
-grpc::Status RewardService::Score(grpc::ServerContext*, const v1::ScoreRequest* request,
+grpc::Status RewardService::Score(grpc::ServerContext* context, const v1::ScoreRequest* request,
                                   v1::ScoreResponse* response) {
   if (request->items_size() < 1 || request->items_size() > kMaxItems) {
     return ToGrpc(
@@ -54,12 +55,12 @@ grpc::Status RewardService::Score(grpc::ServerContext*, const v1::ScoreRequest* 
   }
   const auto model = models_.Find(request->model(), request->expected_digest());
   if (!model.ok()) return ToGrpc(model.status());
-  const absl::Time start = absl::Now();
+  const auto start = std::chrono::steady_clock::now();
   std::vector<std::vector<int32_t>> sequences;
   std::vector<v1::ScoreItemResponse*> wanted;
   const auto fail = [&](v1::ScoreItemResponse& item, const absl::Status& status) {
     *item.mutable_error() = ToProto(status);
-    metrics_.Failed();
+    metrics_.Failed(status);
   };
   for (const v1::ScoreItem& item : request->items()) {
     v1::ScoreItemResponse* out = response->add_items();
@@ -71,6 +72,7 @@ grpc::Status RewardService::Score(grpc::ServerContext*, const v1::ScoreRequest* 
       fail(*out, ids.status());
     }
   }
+  if (absl::Now() >= absl::FromChrono(context->deadline())) return ToGrpc(ExpiredBeforeWorkError());
   const absl::StatusOr<std::vector<float>> scores = (*model)->engine->ScoreSequences(sequences);
   if (!scores.ok()) return ToGrpc(scores.status());
   for (size_t i = 0; i < wanted.size(); ++i) {
@@ -87,7 +89,7 @@ grpc::Status RewardService::Score(grpc::ServerContext*, const v1::ScoreRequest* 
     result->set_num_tokens(static_cast<int32_t>(sequences[i].size()));
     metrics_.Scored(result->score());
   }
-  metrics_.Call(sequences, absl::Now() - start);
+  metrics_.Call(sequences, absl::FromChrono(std::chrono::steady_clock::now() - start));
   response->set_model_digest((*model)->digest());
   response->set_numerics_id((*model)->numerics_id());
   return grpc::Status::OK;

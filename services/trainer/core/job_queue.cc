@@ -1,6 +1,7 @@
 #include "services/trainer/core/job_queue.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <utility>
 
@@ -222,13 +223,15 @@ void JobQueue::Report(const std::string& id, int64_t step, int64_t num_steps,
   Job& job = jobs_.find(id)->second;
   job.record.step = step;
   job.record.num_steps = num_steps;
-  for (const auto& [name, value] : metrics) job.record.metrics[name] = value;
   JobEvent event;
   event.sequence = static_cast<int64_t>(job.events.size()) + 1;
   event.state = job.record.state;
   event.step = step;
   event.num_steps = num_steps;
-  event.metrics = metrics;
+  for (const auto& [name, value] : metrics) {
+    if (!std::isfinite(value)) continue;  // JSON has no such numbers
+    event.metrics[name] = job.record.metrics[name] = value;
+  }
   // Not synced: the steps a crash loses here are taken again from the checkpoint.
   std::ofstream(root_ / id / "events.jsonl", std::ios::app) << EventToJson(event).dump() << "\n";
   job.events.push_back(std::move(event));

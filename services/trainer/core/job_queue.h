@@ -67,7 +67,7 @@ struct JobContext {
   std::string spec;
   std::filesystem::path work_folder;  // exists; kept over restarts until the job ends
   std::stop_token stop;               // when requested: write a checkpoint and return kCancelled soon
-  // Any thread; becomes an event.
+  // Any thread; becomes an event. A metric that is not finite is left out of it.
   std::function<void(int64_t step, int64_t num_steps, const std::map<std::string, double>& metrics)> report;
 };
 

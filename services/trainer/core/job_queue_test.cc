@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 #include <fstream>
 
 #include "absl/synchronization/notification.h"
@@ -73,6 +74,20 @@ TEST_F(JobQueueTest, KeepsItsHistoryOverARestart) {
   ASSERT_EQ(events.size(), 6u);  // queued, running, three steps, succeeded
   EXPECT_EQ(events[4].metrics.at("loss"), 1.0 / 3);
   EXPECT_EQ(queue->Events("job", 4, absl::ZeroDuration())->front().sequence, 5);
+}
+
+TEST_F(JobQueueTest, AMetricThatIsNotFiniteIsLeftOutOfTheHistory) {
+  {
+    auto queue = *JobQueue::Open(root_, [](const JobContext& context) {
+      context.report(1, 1, {{"loss", 0.5}, {"explained", std::nan("")}});
+      return TrainedModel{"digest", "numerics"};
+    });
+    ASSERT_TRUE(queue->Create("job", "spec").ok());
+    WaitForEnd(*queue, "job");
+  }
+  const auto queue = JobQueue::Open(root_, ThreeSteps);
+  ASSERT_TRUE(queue.ok()) << queue.status();
+  EXPECT_THAT((*queue)->Get("job")->metrics, testing::ElementsAre(testing::Pair("loss", 0.5)));
 }
 
 TEST_F(JobQueueTest, GoesOnWithAJobThatARestartInterrupted) {

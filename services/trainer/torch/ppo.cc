@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <future>
 #include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -11,6 +13,7 @@
 #include "services/trainer/core/data_order.h"
 #include "services/trainer/core/datasets.h"
 #include "services/trainer/core/micro_batches.h"
+#include "services/trainer/core/model_flops.h"
 #include "services/trainer/core/ppo_math.h"
 #include "services/trainer/core/schedule.h"
 #include "services/trainer/torch/actor_critic.h"
@@ -43,6 +46,18 @@ struct Rollout {
   double reward = 0;  // normalised, or the one for not having stopped
 };
 
+class Stopwatch {
+ public:
+  // Seconds since the last lap.
+  double Lap() {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(last_, now)).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
 class PpoTask : public Task {
  public:
   PpoTask(TaskInputs inputs, std::vector<std::string> prompts, RewardFunction reward)
@@ -72,7 +87,9 @@ class PpoTask : public Task {
     std::vector<std::string> prompts;
     for (const size_t index : order_.Batch(step)) prompts.push_back(prompts_[index]);
     const uint64_t seed = DeriveSeed(DeriveSeed(seed_, "rollouts"), static_cast<uint64_t>(step));
+    Stopwatch stopwatch;
     ALMOST_ASSIGN_OR_RETURN(std::vector<Rollout> rollouts, Generate(prompts, seed));
+    const double rollout_seconds = stopwatch.Lap();
 
     // The scorer works while the log-probabilities are computed; both are there before anything changes.
     auto scored = std::async(std::launch::async, [&] { return Score(rollouts); });
@@ -80,6 +97,8 @@ class PpoTask : public Task {
     ALMOST_RETURN_IF_ERROR(scored.get());
 
     Metrics metrics = Describe(rollouts);
+    metrics["rollout_seconds"] = rollout_seconds;
+    metrics["evaluate_seconds"] = stopwatch.Lap();
     std::vector<std::vector<double>> advantages;
     for (Rollout& rollout : rollouts) {
       Advantages estimated = EstimateAdvantages(
@@ -97,6 +116,7 @@ class PpoTask : public Task {
     }
     metrics["value_explained_variance"] = ExplainedVariance(values, returns);
     Learn(rollouts, step, metrics);
+    metrics["update_seconds"] = stopwatch.Lap();
     if (spec_.kl_target > 0) {
       kl_coefficient_ = AdaptKlCoefficient(kl_coefficient_, metrics["kl"], spec_.kl_target);
     }
@@ -250,6 +270,7 @@ class PpoTask : public Task {
     double tokens = 0, stopped = 0, reward = 0, squares = 0, score = 0, kl = 0, kl_k3 = 0, entropy = 0,
            gap = 0;
     std::vector<double> scores, lengths;
+    std::vector<int64_t> sequence_lengths;
     for (const Rollout& rollout : rollouts) {
       const size_t length = rollout.logprobs.size();
       tokens += static_cast<double>(length);
@@ -259,6 +280,7 @@ class PpoTask : public Task {
       score += rollout.score;
       scores.push_back(rollout.score);
       lengths.push_back(static_cast<double>(length));
+      sequence_lengths.push_back(static_cast<int64_t>(rollout.sample.ids.size()));
       for (size_t t = 0; t < length; ++t) {
         kl += KlK1(rollout.logprobs[t], rollout.reference[t]);
         kl_k3 += KlK3(rollout.logprobs[t], rollout.reference[t]);
@@ -267,6 +289,7 @@ class PpoTask : public Task {
       }
     }
     const auto count = static_cast<double>(rollouts.size());
+    const double forward = ForwardFlops(reference_.config(), sequence_lengths, static_cast<int64_t>(tokens));
     return {{"reward_mean", reward / count},
             {"reward_std", std::sqrt(std::max(0.0, squares / count - reward * reward / (count * count)))},
             {"score_mean", score / count},
@@ -278,7 +301,9 @@ class PpoTask : public Task {
             {"entropy", entropy / tokens},
             {"score_length_correlation", Correlation(scores, lengths)},
             {"logprob_gap", gap},
-            {"ratio_gap", std::expm1(gap)}};
+            {"ratio_gap", std::expm1(gap)},
+            // To draw them, what the policy and the reference say of them, and the passes of updates.
+            {"model_flops", (1 + 2 + 3.0 * spec_.epochs) * forward}};
   }
 
   // Sums over tokens and updates.

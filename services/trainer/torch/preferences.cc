@@ -7,6 +7,7 @@
 #include "services/trainer/core/data_order.h"
 #include "services/trainer/core/datasets.h"
 #include "services/trainer/core/micro_batches.h"
+#include "services/trainer/core/model_flops.h"
 #include "services/trainer/core/ppo_math.h"
 #include "services/trainer/core/schedule.h"
 #include "services/trainer/torch/labeled_samples.h"
@@ -54,13 +55,22 @@ class PreferenceTask : public Task {
       return margin.losses_P.sum() / count;
     });
     double tokens = 0;
-    for (const size_t index : batch) tokens += Tokens(pairs_[index]);
+    std::vector<int64_t> lengths;
+    int64_t targets = 0;
+    for (const size_t index : batch) {
+      tokens += Tokens(pairs_[index]);
+      for (const Sample* sample : {&pairs_[index].chosen, &pairs_[index].rejected}) {
+        lengths.push_back(static_cast<int64_t>(sample->ids.size()));
+        targets += sample->num_targets();
+      }
+    }
     return Metrics{{"loss", Sum(losses)},
                    {"accuracy", Sum(correct)},
                    {"margin", Sum(margins)},
                    {"grad_norm", norm},
                    {"learning_rate", optimizer_.learning_rate * factor},
-                   {"tokens", tokens}};
+                   {"tokens", tokens},
+                   {"model_flops", StepFlops(lengths, targets)}};
   }
 
   std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }
@@ -74,6 +84,8 @@ class PreferenceTask : public Task {
     Tensor margins_P;  // without: by how much the chosen one is preferred
   };
   virtual Margins Margin(const Llama& model, const LabeledSamples& samples, int64_t num_pairs) = 0;
+  // Of a step on samples of these lengths.
+  virtual double StepFlops(const std::vector<int64_t>& lengths, int64_t num_targets) const = 0;
 
   static double Sum(const std::vector<double>& parts) {
     return std::accumulate(parts.begin(), parts.end(), 0.0);
@@ -137,6 +149,9 @@ class RewardModelTask : public PreferenceTask {
     const Tensor rewards = model.Rewards(model.Hidden(samples.packed), samples.packed);
     const Tensor chosen_P = rewards.narrow(0, 0, p), rejected_P = rewards.narrow(0, p, p);
     return {PairwiseRankingLosses(chosen_P, rejected_P), (chosen_P - rejected_P).detach()};
+  }
+  double StepFlops(const std::vector<int64_t>& lengths, int64_t) const override {
+    return 3 * ForwardFlops(model().config(), lengths, /*head_rows=*/0);
   }
 
   // Chosen and rejected, alternating.
@@ -203,6 +218,10 @@ class DpoTask : public PreferenceTask {
                                       reference.narrow(0, 0, p), reference.narrow(0, p, p), beta_);
     const Tensor rewards = beta_ * (policy.detach() - reference);
     return {losses_P, rewards.narrow(0, 0, p) - rewards.narrow(0, p, p)};
+  }
+  double StepFlops(const std::vector<int64_t>& lengths, int64_t num_targets) const override {
+    return (3 + 1) *
+           ForwardFlops(model().config(), lengths, num_targets);  // the policy's and the reference's
   }
 
   const double beta_;

@@ -1,6 +1,7 @@
 #include "common/base/status_macros.h"
 #include "common/world/corpus.h"
 #include "services/trainer/core/document_stream.h"
+#include "services/trainer/core/model_flops.h"
 #include "services/trainer/core/schedule.h"
 #include "services/trainer/torch/learner.h"
 #include "services/trainer/torch/task.h"
@@ -52,10 +53,13 @@ class PretrainTask : public Task {
     });
     double loss = 0;
     for (const double part : losses) loss += part;
-    return Metrics{{"loss", loss},
-                   {"grad_norm", norm},
-                   {"learning_rate", optimizer_.learning_rate * factor},
-                   {"tokens", static_cast<double>(spec_.sequence_tokens) * spec_.batch_sequences}};
+    const std::vector<int64_t> lengths(spec_.batch_sequences, spec_.sequence_tokens);
+    return Metrics{
+        {"loss", loss},
+        {"grad_norm", norm},
+        {"learning_rate", optimizer_.learning_rate * factor},
+        {"tokens", static_cast<double>(spec_.sequence_tokens) * spec_.batch_sequences},
+        {"model_flops", 3 * ForwardFlops(model().config(), lengths, static_cast<int64_t>(targets))}};
   }
 
   std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }

@@ -4,10 +4,15 @@
 #include <torch/torch.h>
 #include <torch/version.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <limits>
+#include <map>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "services/trainer/torch/workers.h"
 
 namespace almost::trainer {
 
@@ -22,6 +27,26 @@ void ConfigureLibTorch() {
 }
 
 std::string LibTorchVersion() { return TORCH_VERSION; }
+
+double PeakFlops(int num_threads) {
+  static absl::Mutex mutex(absl::kConstInit);
+  static std::map<int, double>& peaks = *new std::map<int, double>();
+  const absl::MutexLock lock(&mutex);
+  double& peak = peaks[num_threads];
+  if (peak > 0) return peak;
+  constexpr int64_t kSize = 768;
+  constexpr int kRounds = 5;
+  Workers workers(num_threads);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor matrix = torch::ones({kSize, kSize});
+  for (int round = 0; round < kRounds; ++round) {
+    const auto begin = std::chrono::steady_clock::now();
+    workers.Run([&](int) { torch::mm(matrix, matrix); });
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+    peak = std::max(peak, num_threads * 2.0 * kSize * kSize * kSize / time.count());
+  }
+  return peak;
+}
 
 std::string TrainingNumericsId(int num_threads) {
   return absl::StrCat("libtorch-", LibTorchVersion(), "/float32/", at::get_cpu_capability(),

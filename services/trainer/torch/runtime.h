@@ -13,6 +13,10 @@ void ConfigureLibTorch();
 // As almost_build_info says it, "2.7.1+cpu".
 std::string LibTorchVersion();
 
+// Floating-point operations a second that `num_threads` threads of this machine reach in products of large
+// float32 matrices, measured once (a fifth of a second): what a model's utilisation is a share of.
+double PeakFlops(int num_threads);
+
 // What the bits of trained weights depend on besides the job: LibTorch, dtype, instruction set, threads.
 std::string TrainingNumericsId(int num_threads);
 

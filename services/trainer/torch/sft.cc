@@ -2,6 +2,7 @@
 #include "services/trainer/core/data_order.h"
 #include "services/trainer/core/datasets.h"
 #include "services/trainer/core/micro_batches.h"
+#include "services/trainer/core/model_flops.h"
 #include "services/trainer/core/schedule.h"
 #include "services/trainer/torch/labeled_samples.h"
 #include "services/trainer/torch/learner.h"
@@ -50,7 +51,8 @@ class SftTask : public Task {
     return Metrics{{"loss", loss},
                    {"grad_norm", norm},
                    {"learning_rate", optimizer_.learning_rate * factor},
-                   {"tokens", static_cast<double>(tokens)}};
+                   {"tokens", static_cast<double>(tokens)},
+                   {"model_flops", 3 * ForwardFlops(model().config(), lengths, targets)}};
   }
 
   std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }

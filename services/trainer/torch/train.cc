@@ -1,10 +1,11 @@
 #include "services/trainer/torch/train.h"
 
+#include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "common/base/random.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
@@ -21,7 +22,9 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using torch::Tensor;
 
-constexpr absl::Duration kCheckpointPeriod = absl::Minutes(1);
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr auto kCheckpointPeriod = std::chrono::minutes(1);
 
 absl::Status CheckFrozen(const OptimizerSpec& optimizer, const Llama& model) {
   for (const std::string& prefix : optimizer.frozen) {
@@ -131,29 +134,45 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
     if (context.warn) context.warn(message);
   }
   int64_t step = 0;
+  const auto timed = [&](CheckpointWork::Operation operation, const auto& work) {
+    const auto begin = SteadyClock::now();
+    const absl::Status status = work();
+    if (context.checkpoint) context.checkpoint({operation, SteadyClock::now() - begin, status});
+    return status;
+  };
   if (latest.has_value()) {
-    ALMOST_RETURN_IF_ERROR(RestoreCheckpoint(*latest, numerics_id, *task));
+    ALMOST_RETURN_IF_ERROR(timed(CheckpointWork::Operation::kRestore,
+                                 [&] { return RestoreCheckpoint(*latest, numerics_id, *task); }));
     step = latest->step;
   }
 
+  const double peak_flops = PeakFlops(spec.num_threads);
   int64_t saved = step;
-  absl::Time saved_at = absl::Now();
+  SteadyClock::time_point saved_at = SteadyClock::now();
   while (step < task->num_steps()) {
     const bool stop = context.stop.stop_requested();
     const bool due = spec.checkpoint_steps > 0 ? step - saved >= spec.checkpoint_steps
-                                               : absl::Now() - saved_at >= kCheckpointPeriod;
+                                               : SteadyClock::now() - saved_at >= kCheckpointPeriod;
     if (step > saved && (stop || due)) {
-      ALMOST_RETURN_IF_ERROR(WriteCheckpoint(checkpoints, step, numerics_id, *task));
+      ALMOST_RETURN_IF_ERROR(timed(CheckpointWork::Operation::kWrite,
+                                   [&] { return WriteCheckpoint(checkpoints, step, numerics_id, *task); }));
       saved = step;
-      saved_at = absl::Now();
+      saved_at = SteadyClock::now();
     }
     if (stop) return absl::CancelledError("stopped between two steps");
-    const absl::Time begin = absl::Now();
+    const auto begin = SteadyClock::now();
     ALMOST_ASSIGN_OR_RETURN(Metrics metrics, task->Step(step));
     ++step;
-    metrics["step_seconds"] = absl::ToDoubleSeconds(absl::Now() - begin);
+    const double seconds = std::chrono::duration<double>(SteadyClock::now() - begin).count();
+    if (!std::isfinite(metrics["loss"]) || !std::isfinite(metrics["grad_norm"])) {
+      if (context.not_finite) context.not_finite();
+      return absl::InternalError(absl::StrCat("step ", step, ": the loss is ", metrics["loss"],
+                                              ", the norm of the gradient ", metrics["grad_norm"]));
+    }
+    metrics["step_seconds"] = seconds;
+    metrics["model_flop_utilisation_ratio"] = metrics["model_flops"] / seconds / peak_flops;
     if (const auto tokens = metrics.find("tokens"); tokens != metrics.end()) {
-      metrics["tokens_per_second"] = tokens->second / metrics["step_seconds"];
+      metrics["tokens_per_second"] = tokens->second / seconds;
     }
     if (context.report) context.report(step, task->num_steps(), metrics);
   }

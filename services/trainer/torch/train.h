@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -13,22 +14,31 @@
 
 namespace almost::trainer {
 
-// What a job is run with.
+struct CheckpointWork {
+  enum class Operation { kWrite, kRestore } operation;
+  std::chrono::duration<double> seconds;
+  absl::Status status;
+};
+
+// What a job is run with. Its functions may be null; they are called on the thread that trains.
 struct TrainContext {
   // Kept between calls for the same job: checkpoints, and in the end the model.
   std::filesystem::path work_folder;
   std::stop_token stop;  // when requested: write a checkpoint and return kCancelled after the step under way
-  // After each step, on the calling thread. `step` counts steps done.
+  // After each step. `step` counts steps done.
   std::function<void(int64_t step, int64_t num_steps, const std::map<std::string, double>& metrics)> report;
-  std::function<void(const std::string& message)> warn;  // a damaged checkpoint was passed over
-  RewardFunction reward;                                 // of a ppo job
+  std::function<void(const std::string& message)> warn;   // a damaged checkpoint was passed over
+  std::function<void(const CheckpointWork&)> checkpoint;  // one was written, or could not be; or was read
+  std::function<void()> not_finite;                       // before a job ends that way
+  RewardFunction reward;                                  // of a ppo job
 };
 
 // Runs the job from where its work folder stands to the end, and leaves the model in work_folder/model: a
 // Hugging Face folder, whole or not at all. Called again after a crash at any point it ends with the same
 // bits. output_digest is the model's. One job at a time.
 // kInvalidArgument and kNotFound name the field or the file; kFailedPrecondition: a checkpoint made with
-// other numerics; kCancelled; kInternal: LibTorch failed.
+// other numerics; kCancelled; kInternal: LibTorch failed, or a loss or a gradient is not a finite number: no
+// checkpoint holds what came of it.
 absl::StatusOr<TrainedModel> Train(const JobSpec& spec, const TrainContext& context);
 
 }  // namespace almost::trainer

@@ -228,6 +228,53 @@ TEST_F(TrainTest, RewardsThatCannotBeHadFailTheJobAndAreNeverMadeUp) {
   EXPECT_FALSE(fs::exists(root_ / "down/model"));
 }
 
+TEST_F(TrainTest, AJobThatDivergesEndsWithItsStepAndLeavesNoModel) {
+  JobSpec spec = Spec("sft");
+  spec.optimizer.learning_rate = 1e30;
+  spec.optimizer.warmup_steps = 0;
+  TrainContext context = Context("diverges");
+  int64_t last = 0;
+  bool told = false;
+  context.report = [&](int64_t step, int64_t, const auto&) { last = step; };
+  context.not_finite = [&] { told = true; };
+  const absl::Status status = Train(spec, context).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat("step ", last + 1, ": the loss is ")));
+  EXPECT_TRUE(told);
+  EXPECT_FALSE(fs::exists(root_ / "diverges/model"));
+}
+
+TEST_F(TrainTest, TellsOfEveryCheckpoint) {
+  using Operation = CheckpointWork::Operation;
+  std::vector<Operation> operations;
+  TrainContext context = Context("job");
+  std::stop_source stop;
+  context.stop = stop.get_token();
+  context.checkpoint = [&](const CheckpointWork& work) {
+    EXPECT_TRUE(work.status.ok()) << work.status;
+    operations.push_back(work.operation);
+  };
+  context.report = [&](int64_t step, int64_t, const auto&) {
+    if (step == 3) stop.request_stop();
+  };
+  EXPECT_EQ(Train(Spec("sft"), context).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(operations, testing::ElementsAre(Operation::kWrite, Operation::kWrite));  // of steps 2 and 3
+  operations.clear();
+  context.stop = {};
+  context.report = nullptr;
+  ASSERT_TRUE(Train(Spec("sft"), context).ok());
+  EXPECT_EQ(operations.front(), Operation::kRestore);
+}
+
+TEST_F(TrainTest, UtilisationIsAShareOfWhatTheMachineReaches) {
+  TrainContext context = Context("job");
+  context.report = [&](int64_t, int64_t, const auto& metrics) {
+    EXPECT_GT(metrics.at("model_flop_utilisation_ratio"), 0);
+    EXPECT_LT(metrics.at("model_flop_utilisation_ratio"), 1);
+  };
+  ASSERT_TRUE(Train(Spec("sft"), context).ok());
+}
+
 // Ratio 1 at the first update: rollouts and training agree on the same weights. Kernels differ, so bits do.
 TEST_F(TrainTest, RolloutAndTrainerLogProbabilitiesAgree) {
   double worst = 0;
