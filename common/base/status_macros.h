@@ -21,10 +21,12 @@
 // not OK.
 #define ALMOST_ASSIGN_OR_RETURN(lhs, expr) \
   ALMOST_ASSIGN_OR_RETURN_(ALMOST_CONCAT_(almost_status_or_, __LINE__), lhs, expr)
+// NOLINTBEGIN(bugprone-macro-parentheses): a declaration takes none.
 #define ALMOST_ASSIGN_OR_RETURN_(var, lhs, expr) \
   auto var = (expr);                             \
   if (!var.ok()) return std::move(var).status(); \
   lhs = std::move(var).value()
+// NOLINTEND(bugprone-macro-parentheses)
 
 namespace almost {
 

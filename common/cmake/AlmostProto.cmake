@@ -34,6 +34,7 @@ function(almost_proto_library name)
   endforeach()
   add_library(almost_${name} STATIC ${srcs})
   target_include_directories(almost_${name} SYSTEM PUBLIC ${out})
+  set_target_properties(almost_${name} PROPERTIES CXX_CLANG_TIDY "")  # generated
   target_link_libraries(almost_${name} PUBLIC protobuf::libprotobuf)
   if(P_GRPC)
     target_link_libraries(almost_${name} PUBLIC gRPC::grpc++)
