@@ -289,7 +289,7 @@ int64_t ModelConfig::NumParameters() const {
   if (attention_bias) layer += q + 2 * kv;
   if (attention_output_bias) layer += d;
   if (mlp_bias) layer += 2 * ff + d;
-  if (qk_norm) layer += 2 * head_dim;
+  if (qk_norm) layer += int64_t{2} * head_dim;
   const int64_t head = reward_head ? d : tie_word_embeddings ? 0 : int64_t{vocab_size} * d;
   return int64_t{vocab_size} * d + num_layers * layer + d + head;
 }

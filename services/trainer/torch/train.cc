@@ -136,7 +136,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
   int64_t step = 0;
   const auto timed = [&](CheckpointWork::Operation operation, const auto& work) {
     const auto begin = SteadyClock::now();
-    const absl::Status status = work();
+    absl::Status status = work();
     if (context.checkpoint) context.checkpoint({operation, SteadyClock::now() - begin, status});
     return status;
   };
