@@ -1,0 +1,381 @@
+"""k8s/ as kustomize renders it, against Kubernetes' schemas, against itself, and against the binaries.
+
+Every overlay and every combination of components is rendered; each check below holds for each of them.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import tempfile
+import unittest
+import urllib.request
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+K8S = ROOT / "k8s"
+BIN = pathlib.Path(os.environ["ALMOST_BINARY_DIR"]) / "bin"
+TOOLS = pathlib.Path(os.environ["TOOLS"])  # deploy/setup --full
+SERVICES = ("generation", "reward", "simulator", "trainer", "orchestrator")
+WORKLOADS = ("Deployment", "StatefulSet", "Job")
+TURN_AWAY_SECONDS = 0.5  # common/rpc/server.cc: NOT_SERVING before the drain
+
+
+def kustomize(folder):
+    return subprocess.run([TOOLS / "kustomize", "build", str(folder)], check=True, capture_output=True, text=True).stdout
+
+
+def rendered_with(base, components):
+    with tempfile.TemporaryDirectory() as folder:
+        def relative(path):
+            return os.path.relpath(path, os.path.realpath(folder))
+        (pathlib.Path(folder) / "kustomization.yaml").write_text(json.dumps({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": [relative(base)],
+            "components": [relative(K8S / "components" / name) for name in components]}))
+        return kustomize(folder)
+
+
+@functools.lru_cache(None)
+def renderings():
+    """{name: YAML}: the overlays and the Job as they are, base with every combination of components, dev with some."""
+    found = {str(path.parent.relative_to(K8S)): kustomize(path.parent)
+             for path in sorted([*K8S.glob("overlays/*/kustomization.yaml"), K8S / "run/kustomization.yaml"])}
+    components = sorted(path.name for path in (K8S / "components").iterdir())
+    for size in range(len(components) + 1):
+        for chosen in itertools.combinations(components, size):
+            if not {"hpa", "keda"} <= set(chosen):  # two autoscalers of one Deployment fight
+                found["+".join(["base", *chosen])] = rendered_with(K8S / "base", chosen)
+    for name in ("hpa", "keda", "service-monitors"):
+        found[f"dev+{name}"] = rendered_with(K8S / "overlays/dev", [name])
+    return found
+
+
+@functools.lru_cache(None)
+def parsed():
+    return {name: [doc for doc in yaml.safe_load_all(text) if doc] for name, text in renderings().items()}
+
+
+def named(doc):
+    return f"{doc['kind']}/{doc['metadata']['name']}"
+
+
+def of_kind(docs, *kinds):
+    return [doc for doc in docs if doc["kind"] in kinds]
+
+
+def template(workload):
+    return workload["spec"]["template"]
+
+
+def pod(workload):
+    return template(workload)["spec"]
+
+
+def containers(workload):
+    return pod(workload)["containers"] + pod(workload).get("initContainers", [])
+
+
+def flags(container):
+    """{flag: value}; a flag given twice is an error of the manifest, as it is one of the binaries."""
+    found = {}
+    for argument in container.get("args", []):
+        if argument.startswith("--"):
+            flag, _, value = argument.partition("=")
+            assert flag not in found, f"{flag} is given twice"
+            found[flag] = value
+    return found
+
+
+def ports(workload):
+    return {port["name"]: port["containerPort"] for port in pod(workload)["containers"][0].get("ports", [])}
+
+
+def matches(selector, labels):
+    return selector.items() <= labels.items()
+
+
+@functools.lru_cache(None)
+def offered(command):
+    """The flags of `command --help`, those of the verbs' common part included."""
+    found = set()
+    for verb in range(1, len(command) + 1):
+        text = subprocess.run([BIN / command[0], *command[1:verb], "--help"], check=True, capture_output=True, text=True).stdout
+        for line in re.findall(r"^  (-\S+)", text, re.MULTILINE):
+            found.update(re.findall(r"--[\w-]+", line))
+    return found
+
+
+@functools.lru_cache(None)
+def health_names():
+    """Full names of the services in proto/, under which each server answers for its health."""
+    found = set()
+    for path in (ROOT / "proto").rglob("*.proto"):
+        text = path.read_text()
+        package = re.search(r"^package ([\w.]+);", text, re.MULTILINE)
+        found.update(f"{package.group(1)}.{name}" for name in re.findall(r"^service (\w+)", text, re.MULTILINE))
+    return found
+
+
+class Manifests(unittest.TestCase):
+    maxDiff = None
+
+    def every(self, *kinds):
+        """(rendering's documents, document) of all renderings, as subtests."""
+        for name, docs in parsed().items():
+            for doc in of_kind(docs, *kinds) if kinds else docs:
+                with self.subTest(rendering=name, object=named(doc)):
+                    yield docs, doc
+
+    def workloads_matching(self, docs, selector):
+        # The Job of k8s/run is applied beside whatever runs.
+        everything = of_kind(docs + parsed()["run"], *WORKLOADS)
+        return [workload for workload in everything if matches(selector, template(workload)["metadata"]["labels"])]
+
+    def test_the_schemas_of_kubernetes_and_of_the_operators_accept_them(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in renderings().items():
+                (pathlib.Path(folder) / f"{name.replace('/', '-')}.yaml").write_text(text)
+            done = subprocess.run([TOOLS / "kubectl-validate", folder, "--version", "1.30", "--local-crds", os.environ["CRDS"]],
+                                  capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_every_selector_finds_what_it_is_for(self):
+        for docs, doc in self.every():
+            spec = doc.get("spec", {})
+            if doc["kind"] in ("Deployment", "StatefulSet"):
+                labels = template(doc)["metadata"]["labels"]
+                self.assertTrue(matches(spec["selector"]["matchLabels"], labels))
+                for spread in pod(doc).get("topologySpreadConstraints", []):
+                    self.assertTrue(matches(spread["labelSelector"]["matchLabels"], labels))
+                for other in of_kind(docs, *WORKLOADS):
+                    self.assertTrue(other is doc or
+                                    not matches(spec["selector"]["matchLabels"], template(other)["metadata"]["labels"]), named(other))
+            elif doc["kind"] == "Service":
+                (workload,) = self.workloads_matching(docs, spec["selector"])
+                self.assertEqual({port["name"]: port["port"] for port in spec["ports"]}, ports(workload))
+                self.assertTrue(all(port["targetPort"] == port["name"] for port in spec["ports"]))
+            elif doc["kind"] == "PodDisruptionBudget":
+                self.assertEqual(len(self.workloads_matching(docs, spec["selector"]["matchLabels"])), 1)
+            elif doc["kind"] == "ServiceMonitor":
+                found = [s for s in of_kind(docs, "Service") if matches(spec["selector"]["matchLabels"], s["metadata"]["labels"])]
+                self.assertEqual(found, of_kind(docs, "Service"))
+                for service in found:
+                    self.assertIn("metrics", [port["name"] for port in service["spec"]["ports"]])
+            elif doc["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"):
+                (target,) = [d for d in of_kind(docs, spec["scaleTargetRef"]["kind"])
+                             if d["metadata"]["name"] == spec["scaleTargetRef"]["name"]]
+                self.assertNotIn("replicas", target["spec"], "each apply would set back what the autoscaler did")
+
+    def test_what_a_pod_names_is_there(self):
+        for docs, workload in self.every(*WORKLOADS):
+            names = {named(doc) for doc in docs}
+            self.assertIn(f"ServiceAccount/{pod(workload)['serviceAccountName']}", names)
+            secrets = {doc["spec"]["secretName"] for doc in of_kind(docs, "Certificate")}
+            volumes = {volume["name"]: volume for volume in pod(workload).get("volumes", [])}
+            for volume in volumes.values():
+                if "persistentVolumeClaim" in volume:
+                    self.assertIn(f"PersistentVolumeClaim/{volume['persistentVolumeClaim']['claimName']}", names)
+                if "secret" in volume:
+                    self.assertIn(volume["secret"]["secretName"], secrets)
+            claims = [claim["metadata"] for claim in workload["spec"].get("volumeClaimTemplates", [])]
+            self.assertFalse([c for c in claims if "app.kubernetes.io/version" in c.get("labels", {})],
+                             "claim templates cannot change: no upgrade could be applied")
+            mounted = {mount["name"]: mount["mountPath"] for c in containers(workload) for mount in c.get("volumeMounts", [])}
+            self.assertEqual(set(mounted), set(volumes) | {claim["name"] for claim in claims})
+            for flag, value in flags(pod(workload)["containers"][0]).items():
+                if value.startswith("/") and not flag.endswith("listen"):
+                    self.assertTrue(any(value == path or value.startswith(path + "/") for path in mounted.values()), f"{flag}={value}")
+
+    def test_everything_is_labelled_in_the_standard_way(self):
+        version = re.search(r"^project\(almost VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE).group(1)
+        for _, workload in self.every(*WORKLOADS):
+            for labels in (workload["metadata"]["labels"], template(workload)["metadata"]["labels"]):
+                self.assertEqual(labels.get("app.kubernetes.io/name"), workload["metadata"]["name"])
+                self.assertEqual({key: labels.get(f"app.kubernetes.io/{key}") for key in ("part-of", "instance", "managed-by")},
+                                 {"part-of": "almost", "instance": "almost", "managed-by": "kustomize"})
+                self.assertTrue(labels.get("app.kubernetes.io/component"))
+            self.assertEqual(template(workload)["metadata"]["labels"].get("app.kubernetes.io/version"), version)
+            for container in containers(workload):
+                image, tag = container["image"].split(":")
+                self.assertIn(image, [f"almost/{name}" for name in (*SERVICES, "cli")])
+                self.assertIn(tag, (version, f"{version}-cuda"))
+        for _, doc in self.every():
+            self.assertEqual(doc["metadata"].get("namespace", doc["metadata"]["name"]), "almost")
+
+    def test_every_container_is_restricted(self):
+        for _, workload in self.every(*WORKLOADS):
+            self.assertIs(pod(workload)["automountServiceAccountToken"], False)
+            self.assertTrue(pod(workload)["securityContext"]["runAsNonRoot"])
+            self.assertEqual(pod(workload)["securityContext"]["seccompProfile"], {"type": "RuntimeDefault"})
+            for container in containers(workload):
+                self.assertEqual(container["securityContext"], {
+                    "runAsNonRoot": True, "readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}})
+                self.assertTrue({"cpu", "memory"} <= container["resources"]["requests"].keys())
+                self.assertIn("memory", container["resources"]["limits"])
+
+    def test_every_flag_is_one_of_the_binary(self):
+        for _, workload in self.every(*WORKLOADS):
+            container = pod(workload)["containers"][0]
+            binary = container["command"][0]
+            self.assertEqual(container["image"].split(":")[0], "almost/" + (binary.removeprefix("almost-") if "-" in binary else "cli"))
+            self.assertEqual(set(flags(container)) - offered(tuple(container["command"])), set())
+            for argument in container.get("args", []):
+                if argument.startswith("/usr/share/almost/"):  # where the image keeps this tree's files
+                    self.assertTrue((ROOT / argument.removeprefix("/usr/share/almost/")).is_file(), argument)
+            for init in pod(workload).get("initContainers", []):
+                self.assertTrue((ROOT / init["command"][3]).is_dir(), init["command"])
+
+    def test_ports_and_probes_are_those_of_the_binary(self):
+        for _, workload in self.every("Deployment", "StatefulSet"):
+            container = pod(workload)["containers"][0]
+            given = flags(container)
+            self.assertEqual(given["--listen"], f"0.0.0.0:{ports(workload)['grpc']}")
+            self.assertEqual(given["--metrics_listen"], f"0.0.0.0:{ports(workload)['metrics']}")
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+                probe = container[kind]
+                if "--tls_cert" in given:  # the kubelet's gRPC probes are plaintext
+                    self.assertEqual(probe["httpGet"], {"port": "metrics", "path": "/healthz" if kind == "livenessProbe" else "/readyz"})
+                    continue
+                self.assertEqual(probe["grpc"]["port"], ports(workload)["grpc"])
+                self.assertEqual("service" in probe["grpc"], kind == "readinessProbe")
+                self.assertIn(probe["grpc"].get("service", ""), health_names() | {""})
+
+    def test_a_pod_has_the_time_to_drain(self):
+        for _, workload in self.every("Deployment", "StatefulSet"):
+            container = pod(workload)["containers"][0]
+            seconds = container["lifecycle"]["preStop"]["sleep"]["seconds"] + TURN_AWAY_SECONDS + float(flags(container)["--drain_seconds"])
+            self.assertLess(seconds + 5, pod(workload)["terminationGracePeriodSeconds"])
+
+    def test_callers_find_and_may_reach_whom_they_call(self):
+        for docs, caller in self.every("Deployment", "StatefulSet"):
+            labels = template(caller)["metadata"]["labels"]
+            for callee, target in flags(pod(caller)["containers"][0]).items():
+                if callee.removeprefix("--") not in SERVICES:
+                    continue
+                host, port = target.removeprefix("dns:///").split(":")
+                (service,) = [d for d in of_kind(docs, "Service") if d["metadata"]["name"] == host]
+                self.assertIn(("grpc", int(port)), [(p["name"], p["port"]) for p in service["spec"]["ports"]])
+                self.assertEqual(target.startswith("dns:///"), service["spec"].get("clusterIP") == "None", target)
+                (workload,) = self.workloads_matching(docs, service["spec"]["selector"])
+                for certificate in of_kind(docs, "Certificate"):
+                    if certificate["metadata"]["name"] == host:
+                        self.assertIn(host, certificate["spec"]["dnsNames"])
+                if of_kind(docs, "NetworkPolicy"):
+                    self.allows(docs, labels, template(workload)["metadata"]["labels"], int(port))
+
+    def test_policies_let_through_what_they_must_and_no_more(self):
+        for name, docs in parsed().items():
+            policies = of_kind(docs, "NetworkPolicy")
+            if not policies:
+                continue
+            with self.subTest(rendering=name):
+                self.assertIn({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}, [p["spec"] for p in policies])
+                (job,) = of_kind(parsed()["run"], "Job")
+                run = template(job)["metadata"]["labels"]
+                pods = {w["metadata"]["name"]: w for w in of_kind(docs, *WORKLOADS)}
+                edges = {(a, b) for a, b in itertools.permutations(pods, 2) if self.passes(
+                    docs, template(pods[a])["metadata"]["labels"], template(pods[b])["metadata"]["labels"], ports(pods[b])["grpc"])}
+                called = {(a, flag.removeprefix("--")) for a in pods for flag in flags(pod(pods[a])["containers"][0])
+                          if flag.removeprefix("--") in SERVICES}
+                # Where PPO gets its scores: the orchestrator tells the trainer the address.
+                self.assertEqual(edges, called | {("trainer", "reward")})
+                self.allows(docs, run, template(pods["orchestrator"])["metadata"]["labels"], ports(pods["orchestrator"])["grpc"])
+                self.assertFalse(self.passes(docs, run, template(pods["trainer"])["metadata"]["labels"], ports(pods["trainer"])["grpc"]))
+
+    def allows(self, docs, source, destination, port):
+        self.assertTrue(self.passes(docs, source, destination, port), (source, destination, port))
+
+    def passes(self, docs, source, destination, port):
+        """Whether both ends' policies let a connection between Pods with these labels through."""
+        def one_side(direction, of, peer):
+            rules = [rule for policy in of_kind(docs, "NetworkPolicy")
+                     if matches(policy["spec"]["podSelector"].get("matchLabels", {}), of)
+                     for rule in policy["spec"].get(direction, [])]
+            return any(any(p["port"] <= port <= p.get("endPort", p["port"]) for p in rule["ports"]) and
+                       any("namespaceSelector" not in end and matches(end["podSelector"]["matchLabels"], peer)
+                           for end in rule["to" if direction == "egress" else "from"])
+                       for rule in rules)
+        return one_side("egress", source, destination) and one_side("ingress", destination, source)
+
+    def test_autoscalers_ask_for_metrics_of_the_catalogue(self):
+        catalogue = set(re.findall(r"^\| `(\w+)`", (ROOT / "common/docs/metrics.md").read_text(), re.MULTILINE))
+        for _, doc in self.every("HorizontalPodAutoscaler", "ScaledObject"):
+            asked = set(re.findall(r"\balmost_\w+", json.dumps(doc["spec"])))
+            self.assertTrue(asked)
+            self.assertEqual(asked - catalogue, set())
+
+    def test_the_services_start_with_these_arguments(self):
+        # Paths and ports are this test's; with prod's arguments the certificates are too.
+        for overlay in ("dev", "prod"):
+            with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+                make_certificates(pathlib.Path(folder) / "tls")
+                for workload in of_kind(parsed()[f"overlays/{overlay}"], "Deployment", "StatefulSet"):
+                    with self.subTest(overlay=overlay, service=workload["metadata"]["name"]):
+                        probe = pod(workload)["containers"][0]["readinessProbe"]
+                        ready = running.enter_context(started(pod(workload)["containers"][0], folder))
+                        if "grpc" in probe:
+                            self.assertEqual(health(ready["port"], probe["grpc"]["service"]), {"status": "SERVING"})
+                        for path in ("healthz", "readyz"):
+                            with urllib.request.urlopen(f"http://127.0.0.1:{ready['metrics_port']}/{path}", timeout=10) as answer:
+                                self.assertEqual(answer.status, 200)
+
+
+# As the kubelet has it: the servers' reflection does not list it.
+HEALTH = """syntax = "proto3"; package grpc.health.v1;
+message Request { string service = 1; }
+message Response { enum Status { UNKNOWN = 0; SERVING = 1; NOT_SERVING = 2; } Status status = 1; }
+service Health { rpc Check(Request) returns (Response); }"""
+
+
+def health(port, service):
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "health.proto").write_text(HEALTH)
+        return json.loads(subprocess.run(
+            [TOOLS / "grpcurl", "-plaintext", "-import-path", folder, "-proto", "health.proto", "-d", json.dumps({"service": service}),
+             f"127.0.0.1:{port}", "grpc.health.v1.Health/Check"], check=True, capture_output=True, text=True).stdout)
+
+
+def make_certificates(folder):
+    """tls.crt, tls.key and ca.crt, as cert-manager's secrets have them."""
+    folder.mkdir()
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=test",
+                    "-days", "2", "-keyout", folder / "tls.key", "-out", folder / "tls.crt"], check=True, capture_output=True)
+    (folder / "ca.crt").write_bytes((folder / "tls.crt").read_bytes())
+
+
+@contextlib.contextmanager
+def started(container, folder):
+    """The container's process, its mounts beneath `folder`; the fields of its `ready` event."""
+    own = {"--listen": "127.0.0.1:0", "--metrics_listen": "127.0.0.1:0"}
+    arguments = []
+    for flag, value in flags(container).items():
+        value = own.get(flag, folder + value if value.startswith("/") else value)
+        arguments.append(f"{flag}={value}" if value else flag)
+    for mount in container.get("volumeMounts", []):
+        os.makedirs(folder + mount["mountPath"], exist_ok=True)
+    process = subprocess.Popen([BIN / container["command"][0], *container["command"][1:], *arguments],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            with contextlib.suppress(ValueError):
+                if json.loads(line).get("event") == "ready":
+                    yield json.loads(line)
+                    break
+        else:
+            raise AssertionError("".join(said))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+if __name__ == "__main__":
+    unittest.main()
