@@ -316,7 +316,11 @@ TEST(ServerTest, CountsWhatWasNotAnsweredByItsCause) {
   EXPECT_TRUE(Ask(**ReplicaPool::Create(busy.address(), {})).ok());
   EXPECT_EQ(RejectedRequests(busy.registry, "queue_full").Value(), 1);
 
-  for (const std::string cause : {"client", "deadline"}) {
+  // A client hangs up when its own deadline passes, which may be before the server's has: that began when the
+  // call arrived.
+  const absl::Duration kEarlier = absl::Milliseconds(30);
+  for (const auto& [cause, hangs_up] :
+       {std::pair<std::string, bool>{"client", true}, {"deadline", false}, {"deadline", true}}) {
     prometheus::Registry registry;
     WaitingJudge judge;
     ServerOptions options;
@@ -326,11 +330,13 @@ TEST(ServerTest, CountsWhatWasNotAnsweredByItsCause) {
                                                                 grpc::InsecureChannelCredentials()));
     const auto gauge = [&](const char* name) { return ValuesBy("", name, registry).at(""); };
     grpc::ClientContext context;
-    if (cause == "deadline") context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(300)));
+    const absl::Time deadline = absl::Now() + absl::Milliseconds(300);
+    if (cause == "deadline") context.set_deadline(absl::ToChronoTime(deadline));
     std::jthread canceller([&] {
       judge.inside.WaitForNotification();
       EXPECT_EQ(gauge("almost_inflight_requests"), 1);
-      if (cause == "client") context.TryCancel();
+      if (cause == "deadline") absl::SleepFor(deadline - kEarlier - absl::Now());
+      if (hangs_up) context.TryCancel();
     });
     CompareResponse response;
     EXPECT_FALSE(stub->Compare(&context, CompareRequest(), &response).ok());
@@ -340,7 +346,8 @@ TEST(ServerTest, CountsWhatWasNotAnsweredByItsCause) {
     EXPECT_EQ(gauge("almost_draining"), 1);
     EXPECT_EQ(gauge("almost_inflight_requests"), 0);
     for (const auto& [name, value] : ValuesBy("cause", "almost_requests_cancelled_total", registry)) {
-      EXPECT_EQ(value, name == cause ? 1 : 0) << name << " when it is " << cause;
+      EXPECT_EQ(value, name == cause ? 1 : 0)
+          << name << " when it is " << cause << (hangs_up ? ", hung up" : "");
     }
   }
 }
