@@ -199,20 +199,23 @@ class Faults(unittest.TestCase):
         self.assertEqual(events[-1].state, orchestrator_pb2.RUN_STATE_SUCCEEDED)
 
     def test_two_replicas_of_which_one_is_stopped_under_load(self):
-        model = reward_model()
-        with Replica("--load", f"rm={model}") as first, Replica("--load", f"rm={model}") as second:
-            with almost.Reward(f"ipv4:{first.address},{second.address}") as reward:
+        sampling = SamplingParams(max_new_tokens=20)
+        for client, load, call in (
+                (almost.Reward, f"rm={reward_model()}", lambda reward: reward.score("models/rm", PAIRS[:4])),
+                (almost.Generation, "S=common/world/models/S", lambda generation: generation.generate("models/S", [PROMPT], sampling))):
+            with (self.subTest(client.__name__), Replica(client, "--load", load) as first, Replica(client, "--load", load) as second,
+                  client(f"ipv4:{first.address},{second.address}") as service):
                 stop = threading.Event()
 
-                def score():
+                def work():
                     calls = 0
                     while not stop.is_set():
-                        results(reward.score("models/rm", PAIRS[:4]))
+                        results(call(service))
                         calls += 1
                     return calls
 
                 with concurrent.futures.ThreadPoolExecutor(8) as pool:
-                    loads = [pool.submit(score) for _ in range(8)]
+                    loads = [pool.submit(work) for _ in range(8)]
                     wait_for(lambda: min(first.handled(), second.handled()) > 0)  # both are connected
                     before = first.handled(), second.handled()
                     wait_for(lambda: second.handled() > before[1] + 100)
@@ -222,7 +225,7 @@ class Faults(unittest.TestCase):
                     wait_for(lambda: second.handled() > before + 50)
                     stop.set()
                     self.assertGreater(sum(load.result() for load in loads), 150)  # none raised
-        self.assertAlmostEqual(ratio, 1, delta=0.5)
+                self.assertAlmostEqual(ratio, 1, delta=0.5)
 
     def test_mutual_tls(self):
         with tempfile.TemporaryDirectory(prefix="almost-test-") as folder:
@@ -235,7 +238,7 @@ class Faults(unittest.TestCase):
                         "subjectAltName=DNS:reward.test", "-keyout", f"{name}.key", "-out", f"{name}.csr")
                 openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
                         "-copy_extensions", "copy", "-out", f"{name}.pem")
-            with Replica("--tls_cert", f"{folder}/server.pem", "--tls_key", f"{folder}/server.key",
+            with Replica(almost.Reward, "--tls_cert", f"{folder}/server.pem", "--tls_key", f"{folder}/server.key",
                          "--tls_client_ca", f"{folder}/ca.pem") as replica:
                 trusted = almost.Tls(f"{folder}/ca.pem", f"{folder}/client.pem", f"{folder}/client.key", "reward.test")
 
@@ -264,7 +267,7 @@ class Faults(unittest.TestCase):
                 async with aio.Reward(replica.address, token=almost.token_from(ours)) as reward:
                     return [model async for model in reward.list_models()]
 
-            with Replica("--token_file", theirs) as replica:
+            with Replica(almost.Reward, "--token_file", theirs) as replica:
                 with almost.Reward(replica.address, token=almost.token_from(ours)) as reward:
                     ours.write_text("another-token-of-16-characters")
                     with self.assertRaises(grpc.RpcError) as refused:
@@ -422,14 +425,15 @@ class Frameworks(unittest.TestCase):
 
 
 class Replica:
-    """A reward service of its own."""
+    """A reward or generation service of its own."""
 
-    def __init__(self, *flags):
+    def __init__(self, client, *flags):
+        self._binary = BIN / f"almost-{client.__name__.lower()}"
         self._flags = flags
 
     def __enter__(self):
         self._process = subprocess.Popen(
-            [BIN / "almost-reward", "--listen", "127.0.0.1:0", "--metrics_listen", "127.0.0.1:0", "--store", STORE,
+            [self._binary, "--listen", "127.0.0.1:0", "--metrics_listen", "127.0.0.1:0", "--store", STORE,
              *self._flags],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for line in self._process.stdout:
@@ -437,7 +441,7 @@ class Replica:
                 self.address, self._metrics = f"127.0.0.1:{event['port']}", event["metrics_port"]
                 threading.Thread(target=collections.deque, args=(self._process.stdout, 0), daemon=True).start()
                 return self
-        raise AssertionError("almost-reward ended")
+        raise AssertionError(f"{self._binary.name} ended")
 
     def __exit__(self, *error):
         self._process.kill()
@@ -446,12 +450,12 @@ class Replica:
     def handled(self):
         with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics}/metrics") as page:
             return sum(float(line.split()[-1]) for line in page.read().decode().splitlines()
-                       if line.startswith("grpc_server_handled_total") and '"Score"' in line)
+                       if line.startswith("grpc_server_handled_total") and re.search('"(Score|Generate)"', line))
 
     def stop(self):
         self._process.terminate()
         if self._process.wait(60) != 0:
-            raise AssertionError(f"almost-reward ended with {self._process.returncode}")
+            raise AssertionError(f"{self._binary.name} ended with {self._process.returncode}")
 
 
 def wait_for(condition, seconds=60):
