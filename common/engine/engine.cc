@@ -25,9 +25,10 @@ struct RunningRequest {
   uint64_t id = 0;
   GenerationRequest request;
   SteadyClock::time_point arrival;
-  std::vector<Candidate> done;  // grows to num_candidates
-  absl::Status error;           // what on_done gets instead of them
-  bool started = false;         // one of them has been in a step
+  std::vector<Sequence*> sequences;  // of the candidates that are not in `done`; the scheduler owns them
+  std::vector<Candidate> done;       // grows to num_candidates
+  absl::Status error;                // what on_done gets instead of them
+  bool started = false;              // one of them has been in a step
 };
 
 // Events that one thread counts and another waits for. (With std's mutex, as all of this file: Debian's
@@ -300,27 +301,30 @@ class CpuEngine final : public Engine {
         sequence->first_output = sequence->num_prompt - 1;
         sequence->result.index = sequence->index;
         prompt_tokens_ += sequence->num_prompt;
-        sequences_.emplace(request->id, sequence.get());
+        request->sequences.push_back(sequence.get());
         scheduler_.Add(std::move(sequence));
       }
       const uint64_t id = request->id;
       requests_.emplace(id, std::move(request));
     }
-    for (const uint64_t id : cancelled) End(id, FinishReason::kCancelled);
+    for (const uint64_t id : cancelled) {
+      if (const auto found = requests_.find(id); found != requests_.end()) {
+        End(*found->second, FinishReason::kCancelled);
+      }
+    }
     const absl::Time now = absl::Now();
     for (const auto& [id, request] : requests_) {
-      if (request->request.deadline < now) End(id, FinishReason::kDeadline);
+      if (request->request.deadline < now) End(*request, FinishReason::kDeadline);
     }
     Collect();
   }
 
   // Ends what is left of a request.
-  void End(uint64_t id, FinishReason reason) {
-    const auto [begin, end] = sequences_.equal_range(id);
-    for (auto it = begin; it != end; ++it) {
-      if (it->second->finished) continue;
-      it->second->finished = true;
-      it->second->result.finish_reason = reason;
+  static void End(const RunningRequest& request, FinishReason reason) {
+    for (Sequence* sequence : request.sequences) {
+      if (sequence->finished) continue;
+      sequence->finished = true;
+      sequence->result.finish_reason = reason;
     }
   }
 
@@ -483,11 +487,11 @@ class CpuEngine final : public Engine {
         continue;
       }
       RunningRequest& request = *sequence->request;
+      std::erase(request.sequences, sequence.get());
       request.done.push_back(std::move(sequence->result));
       if (static_cast<int>(request.done.size()) < request.request.num_candidates) continue;
       std::sort(request.done.begin(), request.done.end(),
                 [](const Candidate& a, const Candidate& b) { return a.index < b.index; });
-      sequences_.erase(request.id);
       const auto node = requests_.extract(request.id);
       const auto ended_by = [&](FinishReason reason) {
         return std::any_of(request.done.begin(), request.done.end(),
@@ -553,7 +557,6 @@ class CpuEngine final : public Engine {
   KvCache cache_;
   Scheduler scheduler_;
   std::map<uint64_t, std::unique_ptr<RunningRequest>> requests_;
-  std::multimap<uint64_t, Sequence*> sequences_;
   std::vector<ScoringCall*> calls_;
   std::vector<Sampler> samplers_;
   int64_t prompt_tokens_ = 0;

@@ -224,6 +224,26 @@ TEST(EngineTest, SaysWhetherAnythingWasComputedOfWhatItEnds) {
   EXPECT_FALSE(status.GetPayload(std::string(kNothingComputed)).has_value()) << status;
 }
 
+TEST(EngineTest, CancelsWhatIsLeftOfARequestSomeOfWhichHasEnded) {
+  const auto engine = MakeEngine();
+  std::promise<void> started;
+  std::promise<absl::Status> done;
+  GenerationRequest request;
+  request.prompt_ids = {1};
+  request.num_candidates = 2;
+  request.sampling.max_new_tokens = 500;
+  request.on_token = [&, tokens = 0](int candidate, int32_t, const TokenLogprobs&) mutable {
+    if (candidate == 0) return Continue::kStop;
+    if (++tokens == 3) started.set_value();
+    return Continue::kYes;
+  };
+  request.on_done = [&](absl::StatusOr<std::vector<Candidate>> result) { done.set_value(result.status()); };
+  const uint64_t id = *engine->Submit(std::move(request));
+  started.get_future().wait();
+  engine->Cancel(id);
+  EXPECT_EQ(done.get_future().get().code(), absl::StatusCode::kCancelled);
+}
+
 TEST(EngineTest, ScoresItsOwnSamplesWithTheLogprobsItReported) {
   const auto engine = MakeEngine();
   std::vector<GenerationRequest> requests(1);
