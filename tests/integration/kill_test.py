@@ -62,6 +62,17 @@ def held(pid):
             os.kill(pid, signal.SIGCONT)
 
 
+@contextlib.contextmanager
+def let_go_if_locked():
+    """For a look into the journal of a stopped process. Stopped while it held a lock of the write-ahead log that readers need,
+    it has to go on before anyone can look; SQLite says so after ten seconds."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorname not in ("SQLITE_PROTOCOL", "SQLITE_BUSY"):
+            raise
+
+
 class Killer:
     """Kills services of a suite while its only run, "run", is in a given stage."""
 
@@ -94,7 +105,7 @@ class Killer:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             orchestrator = self.pid("orchestrator")
-            with held(orchestrator):
+            with held(orchestrator), let_go_if_locked():
                 if self.state(stage) == SUCCEEDED:
                     raise Missed(stage)
                 if not self.at_work(stage):
