@@ -23,6 +23,7 @@ FORBIDDEN = {
     "common/text": (TORCH, PROTO),
     "common/storage": (TORCH, PROTO),
     "common/world": (TORCH, PROTO),
+    "common/evaluation": (TORCH, PROTO),
     "common/model": (PROTO,),
     "common/engine": (PROTO,),
     "common/training": (PROTO,),

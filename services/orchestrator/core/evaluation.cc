@@ -5,8 +5,9 @@
 #include <map>
 #include <optional>
 
+#include "absl/strings/str_split.h"
 #include "common/base/random.h"
-#include "services/orchestrator/core/statistics.h"
+#include "common/evaluation/statistics.h"
 
 namespace almost::orchestrator {
 namespace {
@@ -46,17 +47,25 @@ class Evaluation {
 
   // How often each rule picks the answer that the judge scores clearly higher; a unit is a prompt's pairs.
   struct Accuracy {
-    std::map<std::string, std::vector<Share>> units;  // by rule
+    std::map<std::string, std::vector<Share>> units;          // by rule
+    std::map<std::string, PairedCounts> reward_versus_other;  // of pairs that neither leaves undecided
 
     void Add(const std::vector<std::pair<const ordered_json*, const ordered_json*>>& pairs) {
       for (const char* rule : {"reward", "num_tokens", "likelihood"}) {
         Share share{0, 0};
         for (const auto& [a, b] : pairs) {
-          const double difference = a->at("score").get<double>() - b->at("score").get<double>();
-          const auto right = difference > 0 ? Picks(*a, *b, rule) : Picks(*b, *a, rule);
+          const bool a_is_better = a->at("score").get<double>() > b->at("score").get<double>();
+          const ordered_json &better = a_is_better ? *a : *b, &worse = a_is_better ? *b : *a;
+          const auto right = Picks(better, worse, rule), reward = Picks(better, worse, "reward");
           if (!right) continue;
           share.part += *right;
           share.whole += 1;
+          if (!reward || *reward == 0.5 || *right == 0.5) continue;
+          PairedCounts& counts = reward_versus_other[rule];
+          ++(*reward > *right   ? counts.only_a
+             : *reward < *right ? counts.only_b
+             : *right > 0       ? counts.both
+                                : counts.neither);
         }
         units[rule].push_back(share);
       }
@@ -110,6 +119,17 @@ class Evaluation {
     };
     report(mixed, out_, "rm_accuracy", "rm_accuracy_length_only", "rm_accuracy_likelihood");
     report(same, out_["rm_same_configuration"], "rm", "length_only", "likelihood");
+    for (const auto& [rule, name] :
+         {std::pair<std::string, std::string>{"num_tokens", "length_only"}, {"likelihood", "likelihood"}}) {
+      if (!mixed.Measured("reward") || !mixed.Measured(rule)) continue;
+      const PairedCounts& counts = mixed.reward_versus_other[rule];
+      out_["rm_versus"][name] = {
+          {"difference", ToJson(PairedBootstrap(mixed.units["reward"], mixed.units[rule], settings_.bootstrap,
+                                                DeriveSeed(settings_.seed, "accuracy")))},
+          {"only_rm_right", counts.only_a},
+          {"only_other_right", counts.only_b},
+          {"mcnemar_p", counts.p_value()}};
+    }
     if (!rewards.empty()) out_["rm_length_correlation"] = Correlation(rewards, lengths);
   }
 
@@ -119,18 +139,25 @@ class Evaluation {
                                      {"rl/sft", "win_rate_rl_over_sft"}}) {
       WinCounts counts;
       std::vector<Share> units;
+      std::vector<LengthOutcome> outcomes;
+      const std::vector<std::string> sides = absl::StrSplit(pair, '/');
+      const std::string& other = sides[1] == "baseline" ? settings_.baseline : sides[1];
       for (const EvaluatedPrompt& prompt : prompts_) {
         if (!prompt["verdicts"].contains(pair)) continue;
         const std::string verdict = prompt["verdicts"][pair];
-        if (verdict == "unparsable") {
-          ++counts.unparsable;
-          continue;
-        }
-        ++(verdict == "win" ? counts.win : verdict == "loss" ? counts.loss : counts.tie);
+        counts.Add(verdict);
+        if (verdict == "unparsable") continue;
         units.push_back({verdict == "win" ? 1.0 : verdict == "loss" ? 0.0 : 0.5, 1});
+        const ordered_json& answers = prompt["answers"];
+        if (!answers.contains(sides[0]) || !answers.contains(other)) continue;
+        outcomes.push_back({units.back().part, answers[sides[0]]["num_tokens"].get<double>() -
+                                                   answers[other]["num_tokens"].get<double>()});
       }
       if (units.empty()) continue;
       out_[name] = ToJson(Bootstrap(units, name));
+      if (const auto controlled = LengthControlledWinRate(outcomes)) {
+        out_["length_controlled"][name] = ToJson(controlled->win_rate);
+      }
       out_["wins"][name] = {
           {"win", counts.win}, {"tie", counts.tie}, {"loss", counts.loss}, {"unparsable", counts.unparsable}};
     }
@@ -168,11 +195,13 @@ class Evaluation {
             !candidates[0].contains("reward")) {
           continue;
         }
-        size_t chosen = 0, longest = 0;
+        size_t chosen = 0, longest = 0, likeliest = 0;
         double sum = 0, oracle = 0;
         for (size_t c = 0; c < size_t(n); ++c) {
           if (candidates[c]["reward"] > candidates[chosen]["reward"]) chosen = c;
           if (candidates[c]["num_tokens"] > candidates[longest]["num_tokens"]) longest = c;
+          if (candidates[c].value("likelihood", 0.0) > candidates[likeliest].value("likelihood", 0.0))
+            likeliest = c;
           sum += candidates[c]["score"].get<double>();
           oracle = std::max(oracle, candidates[c]["score"].get<double>());
         }
@@ -180,20 +209,24 @@ class Evaluation {
         units["random"].push_back({sum / n, 1});
         units["oracle"].push_back({oracle, 1});
         units["longest"].push_back({candidates[longest]["score"], 1});
+        if (candidates[0].contains("likelihood")) {
+          units["likeliest"].push_back({candidates[likeliest]["score"], 1});
+        }
         units["tokens"].push_back({candidates[chosen]["num_tokens"], 1});
         units["reward"].push_back({candidates[chosen]["reward"], 1});
       }
       if (units.empty()) return;
       ordered_json point = {{"n", n}};
-      for (const char* name : {"chosen", "random", "oracle", "longest", "tokens", "reward"}) {
-        point[name] = ToJson(Bootstrap(units[name], "best_of"));
-      }
+      for (const auto& [name, of_prompts] : units) point[name] = ToJson(Bootstrap(of_prompts, "best_of"));
       curve.push_back(std::move(point));
     }
     if (curve.empty()) return;
-    const ordered_json& last = curve.back();
-    out_["best_of_n"] = {{"n", last["n"]},           {"chosen", last["chosen"]},   {"random", last["random"]},
-                         {"oracle", last["oracle"]}, {"longest", last["longest"]}, {"curve", curve}};
+    const ordered_json last = curve.back();
+    out_["best_of_n"] = {{"n", last["n"]}};
+    for (const char* name : {"chosen", "random", "oracle", "longest", "likeliest"}) {
+      if (last.contains(name)) out_["best_of_n"][name] = last[name];
+    }
+    out_["best_of_n"]["curve"] = std::move(curve);
   }
 
   const std::vector<EvaluatedPrompt>& prompts_;

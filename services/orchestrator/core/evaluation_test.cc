@@ -2,49 +2,11 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-
-#include "common/base/random.h"
-#include "services/orchestrator/core/statistics.h"
 
 namespace almost::orchestrator {
 namespace {
 
 using nlohmann::ordered_json;
-
-TEST(BootstrapRatioTest, AgreesWithTheNormalIntervalOfAMean) {
-  // 400 coins: standard error 0.025 at most, so the 95 % interval is value ± 0.049; resampling noise is under
-  // 0.006.
-  RandomStream random(5);
-  std::vector<Share> units;
-  double sum = 0;
-  for (int i = 0; i < 400; ++i) {
-    units.push_back({random.Chance(0.5) ? 1.0 : 0.0, 1});
-    sum += units.back().part;
-  }
-  const Estimate estimate = BootstrapRatio(units, 4000, 1);
-  const double p = sum / 400, half = 1.96 * std::sqrt(p * (1 - p) / 400);
-  EXPECT_DOUBLE_EQ(estimate.value, p);
-  EXPECT_NEAR(estimate.low, p - half, 0.008);
-  EXPECT_NEAR(estimate.high, p + half, 0.008);
-  EXPECT_EQ(estimate.n, 400);
-  EXPECT_EQ(BootstrapRatio(units, 4000, 1).low, estimate.low) << "the same seed gives the same interval";
-}
-
-TEST(BootstrapRatioTest, UnitsWithoutAnythingDoNotCount) {
-  const std::vector<Share> units = {{2, 3}, {0, 0}, {1, 1}};
-  const Estimate estimate = BootstrapRatio(units, 0, 1);
-  EXPECT_DOUBLE_EQ(estimate.value, 0.75);
-  EXPECT_EQ(estimate.n, 2);
-  EXPECT_EQ(BootstrapRatio({}, 100, 1).n, 0);
-}
-
-TEST(CorrelationTest, KnowsItsExtremes) {
-  const std::vector<double> x = {1, 2, 3, 4}, up = {2, 4, 6, 8}, down = {4, 3, 2, 1}, flat = {5, 5, 5, 5};
-  EXPECT_DOUBLE_EQ(Correlation(x, up), 1);
-  EXPECT_DOUBLE_EQ(Correlation(x, down), -1);
-  EXPECT_EQ(Correlation(x, flat), 0);
-}
 
 ordered_json AnswerOf(double score, double reward, int tokens, double likelihood) {
   return {{"text", "t"},    {"num_tokens", tokens}, {"finished", true},
@@ -80,6 +42,12 @@ TEST(EvaluateTest, CountsAsDefined) {
   EXPECT_DOUBLE_EQ(out["rm_accuracy_length_only"]["value"], 0.25);
   EXPECT_DOUBLE_EQ(out["rm_accuracy_likelihood"]["value"], 1.0);
   EXPECT_DOUBLE_EQ(out["rm_same_configuration"]["rm"]["value"], 0.5);
+  const ordered_json& versus = out["rm_versus"];
+  EXPECT_DOUBLE_EQ(versus["length_only"]["difference"]["value"], 0.5);
+  EXPECT_EQ(versus["length_only"]["only_rm_right"], 1);  // of the other pair the reward model leaves undecided
+  EXPECT_EQ(versus["length_only"]["only_other_right"], 0);
+  EXPECT_EQ(versus["length_only"]["mcnemar_p"], 1);
+  EXPECT_DOUBLE_EQ(versus["likelihood"]["difference"]["value"], -0.25);
   EXPECT_DOUBLE_EQ(out["win_rate_sft"]["value"], 0.75);
   EXPECT_EQ(out["win_rate_sft"]["n"], 2);
   EXPECT_EQ(out["wins"]["win_rate_sft"]["tie"], 1);
@@ -91,6 +59,25 @@ TEST(EvaluateTest, CountsAsDefined) {
   EXPECT_DOUBLE_EQ(out["best_of_n"]["random"]["value"], 5);
   EXPECT_DOUBLE_EQ(out["best_of_n"]["oracle"]["value"], 7.5);
   EXPECT_DOUBLE_EQ(out["best_of_n"]["longest"]["value"], 2.5);
+  EXPECT_DOUBLE_EQ(out["best_of_n"]["likeliest"]["value"], 4.5);
+}
+
+TEST(EvaluateTest, AWinRateComesWithWhatLengthLeavesOfIt) {
+  std::vector<EvaluatedPrompt> prompts;
+  for (int i = 0; i < 40; ++i) {
+    const bool longer = i % 4 != 0, longer_wins = i / 4 % 5 != 0;
+    EvaluatedPrompt& prompt = prompts.emplace_back(EvaluatedPrompt{{"id", i}, {"prompt", "p"}});
+    prompt["candidates"] = ordered_json::array();
+    prompt["answers"]["L"] = AnswerOf(5, 0, 20, -1);
+    prompt["answers"]["sft"] = AnswerOf(5, 0, longer ? 30 : 10, -1);
+    prompt["verdicts"] = {{"sft/baseline", longer == longer_wins ? "win" : "loss"}};
+  }
+  EvaluationSettings settings;
+  settings.baseline = "L";
+  settings.bootstrap = 100;
+  const ordered_json out = Evaluate(prompts, settings);
+  EXPECT_DOUBLE_EQ(out["win_rate_sft"]["value"], 0.65);
+  EXPECT_NEAR(out["length_controlled"]["win_rate_sft"]["value"], 0.5, 1e-9);
 }
 
 TEST(EvaluateTest, AnUnparsableVerdictIsNoTie) {
