@@ -166,7 +166,8 @@ absl::Status Run(const Options& options) {
                           JobQueue::Open(fs::path(options.store) / "jobs", [&](const JobContext& job) {
                             return RunJob(job, options, *store, metrics, registry);
                           }));
-  TrainerService service(*jobs, store.get(), options.model_root);
+  TrainerService service(*jobs, store.get(), options.model_root,
+                         [](const JobSpec& spec) { return TrainingNumericsId(spec.num_threads); });
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                           Server::Start(options.server, {{v1::TrainerService::service_full_name(), &service}},
                                         registry, [&] { metrics.Observe(*jobs); }));

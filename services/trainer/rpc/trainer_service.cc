@@ -91,11 +91,12 @@ grpc::Status TrainerService::CreateJob(grpc::ServerContext*, const v1::CreateJob
     *response = ToProtoJob(*known);
     return grpc::Status::OK;
   }
-  if (const auto spec = ReadJobSpec(request->spec(), store_, model_root_); !spec.ok())
-    return ToGrpc(spec.status());
+  const auto spec = ReadJobSpec(request->spec(), store_, model_root_);
+  if (!spec.ok()) return ToGrpc(spec.status());
   if (request->validate_only()) {
     response->set_name(absl::StrCat(kPrefix, request->job_id()));
     *response->mutable_spec() = request->spec();
+    response->set_numerics_id(numerics_(*spec));
     return grpc::Status::OK;
   }
   return Answer(ToProtoJob(jobs_.Create(request->job_id(), bytes)), response);

@@ -1,11 +1,14 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <string>
 
 #include "almost/trainer/v1/trainer.grpc.pb.h"
 #include "common/storage/artifact_store.h"
 #include "services/trainer/core/job_queue.h"
+#include "services/trainer/core/job_spec.h"
 
 namespace almost::trainer {
 
@@ -13,8 +16,10 @@ namespace almost::trainer {
 class TrainerService final : public v1::TrainerService::Service {
  public:
   // All must outlive the service. `store` may be null: then only files beneath `model_root` can be named.
-  TrainerService(JobQueue& jobs, ArtifactStore* store, std::filesystem::path model_root)
-      : jobs_(jobs), store_(store), model_root_(std::move(model_root)) {}
+  // `numerics` tells a job's numerics_id before it has run.
+  TrainerService(JobQueue& jobs, ArtifactStore* store, std::filesystem::path model_root,
+                 std::function<std::string(const JobSpec&)> numerics)
+      : jobs_(jobs), store_(store), model_root_(std::move(model_root)), numerics_(std::move(numerics)) {}
 
   grpc::Status CreateJob(grpc::ServerContext* context, const v1::CreateJobRequest* request,
                          v1::Job* response) override;
@@ -31,6 +36,7 @@ class TrainerService final : public v1::TrainerService::Service {
   JobQueue& jobs_;
   ArtifactStore* const store_;
   const std::filesystem::path model_root_;
+  const std::function<std::string(const JobSpec&)> numerics_;
 };
 
 }  // namespace almost::trainer
