@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,8 +15,9 @@
 namespace almost {
 namespace {
 
-constexpr int64_t kSchemaVersion = 1;
-constexpr char kSchema[] = R"sql(
+// kMigrations[v] brings a file of schema v to v + 1. What has been released is never changed, only added to.
+constexpr const char* kMigrations[] = {
+    R"sql(
 BEGIN;
 CREATE TABLE runs(number INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, state INTEGER NOT NULL,
                   recipe BLOB NOT NULL, error BLOB NOT NULL, summary BLOB NOT NULL,
@@ -29,10 +31,28 @@ CREATE TABLE events(run BLOB NOT NULL, sequence INTEGER NOT NULL, payload BLOB N
                     PRIMARY KEY(run, sequence)) WITHOUT ROWID;
 PRAGMA user_version=1;
 COMMIT;
-)sql";
+)sql",
+    R"sql(
+BEGIN;
+ALTER TABLE runs ADD COLUMN settings BLOB NOT NULL DEFAULT x'';
+CREATE TABLE outcomes(number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, stage BLOB NOT NULL,
+                      pace BLOB NOT NULL, detail BLOB NOT NULL);
+CREATE INDEX outcomes_by_pace ON outcomes(stage, pace, number);
+CREATE TABLE writer(epoch INTEGER NOT NULL);
+INSERT INTO writer VALUES(0);
+PRAGMA user_version=2;
+COMMIT;
+)sql"};
+constexpr int64_t kSchemaVersion = std::size(kMigrations);
 
 absl::StatusOr<int64_t> SchemaVersion(Sqlite& database) {
   ALMOST_ASSIGN_OR_RETURN(Sqlite::Query query, database.Prepare("PRAGMA user_version"));
+  ALMOST_RETURN_IF_ERROR(query.Step().status());
+  return query.Number(0);
+}
+
+absl::StatusOr<int64_t> Epoch(Sqlite& database) {
+  ALMOST_ASSIGN_OR_RETURN(Sqlite::Query query, database.Prepare("SELECT epoch FROM writer"));
   ALMOST_RETURN_IF_ERROR(query.Step().status());
   return query.Number(0);
 }
@@ -62,10 +82,32 @@ void JournalBatch::CreateRun(RunRecord run) {
     ALMOST_ASSIGN_OR_RETURN(
         Sqlite::Query query,
         database.Prepare("INSERT INTO runs(id, state, recipe, error, summary, created_us, "
-                         "ended_us) VALUES(?, ?, ?, ?, ?, ?, ?)"));
+                         "ended_us, settings) VALUES(?, ?, ?, ?, ?, ?, ?, ?)"));
     query.Bind(1, run.id).Bind(2, run.state).Bind(3, run.recipe).Bind(4, run.error).Bind(5, run.summary);
     BindTime(query.Bind(6, absl::ToUnixMicros(run.create_time)), 7, run.end_time);
-    return query.Run();
+    return query.Bind(8, run.settings).Run();
+  });
+}
+
+void JournalBatch::DeleteRun(std::string run) {
+  changes_.push_back([run = std::move(run)](Sqlite& database) -> absl::Status {
+    for (const char* const sql : {"DELETE FROM items WHERE run=?", "DELETE FROM events WHERE run=?",
+                                  "DELETE FROM stages WHERE run=?", "DELETE FROM runs WHERE id=?"}) {
+      ALMOST_ASSIGN_OR_RETURN(Sqlite::Query query, database.Prepare(sql));
+      ALMOST_RETURN_IF_ERROR(query.Bind(1, run).Run());
+    }
+    return absl::OkStatus();
+  });
+}
+
+void JournalBatch::PutOutcome(OutcomeRecord outcome) {
+  changes_.push_back([outcome = std::move(outcome)](Sqlite& database) -> absl::Status {
+    // Replacing gives it the highest number: it is the latest.
+    ALMOST_ASSIGN_OR_RETURN(
+        Sqlite::Query query,
+        database.Prepare("INSERT OR REPLACE INTO outcomes(number, key, stage, pace, detail) "
+                         "SELECT COALESCE(MAX(number), 0) + 1, ?1, ?2, ?3, ?4 FROM outcomes"));
+    return query.Bind(1, outcome.key).Bind(2, outcome.stage).Bind(3, outcome.pace).Bind(4, outcome.detail).Run();
   });
 }
 
@@ -152,8 +194,13 @@ void JournalBatch::AddEvent(std::string run, std::string payload) {
   });
 }
 
-Journal::Journal(int lock, std::unique_ptr<Sqlite> writer, std::unique_ptr<Sqlite> reader)
-    : lock_(lock), writer_(std::move(writer)), reader_(std::move(reader)) {}
+Journal::Journal(std::filesystem::path file, int lock, int64_t epoch, std::unique_ptr<Sqlite> writer,
+                 std::unique_ptr<Sqlite> reader)
+    : file_(std::move(file)),
+      lock_(lock),
+      epoch_(epoch),
+      writer_(std::move(writer)),
+      reader_(std::move(reader)) {}
 
 Journal::~Journal() { ::close(lock_); }
 
@@ -171,13 +218,18 @@ absl::StatusOr<std::unique_ptr<Journal>> Journal::Open(const std::filesystem::pa
     ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<Sqlite> writer, Sqlite::Open(file));
     ALMOST_ASSIGN_OR_RETURN(const int64_t version, SchemaVersion(*writer));
     if (version > kSchemaVersion) {
-      return absl::FailedPreconditionError(absl::StrCat("the journal ", file.string(), " has schema ",
-                                                        version, "; this version writes ", kSchemaVersion));
+      return absl::FailedPreconditionError(
+          absl::StrCat("the journal ", file.string(), " was written by a newer version: it has schema ", version,
+                       ", this version knows up to ", kSchemaVersion, "; start the newer version again"));
     }
-    if (version == 0) ALMOST_RETURN_IF_ERROR(writer->Execute(kSchema));
-    ALMOST_RETURN_IF_ERROR(CheckIntegrity(*writer, file));
+    if (version > 0) ALMOST_RETURN_IF_ERROR(CheckIntegrity(*writer, file));
+    for (int64_t from = version; from < kSchemaVersion; ++from) {
+      ALMOST_RETURN_IF_ERROR(writer->Execute(kMigrations[from]));
+    }
+    ALMOST_RETURN_IF_ERROR(writer->Execute("UPDATE writer SET epoch=epoch+1"));
+    ALMOST_ASSIGN_OR_RETURN(const int64_t epoch, Epoch(*writer));
     ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<Sqlite> reader, Sqlite::Open(file));
-    journal.reset(new Journal(lock, std::move(writer), std::move(reader)));
+    journal.reset(new Journal(file, lock, epoch, std::move(writer), std::move(reader)));
     return absl::OkStatus();
   }();
   if (!status.ok()) {
@@ -204,14 +256,24 @@ absl::Status Journal::Commit(const JournalBatch& batch) {
     CommitGroup(group);
     mutex_.Lock();
     committing_ = false;
-    if (absl::IsUnknown(pending.status)) broken_ = pending.status;
+    if (absl::IsUnknown(pending.status) || absl::IsFailedPrecondition(pending.status)) {
+      broken_ = pending.status;
+    }
   }
   for (Pending* each : group) each->done = true;
   return pending.status;
 }
 
+absl::Status Journal::CheckEpoch() {
+  ALMOST_ASSIGN_OR_RETURN(const int64_t epoch, Epoch(*writer_));
+  if (epoch == epoch_) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("another orchestrator has taken over the journal ", file_.string()));
+}
+
 void Journal::CommitGroup(const std::vector<Pending*>& group) {
   absl::Status whole = writer_->Execute("BEGIN IMMEDIATE");
+  if (whole.ok()) whole = CheckEpoch();
   for (Pending* each : group) {
     if (!whole.ok()) break;
     each->status = writer_->Execute("SAVEPOINT batch");
@@ -234,7 +296,7 @@ absl::StatusOr<RunRecord> Journal::GetRun(absl::string_view id) {
   ALMOST_ASSIGN_OR_RETURN(
       Sqlite::Query query,
       reader_->Prepare(
-          "SELECT number, state, recipe, error, summary, created_us, ended_us FROM runs WHERE id=?"));
+          "SELECT number, state, recipe, error, summary, created_us, ended_us, settings FROM runs WHERE id=?"));
   ALMOST_ASSIGN_OR_RETURN(const bool found, query.Bind(1, id).Step());
   if (!found) return absl::NotFoundError(absl::StrCat("no run \"", id, "\""));
   RunRecord run;
@@ -246,6 +308,7 @@ absl::StatusOr<RunRecord> Journal::GetRun(absl::string_view id) {
   run.summary = query.Text(4);
   run.create_time = absl::FromUnixMicros(query.Number(5));
   if (!query.IsNull(6)) run.end_time = absl::FromUnixMicros(query.Number(6));
+  run.settings = query.Text(7);
   return run;
 }
 
@@ -309,6 +372,29 @@ absl::StatusOr<std::vector<ItemRecord>> Journal::GetItems(absl::string_view run,
           absl::StrCat("the journal's result of item ", item.item, " of ", run, "/", stage, " is damaged"));
     }
   }
+}
+
+absl::StatusOr<OutcomeRecord> Journal::ReadOutcome(Sqlite::Query query) {
+  ALMOST_ASSIGN_OR_RETURN(const bool row, query.Step());
+  if (!row) return absl::NotFoundError("no such outcome");
+  return OutcomeRecord{query.Text(0), query.Text(1), query.Text(2), query.Text(3)};
+}
+
+absl::StatusOr<OutcomeRecord> Journal::GetOutcome(absl::string_view key) {
+  const absl::MutexLock lock(&read_mutex_);
+  ALMOST_ASSIGN_OR_RETURN(Sqlite::Query query,
+                          reader_->Prepare("SELECT key, stage, pace, detail FROM outcomes WHERE key=?"));
+  query.Bind(1, key);
+  return ReadOutcome(std::move(query));
+}
+
+absl::StatusOr<OutcomeRecord> Journal::LatestOutcome(absl::string_view stage, absl::string_view pace) {
+  const absl::MutexLock lock(&read_mutex_);
+  ALMOST_ASSIGN_OR_RETURN(Sqlite::Query query,
+                          reader_->Prepare("SELECT key, stage, pace, detail FROM outcomes "
+                                           "WHERE stage=? AND pace=? ORDER BY number DESC LIMIT 1"));
+  query.Bind(1, stage).Bind(2, pace);
+  return ReadOutcome(std::move(query));
 }
 
 absl::StatusOr<std::vector<EventRecord>> Journal::GetEvents(absl::string_view run, int64_t after_sequence,

@@ -34,6 +34,7 @@ class JournalTest : public ::testing::Test {
     run.id = id;
     run.state = 1;
     run.recipe = std::string("a\0b", 3);
+    run.settings = "settings";
     run.create_time = absl::FromUnixSeconds(100);
     return run;
   }
@@ -82,6 +83,7 @@ TEST_F(JournalTest, KeepsRunsStagesItemsAndEventsOverARestart) {
   const RunRecord run = journal->GetRun("r").value();
   EXPECT_EQ(run.state, 3);
   EXPECT_EQ(run.recipe, std::string("a\0b", 3));
+  EXPECT_EQ(run.settings, "settings");
   EXPECT_EQ(run.summary, "{}");
   EXPECT_EQ(run.create_time, absl::FromUnixSeconds(100));
   EXPECT_EQ(run.end_time, absl::FromUnixSeconds(200));
@@ -164,12 +166,87 @@ TEST_F(JournalTest, RefusesASecondProcess) {
   EXPECT_TRUE(Journal::Open(file_).ok());
 }
 
+// The first has been stopped for long, and somebody has removed its lock: what it writes late must not count.
+TEST_F(JournalTest, FencesAWriterOffWhomAnotherHasReplaced) {
+  auto first = Journal::Open(file_).value();
+  ASSERT_TRUE(Create(*first, "r").ok());
+  fs::remove(file_.string() + ".lock");
+  auto second = Journal::Open(file_).value();
+  const absl::Status late = Finish(*first, 0, "late");
+  EXPECT_EQ(late.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(late.message()), HasSubstr("another orchestrator has taken over"));
+  EXPECT_TRUE(Finish(*second, 0, "mine").ok());
+  EXPECT_EQ(Create(*first, "other").code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(second->GetItems("r", "s", 0, 10, true)->front().result, "mine");
+  EXPECT_EQ(second->GetRun("other").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(JournalTest, BringsAFileOfTheFirstSchemaForward) {
+  {
+    auto database = Sqlite::Open(file_).value();
+    ASSERT_TRUE(database
+                    ->Execute(R"sql(
+CREATE TABLE runs(number INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, state INTEGER NOT NULL,
+                  recipe BLOB NOT NULL, error BLOB NOT NULL, summary BLOB NOT NULL,
+                  created_us INTEGER NOT NULL, ended_us INTEGER);
+CREATE TABLE stages(run BLOB NOT NULL, stage BLOB NOT NULL, state INTEGER NOT NULL, detail BLOB NOT NULL,
+                    PRIMARY KEY(run, stage)) WITHOUT ROWID;
+CREATE TABLE items(run BLOB NOT NULL, stage BLOB NOT NULL, item INTEGER NOT NULL, key BLOB NOT NULL,
+                   state INTEGER NOT NULL, attempts INTEGER NOT NULL, result BLOB, result_sha256 BLOB,
+                   error_code INTEGER, error BLOB, PRIMARY KEY(run, stage, item));
+CREATE TABLE events(run BLOB NOT NULL, sequence INTEGER NOT NULL, payload BLOB NOT NULL,
+                    PRIMARY KEY(run, sequence)) WITHOUT ROWID;
+INSERT INTO runs VALUES(7, x'72', 1, x'6162', x'', x'', 5, NULL);
+INSERT INTO items VALUES(x'72', x'73', 3, x'6b', 1, 2, NULL, NULL, NULL, NULL);
+PRAGMA user_version=1;
+)sql")
+                    .ok());
+  }
+  auto journal = Journal::Open(file_).value();
+  const RunRecord run = journal->GetRun("r").value();
+  EXPECT_EQ(run.number, 7);
+  EXPECT_EQ(run.recipe, "ab");
+  EXPECT_EQ(run.settings, "");
+  EXPECT_EQ(journal->GetItems("r", "s", 0, 10, true)->front().attempts, 2);
+  ASSERT_TRUE(Create(*journal, "r2").ok());
+  EXPECT_EQ(journal->GetRun("r2")->number, 8);
+}
+
+TEST_F(JournalTest, DeletesARunAndKeepsWhatItsStagesCameTo) {
+  auto journal = Journal::Open(file_).value();
+  ASSERT_TRUE(Create(*journal, "r").ok());
+  ASSERT_TRUE(Create(*journal, "r2").ok());
+  ASSERT_TRUE(Finish(*journal, 0, "result").ok());
+  const auto put = [&](const std::string& key, const std::string& detail) {
+    JournalBatch batch;
+    batch.PutOutcome({key, "s", "fast", detail});
+    return journal->Commit(batch);
+  };
+  ASSERT_TRUE(put("a", "1").ok());
+  ASSERT_TRUE(put("b", "2").ok());
+  EXPECT_EQ(journal->LatestOutcome("s", "fast")->key, "b");
+  ASSERT_TRUE(put("a", "3").ok());
+  JournalBatch batch;
+  batch.PutStage("r", {"s", 1, "detail"});
+  batch.DeleteRun("r");
+  ASSERT_TRUE(journal->Commit(batch).ok());
+  EXPECT_EQ(journal->GetRun("r").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(journal->GetStages("r")->empty());
+  EXPECT_TRUE(journal->GetItems("r", "s", 0, 10, true)->empty());
+  EXPECT_TRUE(journal->GetEvents("r", 0, 10)->empty());
+  EXPECT_EQ(journal->GetEvents("r2", 0, 10)->size(), 1u);
+  EXPECT_EQ(journal->GetOutcome("a")->detail, "3");
+  EXPECT_EQ(journal->LatestOutcome("s", "fast")->key, "a");
+  EXPECT_EQ(journal->LatestOutcome("s", "slow").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(journal->GetOutcome("c").status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST_F(JournalTest, RefusesANewerSchemaAndADamagedFile) {
   Journal::Open(file_).value();
-  ASSERT_TRUE(Sqlite::Open(file_).value()->Execute("PRAGMA user_version=2").ok());
+  ASSERT_TRUE(Sqlite::Open(file_).value()->Execute("PRAGMA user_version=3").ok());
   const absl::Status newer = Journal::Open(file_).status();
   EXPECT_EQ(newer.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(newer.message()), HasSubstr("schema 2"));
+  EXPECT_THAT(std::string(newer.message()), HasSubstr("newer version: it has schema 3"));
   ASSERT_TRUE(Env::Posix()->Write(file_, "this is no database at all, though it is long enough").ok());
   const absl::Status damaged = Journal::Open(file_).status();
   EXPECT_EQ(damaged.code(), absl::StatusCode::kDataLoss);
