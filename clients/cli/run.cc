@@ -24,7 +24,7 @@ namespace pb = almost::orchestrator::v1;
 struct RunFlags {
   std::string recipe, id, judge;
   std::optional<uint64_t> seed;
-  bool follow = false, validate_only = false;
+  bool follow = false, validate_only = false, recompute = false;
 };
 
 absl::Status Run(const Cli& cli, const RunFlags& flags) {
@@ -39,6 +39,7 @@ absl::Status Run(const Cli& cli, const RunFlags& flags) {
   if (flags.seed) request.mutable_recipe()->set_seed(*flags.seed);
   request.set_run_id(flags.id.empty() ? IdFromFile(flags.recipe) : flags.id);
   request.set_validate_only(flags.validate_only);
+  request.set_recompute(flags.recompute);
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
   ALMOST_ASSIGN_OR_RETURN(pb::Run run, Call<pb::OrchestratorService>(
                                            endpoint, &pb::OrchestratorService::Stub::CreateRun, request));
@@ -82,6 +83,7 @@ void AddRun(CLI::App& app, Cli& cli) {
   run->add_option("--seed", flags->seed, "In place of the recipe's");
   run->add_option("--judge", flags->judge, "host:port of the JudgeService that a recipe calls up:judge");
   run->add_flag("--follow", flags->follow, "Shows the progress until the run ends");
+  run->add_flag("--recompute", flags->recompute, "Does every stage, even where an earlier run has done the same");
   run->add_flag("--validate_only", flags->validate_only, "Checks the recipe, and starts nothing");
   run->callback([&cli, flags] { cli.action = [&cli, flags] { return Run(cli, *flags); }; });
 }

@@ -27,6 +27,7 @@ std::string NoteOf(const pb::Stage& stage) {
   static constexpr const char* kFigures[] = {"kept", "loss",         "accuracy",   "reward_mean",
                                              "kl",   "win_rate_sft", "win_rate_rl"};
   std::vector<std::string> parts;
+  if (!stage.cached_from().empty()) parts.push_back(absl::StrCat("from ", stage.cached_from()));
   for (const char* figure : kFigures) {
     const auto value = stage.figures().find(figure);
     if (value != stage.figures().end() && parts.size() < 3) {

@@ -35,6 +35,26 @@ class ComparisonStage : public Stage {
  public:
   absl::string_view id() const override { return "comparisons"; }
 
+  absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
+    const v1::ComparisonStage& recipe = context.recipe().comparisons();
+    ALMOST_ASSIGN_OR_RETURN(const Artifact prompts, context.Input("prompts", "prompts"));
+    ALMOST_ASSIGN_OR_RETURN(const Artifact responses, context.Input("responses", "responses"));
+    StageIdentity identity;
+    identity.recipe = {{"comparisons", ToJson(recipe)}, {"seed", context.recipe().seed()}};
+    identity.inputs = {{"prompts", prompts.digest}, {"responses", responses.digest}};
+    if (recipe.agreeing_scorer().empty()) return identity;
+    // Whoever has loaded the scorer, it says what it is when it scores.
+    reward::v1::ScoreRequest request;
+    request.set_model(recipe.agreeing_scorer());
+    request.add_items()->set_prompt("?");
+    request.mutable_items(0)->set_response(".");
+    ALMOST_ASSIGN_OR_RETURN(const reward::v1::ScoreResponse answer, context.services().Score(request));
+    scorer_ = {answer.model_digest(), answer.numerics_id()};
+    identity.inputs["agreeing_scorer"] = answer.model_digest();
+    identity.numerics_id = answer.numerics_id();
+    return identity;
+  }
+
   absl::Status Begin(StageContext& context) override {
     const v1::Recipe& recipe = context.recipe();
     ALMOST_ASSIGN_OR_RETURN(prompts_, ReadPrompts(context));
@@ -114,9 +134,7 @@ class ComparisonStage : public Stage {
   }
 
   absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) override {
-    const v1::ComparisonStage& recipe = context.recipe().comparisons();
     std::vector<std::string> reasons(pairs_.size());
-    std::set<std::pair<std::string, std::string>> scorers;
     ALMOST_RETURN_IF_ERROR(results.ForEach([&](int64_t item, const absl::StatusOr<std::string>& result) {
       const size_t first = static_cast<size_t>(item * kChunk);
       if (!result.ok()) {
@@ -125,15 +143,14 @@ class ComparisonStage : public Stage {
         return absl::OkStatus();
       }
       const ordered_json answer = ordered_json::parse(*result);
-      scorers.insert({answer.at("digest"), answer.at("numerics_id")});
+      if (std::pair<std::string, std::string>(answer.at("digest"), answer.at("numerics_id")) != scorer_) {
+        return absl::FailedPreconditionError(
+            "comparisons.agreeing_scorer: its weights or numerics changed while pairs were scored");
+      }
       size_t pair = first;
       for (const ordered_json& reason : answer.at("drop_reasons")) reasons[pair++] = reason;
       return absl::OkStatus();
     }));
-    if (scorers.size() > 1) {
-      return absl::FailedPreconditionError(
-          "comparisons.agreeing_scorer: its weights or numerics changed while pairs were scored");
-    }
     LimitPairs(context.recipe(), reasons);
 
     StageOutput output;
@@ -155,18 +172,9 @@ class ComparisonStage : public Stage {
       return absl::FailedPreconditionError(
           "no comparison was kept: see the figures dropped_… for the reasons, and responses.filter");
     }
-    ALMOST_ASSIGN_OR_RETURN(const Artifact prompts, context.Input("prompts", "prompts"));
-    ALMOST_ASSIGN_OR_RETURN(const Artifact responses, context.Input("responses", "responses"));
     for (auto& [name, lines] :
          {std::pair{"comparisons", &kept_lines}, std::pair{"dropped", &dropped_lines}}) {
-      StageArtifact artifact = DatasetArtifact(name, std::move(*lines));
-      artifact.draft.recipe = {{"comparisons", ToJson(recipe)}, {"seed", context.recipe().seed()}};
-      artifact.draft.inputs = {{"prompts", prompts.digest}, {"responses", responses.digest}};
-      for (const auto& [digest, numerics_id] : scorers) {
-        artifact.draft.inputs["agreeing_scorer"] = digest;
-        artifact.draft.numerics_id = numerics_id;
-      }
-      output.artifacts.push_back(std::move(artifact));
+      output.artifacts.push_back(DatasetArtifact(name, std::move(*lines)));
     }
     return output;
   }
@@ -185,6 +193,7 @@ class ComparisonStage : public Stage {
     for (const size_t i : random.Sample(left.size(), limit)) reasons[left[i]].clear();
   }
 
+  std::pair<std::string, std::string> scorer_;  // digest and numerics of the agreeing scorer
   std::vector<std::string> prompts_;
   std::vector<ordered_json> pairs_;
   std::map<std::string, double> figures_;

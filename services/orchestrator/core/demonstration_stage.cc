@@ -30,6 +30,20 @@ class DemonstrationStage : public Stage {
             {kRewardModel, ModelHost::kReward, "", "reward_model"}};
   }
 
+  absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
+    ALMOST_ASSIGN_OR_RETURN(const Artifact prompts, context.Input("prompts", "prompts"));
+    const std::string& set = context.recipe().demonstration().assistant().demonstrations();
+    StageIdentity identity;
+    identity.recipe = {{"demonstration", ToJson(context.recipe().demonstration())},
+                       {"seed", context.recipe().seed()}};
+    identity.inputs = {{"prompts", prompts.digest},
+                       {absl::StrCat("demonstrations/", set), DemonstrationsDigest(context.recipe(), set)},
+                       {absl::StrCat("model/", model_), context.model(kAssistant).digest},
+                       {"reward_model", context.model(kRewardModel).artifact_digest}};
+    identity.numerics_id = context.model(kAssistant).numerics_id;
+    return identity;
+  }
+
   absl::Status Begin(StageContext& context) override {
     ALMOST_ASSIGN_OR_RETURN(prompts_, ReadPrompts(context));
     const auto wanted = static_cast<size_t>(context.recipe().demonstration().num_prompts());
@@ -115,21 +129,9 @@ class DemonstrationStage : public Stage {
       return absl::FailedPreconditionError(
           "no demonstration was kept: see the figures dropped_… for the reasons, and demonstration.filter");
     }
-    ALMOST_ASSIGN_OR_RETURN(const Artifact prompts, context.Input("prompts", "prompts"));
-    const std::string& set = context.recipe().demonstration().assistant().demonstrations();
     for (auto& [name, lines] :
          {std::pair{"demonstrations", &kept_lines}, std::pair{"candidates", &all_lines}}) {
-      StageArtifact artifact = DatasetArtifact(name, std::move(*lines));
-      artifact.draft.recipe = {{"demonstration", ToJson(context.recipe().demonstration())},
-                               {"prompt_format", context.recipe().prompt_format()},
-                               {"seed", context.recipe().seed()}};
-      artifact.draft.inputs = {
-          {"prompts", prompts.digest},
-          {absl::StrCat("demonstrations/", set), DemonstrationsDigest(context.recipe(), set)},
-          {absl::StrCat("model/", model_), context.model(kAssistant).digest},
-          {"reward_model", context.model(kRewardModel).artifact_digest}};
-      artifact.draft.numerics_id = context.model(kAssistant).numerics_id;
-      output.artifacts.push_back(std::move(artifact));
+      output.artifacts.push_back(DatasetArtifact(name, std::move(*lines)));
     }
     return output;
   }

@@ -49,6 +49,37 @@ class EvaluationStage : public Stage {
   absl::string_view id() const override { return "evaluation"; }
   std::vector<ModelNeed> models() const override { return needs_; }
 
+  absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
+    StageIdentity identity;
+    v1::EvaluationStage content = context.recipe().evaluation();
+    content.clear_judge_target();  // an address, not content
+    identity.recipe = {{"evaluation", ToJson(content)},
+                       {"filter", context.recipe().responses().filter()},
+                       {"prompt_format", context.recipe().prompt_format()},
+                       {"seed", context.recipe().seed()}};
+    std::vector<v1::Configuration> configurations(content.grid().begin(), content.grid().end());
+    if (content.has_baseline()) configurations.push_back(content.baseline());
+    for (const v1::Configuration& each : configurations) {
+      if (each.shots() == 0) continue;
+      identity.inputs[absl::StrCat("demonstrations/", each.demonstrations())] =
+          DemonstrationsDigest(context.recipe(), each.demonstrations());
+    }
+    if (const std::string& judge = context.recipe().evaluation().judge_target(); !judge.empty()) {
+      judge::v1::CompareRequest request;
+      request.add_items()->set_prompt("?");
+      request.mutable_items(0)->set_a(".");
+      request.mutable_items(0)->set_b(".");
+      ALMOST_ASSIGN_OR_RETURN(const judge::v1::CompareResponse answer,
+                              context.services().Compare(judge, request));
+      identity.recipe["judge"] = answer.judge_id();
+    }
+    for (const ModelNeed& need : needs_) {
+      identity.inputs[absl::StrCat("model/", need.role)] = context.model(need.role).digest;
+      identity.numerics_id = context.model(need.role).numerics_id;
+    }
+    return identity;
+  }
+
   absl::Status Begin(StageContext& context) override {
     const v1::EvaluationStage& recipe = context.recipe().evaluation();
     if (recipe.world_questions() > 0) {
@@ -141,13 +172,6 @@ class EvaluationStage : public Stage {
     artifact.draft.kind = "evaluation";
     artifact.draft.files = {{"answers.jsonl", std::move(all)},
                             {"evaluation.json", evaluation.dump(2) + "\n"}};
-    v1::EvaluationStage content = recipe;
-    content.clear_judge_target();  // an address, not content
-    artifact.draft.recipe = {{"evaluation", ToJson(content)}, {"seed", context.recipe().seed()}};
-    for (const ModelNeed& need : needs_) {
-      artifact.draft.inputs[absl::StrCat("model/", need.role)] = context.model(need.role).digest;
-      artifact.draft.numerics_id = context.model(need.role).numerics_id;
-    }
     output.artifacts.push_back(std::move(artifact));
     return output;
   }

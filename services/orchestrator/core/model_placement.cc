@@ -18,16 +18,17 @@ const v1::VanillaModel* FindModel(const v1::Recipe& recipe, absl::string_view id
   return nullptr;
 }
 
-// The vanilla model from which the model of `stage` was trained: it runs where that one does.
-const std::string& BaseModel(const v1::Recipe& recipe, absl::string_view stage) {
-  return stage == "reward_model" ? recipe.reward_model().base_model() : recipe.sft().base_model();
-}
-
 }  // namespace
+
+const std::string& BaseModel(const ModelNeed& need, const v1::Recipe& recipe) {
+  if (need.stage.empty()) return need.recipe_model;
+  return need.stage == "reward_model" ? recipe.reward_model().base_model() : recipe.sft().base_model();
+}
 
 absl::StatusOr<types::v1::LoadModelRequest> LoadRequest(const ModelNeed& need, const v1::Recipe& recipe,
                                                         const std::map<std::string, std::string>& artifacts) {
-  const std::string& base = need.stage.empty() ? need.recipe_model : BaseModel(recipe, need.stage);
+  // A trained model runs where the one does from which it was trained.
+  const std::string& base = BaseModel(need, recipe);
   const v1::VanillaModel* const model = FindModel(recipe, base);
   if (model == nullptr) return absl::InvalidArgumentError(absl::StrCat("models: no \"", base, "\""));
   std::string source = model->source();

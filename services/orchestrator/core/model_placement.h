@@ -22,6 +22,9 @@ using Placement = std::pair<ModelHost, std::string>;
 absl::StatusOr<types::v1::LoadModelRequest> LoadRequest(const ModelNeed& need, const v1::Recipe& recipe,
                                                         const std::map<std::string, std::string>& artifacts);
 
+// Id of the vanilla model that a need is, or whose trained form it is.
+const std::string& BaseModel(const ModelNeed& need, const v1::Recipe& recipe);
+
 // Which runs want which models in memory, so that one run does not unload another's. Thread-safe.
 class ModelPlacement {
  public:

@@ -36,8 +36,18 @@ absl::StatusOr<v1::Recipe> ParseRecipe(const RunRecord& record) {
   return recipe;
 }
 
+// What a run keeps of its request besides id and recipe.
+v1::CreateRunRequest Settings(const v1::CreateRunRequest& request) {
+  v1::CreateRunRequest settings;
+  settings.set_recompute(request.recompute());
+  return settings;
+}
+
 v1::Run Shown(const RunRecord& record) {
   v1::Run run;
+  v1::CreateRunRequest settings;
+  settings.ParseFromString(record.settings);
+  run.set_recompute(settings.recompute());
   run.set_name(absl::StrCat("runs/", record.id));
   run.set_state(static_cast<v1::RunState>(record.state));
   if (!record.error.empty()) run.mutable_error()->ParseFromString(record.error);
@@ -104,13 +114,15 @@ absl::Status Orchestrator::Start(RunRecord record) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::Run> Orchestrator::Create(absl::string_view id, const v1::Recipe& recipe,
-                                             bool validate_only) {
-  if (!validate_only) ALMOST_RETURN_IF_ERROR(ValidateId("run_id", id));
+absl::StatusOr<v1::Run> Orchestrator::Create(const v1::CreateRunRequest& request) {
+  const std::string& id = request.run_id();
+  const v1::Recipe& recipe = request.recipe();
+  if (!request.validate_only()) ALMOST_RETURN_IF_ERROR(ValidateId("run_id", id));
   RunRecord record;
-  record.id = std::string(id);
+  record.id = id;
   record.state = v1::RUN_STATE_RUNNING;
   record.recipe = Serialize(recipe);
+  record.settings = Settings(request).SerializeAsString();
   record.create_time = absl::Now();
   const absl::StatusOr<RunRecord> existing = environment_.journal->GetRun(id);
   if (existing.ok()) {
@@ -118,7 +130,7 @@ absl::StatusOr<v1::Run> Orchestrator::Create(absl::string_view id, const v1::Rec
     return absl::AlreadyExistsError(absl::StrCat("run_id: \"", id, "\" is a run with another recipe"));
   }
   ALMOST_RETURN_IF_ERROR(check_(recipe));
-  if (validate_only) {
+  if (request.validate_only()) {
     v1::Run run;
     run.set_name(absl::StrCat("runs/", id));
     *run.mutable_recipe() = recipe;

@@ -30,9 +30,9 @@ class Orchestrator {
   // Goes on with every run that the journal says is at work. Call once, before anything else.
   absl::Status Recover();
 
-  // Durable when it returns. Id and recipe as in a run that exists return that run.
-  // kAlreadyExists: the id with another recipe. Otherwise as ValidateId and the recipe check.
-  absl::StatusOr<v1::Run> Create(absl::string_view id, const v1::Recipe& recipe, bool validate_only);
+  // The recipe's defaults are filled in. Durable when it returns. Id and recipe as in a run that exists return
+  // that run. kAlreadyExists: the id with another recipe. Otherwise as ValidateId and the recipe check.
+  absl::StatusOr<v1::Run> Create(const v1::CreateRunRequest& request);
   // kNotFound names the run, here and below.
   absl::StatusOr<v1::Run> Get(absl::string_view id) const;
   // Newest first, those with a number below `before` (0: any); `next` is the last one's number, 0 at the end.

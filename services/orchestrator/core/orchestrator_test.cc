@@ -72,6 +72,15 @@ class OrchestratorTest : public ::testing::Test {
         std::make_unique<Orchestrator>(environment, [](const v1::Recipe&) { return absl::OkStatus(); });
     return orchestrator_->Recover();
   }
+  absl::StatusOr<v1::Run> Create(const std::string& id, const v1::Recipe& recipe, bool validate_only = false,
+                                 bool recompute = false) {
+    v1::CreateRunRequest request;
+    request.set_run_id(id);
+    *request.mutable_recipe() = recipe;
+    request.set_validate_only(validate_only);
+    request.set_recompute(recompute);
+    return orchestrator_->Create(request);
+  }
   v1::RunState WaitForEnd(const std::string& id) {
     int64_t sequence = 0;
     for (bool ended = false; !ended;) {
@@ -88,7 +97,7 @@ class OrchestratorTest : public ::testing::Test {
   }
   std::map<std::string, std::string> UndisturbedHashes() {
     EXPECT_TRUE(Start().ok());
-    EXPECT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+    EXPECT_TRUE(Create("r", ScriptedRecipe(7)).ok());
     EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
     return Hashes("r");
   }
@@ -177,13 +186,89 @@ TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
 
 TEST_F(OrchestratorTest, EqualSeedsGiveEqualHashesAndOthersDoNot) {
   const auto first = UndisturbedHashes();
-  ASSERT_TRUE(orchestrator_->Create("again", ScriptedRecipe(7), false).ok());
-  ASSERT_TRUE(orchestrator_->Create("other", ScriptedRecipe(8), false).ok());
+  ASSERT_TRUE(Create("again", ScriptedRecipe(7), false, /*recompute=*/true).ok());
+  ASSERT_TRUE(Create("other", ScriptedRecipe(8)).ok());
   EXPECT_EQ(WaitForEnd("again"), v1::RUN_STATE_SUCCEEDED);
   EXPECT_EQ(WaitForEnd("other"), v1::RUN_STATE_SUCCEEDED);
   EXPECT_EQ(Hashes("again"), first);
   const auto other = Hashes("other");
   for (const auto& [name, digest] : first) EXPECT_NE(other.at(name), digest) << name;
+}
+
+// The ids of the stages that were done, not taken over.
+std::vector<std::string> Done(const v1::Run& run) {
+  std::vector<std::string> done;
+  for (const v1::Stage& stage : run.stages()) {
+    if (stage.cached_from().empty()) done.push_back(stage.id());
+  }
+  return done;
+}
+
+TEST_F(OrchestratorTest, AStageThatHasBeenDoneIsTakenOver) {
+  const auto hashes = UndisturbedHashes();
+  const int64_t generated = services_->calls("Generate");
+  const v1::Run first = orchestrator_->Get("r").value();
+  ASSERT_TRUE(Create("again", ScriptedRecipe(7)).ok());
+  ASSERT_EQ(WaitForEnd("again"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("again")->error().message();
+  EXPECT_EQ(services_->calls("Generate"), generated);
+  EXPECT_EQ(Hashes("again"), hashes);
+  const v1::Run again = orchestrator_->Get("again").value();
+  EXPECT_THAT(Done(again), ElementsAre("report"));
+  EXPECT_EQ(again.stages(1).cached_from(), "runs/r");
+  EXPECT_EQ(again.stages(1).figures().at("responses"), first.stages(1).figures().at("responses"));
+  EXPECT_EQ(again.stages(1).items_done(), first.stages(1).items_done());
+  EXPECT_TRUE(fs::exists(store_->root() / "runs/again/sft/curves.jsonl"));
+  EXPECT_TRUE(fs::exists(store_->root() / "runs/again/rl/model/model.safetensors"));
+  // In the journal too.
+  Stop();
+  ASSERT_TRUE(Start().ok());
+  EXPECT_THAT(Done(*orchestrator_->Get("again")), ElementsAre("report"));
+  ASSERT_TRUE(Create("anew", ScriptedRecipe(7), false, /*recompute=*/true).ok());
+  ASSERT_EQ(WaitForEnd("anew"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(Done(*orchestrator_->Get("anew")).size(), 8u);
+  EXPECT_EQ(Hashes("anew"), hashes);
+  EXPECT_TRUE(orchestrator_->Get("anew")->recompute());
+}
+
+TEST_F(OrchestratorTest, ChangingOneFilterDoesAgainOnlyWhatFollowsIt) {
+  UndisturbedHashes();
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_comparisons()->set_min_rank_gap(2);
+  ASSERT_TRUE(Create("gap", recipe).ok());
+  ASSERT_EQ(WaitForEnd("gap"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_THAT(Done(*orchestrator_->Get("gap")),
+              ElementsAre("comparisons", "reward_model", "demonstrations", "sft", "rl", "report"));
+  recipe = ScriptedRecipe(7);
+  recipe.mutable_demonstration()->set_drop_lowest_share(0.3);
+  ASSERT_TRUE(Create("share", recipe).ok());
+  ASSERT_EQ(WaitForEnd("share"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_THAT(Done(*orchestrator_->Get("share")), ElementsAre("demonstrations", "sft", "rl", "report"));
+  // What is taken over is what doing it again would have made.
+  const auto hashes = Hashes("share");
+  ASSERT_TRUE(Create("anew", recipe, false, /*recompute=*/true).ok());
+  ASSERT_EQ(WaitForEnd("anew"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(Hashes("anew"), hashes);
+}
+
+TEST_F(OrchestratorTest, OtherNumericsOrALostArtifactAreReasonsToDoAStageAgain) {
+  const auto hashes = UndisturbedHashes();
+  fs::remove_all(store_->root() / "artifacts" / hashes.at("sft/model"));
+  ASSERT_TRUE(Create("lost", ScriptedRecipe(7)).ok());
+  ASSERT_EQ(WaitForEnd("lost"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("lost")->error().message();
+  EXPECT_THAT(Done(*orchestrator_->Get("lost")), ElementsAre("sft", "report"));
+  EXPECT_EQ(Hashes("lost"), hashes);
+  services_->SetNumerics("numerics-2");
+  ASSERT_TRUE(Create("other", ScriptedRecipe(7)).ok());
+  ASSERT_EQ(WaitForEnd("other"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_THAT(Done(*orchestrator_->Get("other")), Contains("prompts"));
+}
+
+TEST_F(OrchestratorTest, SaysWhenTheSameStageCameToSomethingElse) {
+  UndisturbedHashes();
+  services_->SetSalt("another build");
+  ASSERT_TRUE(Create("other", ScriptedRecipe(7), false, /*recompute=*/true).ok());
+  ASSERT_EQ(WaitForEnd("other"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_THAT(Messages("other"), Contains(HasSubstr("with other artifacts than runs/r has")));
 }
 
 // The process dies at a write to its journal, at every one in turn; the next process ends the run with the
@@ -198,12 +283,12 @@ TEST_F(OrchestratorTest, ACrashBetweenAnyTwoRecordsChangesNothing) {
   for (int write = 0; write < num_writes; write += 3) {
     Reset();
     FaultingDisk::FailAt(write, SQLITE_IOERR_WRITE);
-    if (Start().ok() && orchestrator_->Create("r", ScriptedRecipe(7), false).ok()) WaitForEnd("r");
+    if (Start().ok() && Create("r", ScriptedRecipe(7)).ok()) WaitForEnd("r");
     if (FaultingDisk::writes() > write) ++crashes;
     Stop();
     FaultingDisk::FailAt(-1, SQLITE_OK);
     ASSERT_TRUE(Start().ok()) << write;
-    ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok()) << write;
+    ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok()) << write;
     ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED)
         << write << ": " << orchestrator_->Get("r")->error().message();
     ASSERT_EQ(Hashes("r"), hashes) << write;
@@ -218,7 +303,7 @@ TEST_F(OrchestratorTest, FinishedItemsAreNotDoneAgain) {
     if (method == "Generate" && ++calls > 3) return absl::UnavailableError("gone");
     return absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   bool ended = false;
   for (int64_t sequence = 0; orchestrator_->Get("r")->state() != v1::RUN_STATE_PAUSED;) {
     const auto events = orchestrator_->Events("r", sequence, absl::Seconds(30), &ended).value();
@@ -249,7 +334,7 @@ TEST_F(OrchestratorTest, PausesWhileServicesAreAwayAndGoesOnByItself) {
       return absl::UnavailableError("gone");
     return absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   bool ended = false;
   for (int64_t sequence = 0; orchestrator_->Get("r")->state() != v1::RUN_STATE_PAUSED;) {
     const auto events = orchestrator_->Events("r", sequence, absl::Seconds(30), &ended).value();
@@ -273,7 +358,7 @@ TEST_F(OrchestratorTest, BringsBackModelsThatAServiceHasLost) {
     if (method != "LoadModel" && ++calls % 5 == 0) services_->LoseModels();
     return absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
   EXPECT_EQ(Hashes("r"), hashes);
 }
@@ -301,7 +386,7 @@ TEST_F(OrchestratorTest, KeepsModelsInMemoryWhileNobodyAsksForThem) {
 TEST_F(OrchestratorTest, CancelStopsWithinSecondsAndTheTrainerToo) {
   ASSERT_TRUE(Start().ok());
   services_->HoldJobs(true);
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   bool ended = false;
   for (int64_t sequence = 0; services_->calls("WatchJob") == 0;) {
     const auto events = orchestrator_->Events("r", sequence, absl::Seconds(30), &ended).value();
@@ -332,7 +417,7 @@ TEST_F(OrchestratorTest, ADeterministicErrorFailsTheStageAndCanBeResumed) {
   services_->SetScript([&](absl::string_view method, const CallOptions&) {
     return method == "Generate" ? absl::OutOfRangeError("longer than the context") : absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   const v1::Run run = orchestrator_->Get("r").value();
   EXPECT_THAT(run.error().message(), HasSubstr("responses: "));
@@ -351,7 +436,7 @@ TEST_F(OrchestratorTest, AStageRefusesToMixNumerics) {
     if (method == "Generate" && ++calls == 3) services_->SetNumerics("numerics-2");
     return absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("does not mix two"));
@@ -363,7 +448,7 @@ TEST_F(OrchestratorTest, AFailedJobIsTriedAgainOnlyWhenTheWorldFailed) {
     return method == "CreateJob" ? absl::InvalidArgumentError("spec.epochs: must be above 0")
                                  : absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   EXPECT_EQ(services_->calls("CreateJob"), 1);
   EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("reward_model: "));
@@ -377,7 +462,7 @@ TEST_F(OrchestratorTest, AJobThatFailsForAFullDiskWaitsForAResume) {
     return method == "Train" ? absl::ResourceExhaustedError("no space for model.safetensors")
                              : absl::OkStatus();
   });
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   EXPECT_EQ(services_->calls("CreateJob"), 1);
   services_->SetScript([](absl::string_view, const CallOptions&) { return absl::OkStatus(); });
@@ -388,14 +473,14 @@ TEST_F(OrchestratorTest, AJobThatFailsForAFullDiskWaitsForAResume) {
 
 TEST_F(OrchestratorTest, CreateIsHarmlessToRepeat) {
   ASSERT_TRUE(Start().ok());
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
-  EXPECT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
-  EXPECT_EQ(orchestrator_->Create("r", ScriptedRecipe(8), false).status().code(),
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  EXPECT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  EXPECT_EQ(Create("r", ScriptedRecipe(8)).status().code(),
             absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(orchestrator_->Create("../r", ScriptedRecipe(7), false).status().code(),
+  EXPECT_EQ(Create("../r", ScriptedRecipe(7)).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(orchestrator_->Get("nothing").status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(orchestrator_->Create("v", ScriptedRecipe(7), true)->stages_size(), 8);
+  EXPECT_EQ(Create("v", ScriptedRecipe(7), /*validate_only=*/true)->stages_size(), 8);
   EXPECT_EQ(orchestrator_->Get("v").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
   int64_t next = 0;
@@ -408,7 +493,7 @@ TEST_F(OrchestratorTest, AFullDiskOfTheStoreFailsTheRunByName) {
   Reset();
   ASSERT_TRUE(Start().ok());
   env_.FailAt(12, FaultEnv::Fault::kFull);
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
   EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("no space for"));
@@ -423,7 +508,7 @@ TEST_F(OrchestratorTest, AFullDiskOfTheJournalEndsTheRunForThoseWhoWatch) {
   Reset();
   ASSERT_TRUE(Start().ok());
   FaultingDisk::FailFrom(60, SQLITE_FULL);
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   bool ended = false;
   const auto events = orchestrator_->Events("r", 0, absl::ZeroDuration(), &ended).value();

@@ -29,6 +29,19 @@ class PromptStage : public Stage {
 
   explicit PromptStage(std::string model) : model_(std::move(model)) {}
 
+  absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
+    v1::PromptStage own = context.recipe().prompts();
+    own.clear_seed_path();
+    own.clear_prompts_path();
+    StageIdentity identity;
+    identity.recipe = {{"prompts", ToJson(own)}, {"seed", context.recipe().seed()}};
+    if (!model_.empty()) {
+      identity.inputs["model"] = context.model(kAuthor).digest;
+      identity.numerics_id = context.model(kAuthor).numerics_id;
+    }
+    return identity;
+  }
+
   absl::Status Begin(StageContext& context) override {
     if (model_.empty()) return absl::OkStatus();
     ALMOST_ASSIGN_OR_RETURN(seeds_, PromptSeeds::Parse(context.recipe().prompts().seed_text()));
@@ -117,16 +130,7 @@ class PromptStage : public Stage {
       ALMOST_RETURN_IF_ERROR(AppendJsonLine(line, &kept_lines));
     }
     for (auto& [name, lines] : {std::pair{"prompts", &kept_lines}, std::pair{"dropped", &dropped_lines}}) {
-      StageArtifact artifact = DatasetArtifact(name, std::move(*lines));
-      v1::PromptStage own = recipe;
-      own.clear_seed_path();
-      own.clear_prompts_path();
-      artifact.draft.recipe = {{"prompts", ToJson(own)}, {"seed", context.recipe().seed()}};
-      if (!model_.empty()) {
-        artifact.draft.inputs["model"] = context.model(kAuthor).digest;
-        artifact.draft.numerics_id = context.model(kAuthor).numerics_id;
-      }
-      output.artifacts.push_back(std::move(artifact));
+      output.artifacts.push_back(DatasetArtifact(name, std::move(*lines)));
     }
     return output;
   }

@@ -20,6 +20,7 @@ constexpr size_t kSamples = 12;  // shown side by side
 class ReportStage : public Stage {
  public:
   absl::string_view id() const override { return "report"; }
+  absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext&) override { return std::nullopt; }
   absl::Status Begin(StageContext&) override { return absl::OkStatus(); }
   absl::StatusOr<int64_t> NumItems(StageContext&, const ItemResults&) override { return 0; }
   absl::StatusOr<std::string> RunItem(StageContext&, int64_t) override { return ""; }

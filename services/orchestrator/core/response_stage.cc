@@ -30,6 +30,25 @@ class ResponseStage : public Stage {
   absl::string_view id() const override { return "responses"; }
   std::vector<ModelNeed> models() const override { return needs_; }
 
+  absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
+    StageIdentity identity;
+    identity.recipe = {{"responses", ToJson(context.recipe().responses())},
+                       {"prompt_format", context.recipe().prompt_format()},
+                       {"seed", context.recipe().seed()}};
+    ALMOST_ASSIGN_OR_RETURN(const Artifact prompts, context.Input("prompts", "prompts"));
+    identity.inputs["prompts"] = prompts.digest;
+    for (const v1::Configuration& each : context.recipe().responses().configurations()) {
+      if (each.shots() == 0) continue;
+      identity.inputs[absl::StrCat("demonstrations/", each.demonstrations())] =
+          DemonstrationsDigest(context.recipe(), each.demonstrations());
+    }
+    for (const ModelNeed& need : needs_) {
+      identity.inputs[absl::StrCat("model/", need.role)] = context.model(need.role).digest;
+      identity.numerics_id = context.model(need.role).numerics_id;
+    }
+    return identity;
+  }
+
   absl::Status Begin(StageContext& context) override {
     const v1::ResponseStage& recipe = context.recipe().responses();
     ALMOST_ASSIGN_OR_RETURN(prompts_, ReadPrompts(context));
@@ -99,7 +118,7 @@ class ResponseStage : public Stage {
     return lines;
   }
 
-  absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) override {
+  absl::StatusOr<StageOutput> Publish(StageContext&, const ItemResults& results) override {
     StageOutput output;
     std::string all;
     ALMOST_RETURN_IF_ERROR(results.ForEach([&](int64_t, const absl::StatusOr<std::string>& result) {
@@ -118,22 +137,7 @@ class ResponseStage : public Stage {
                                                         output.figures["responses"],
                                                         " prompts could not be answered"));
     }
-    StageArtifact artifact = DatasetArtifact("responses", std::move(all));
-    artifact.draft.recipe = {{"responses", ToJson(context.recipe().responses())},
-                             {"prompt_format", context.recipe().prompt_format()},
-                             {"seed", context.recipe().seed()}};
-    ALMOST_ASSIGN_OR_RETURN(const Artifact prompts, context.Input("prompts", "prompts"));
-    artifact.draft.inputs["prompts"] = prompts.digest;
-    for (const v1::Configuration& each : context.recipe().responses().configurations()) {
-      if (each.shots() == 0) continue;
-      artifact.draft.inputs[absl::StrCat("demonstrations/", each.demonstrations())] =
-          DemonstrationsDigest(context.recipe(), each.demonstrations());
-    }
-    for (const ModelNeed& need : needs_) {
-      artifact.draft.inputs[absl::StrCat("model/", need.role)] = context.model(need.role).digest;
-      artifact.draft.numerics_id = context.model(need.role).numerics_id;
-    }
-    output.artifacts.push_back(std::move(artifact));
+    output.artifacts.push_back(DatasetArtifact("responses", std::move(all)));
     return output;
   }
 

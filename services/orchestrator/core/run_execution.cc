@@ -10,7 +10,9 @@
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
 #include "common/logging/trace.h"
+#include "common/storage/env.h"
 #include "services/orchestrator/core/item_runner.h"
+#include "services/orchestrator/core/stage_outcome.h"
 
 namespace almost::orchestrator {
 namespace {
@@ -48,6 +50,17 @@ class RunExecution::Context : public StageContext {
   ArtifactStore& store() const override { return *run_->environment_.store; }
   const PlacedModel& model(absl::string_view role) const override { return models_.find(role)->second; }
   std::map<std::string, std::string> Artifacts() const override { return run_->Artifacts(); }
+
+  absl::StatusOr<std::string> VanillaDigest(absl::string_view id) const override {
+    const absl::MutexLock lock(&run_->mutex_);
+    for (size_t i = 0; i <= index_; ++i) {
+      for (const ModelNeed& need : run_->stages_[i]->models()) {
+        const auto bits = run_->progress_[i].models.find(need.role);
+        if (need.recipe_model == id && bits != run_->progress_[i].models.end()) return bits->second.digest;
+      }
+    }
+    return absl::NotFoundError(absl::StrCat("model ", id, " has not been in memory"));
+  }
 
   absl::StatusOr<Artifact> Input(absl::string_view stage, absl::string_view name) const override {
     const std::map<std::string, std::string> artifacts = run_->Artifacts();
@@ -102,6 +115,11 @@ RunExecution::RunExecution(const RunEnvironment& environment, RunRecord record, 
                            std::vector<StageProgress> stages, int64_t num_events)
     : environment_(environment),
       recipe_(std::move(recipe)),
+      settings_([&record] {
+        v1::CreateRunRequest settings;
+        settings.ParseFromString(record.settings);
+        return settings;
+      }()),
       stages_(environment_.make_stages(recipe_)),
       record_(std::move(record)),
       num_events_(num_events) {
@@ -181,6 +199,7 @@ v1::Run RunExecution::Snapshot() const {
     run.mutable_end_time()->set_seconds(absl::ToUnixSeconds(record_.end_time));
   }
   run.set_summary_json(record_.summary);
+  run.set_recompute(settings_.recompute());
   return run;
 }
 
@@ -345,6 +364,20 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index) {
   Context context(this, index, stage_stop.get_token());
   environment_.observer->StageChanged(context.run_id(), shown);
   ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, context));
+  ALMOST_ASSIGN_OR_RETURN(const std::optional<StageIdentity> identity, stage.Identity(context));
+  std::string key;
+  if (identity.has_value()) {
+    std::map<std::string, std::pair<std::string, std::string>> models;
+    for (const ModelNeed& need : stage.models()) {
+      const PlacedModel& model = context.model(need.role);
+      models[need.role] = {model.digest, model.numerics_id};
+    }
+    key = StageKey(stage, *identity, recipe_, models);
+    if (!settings_.recompute()) {
+      ALMOST_ASSIGN_OR_RETURN(const bool taken, TakeOver(stage, index, key));
+      if (taken) return absl::OkStatus();
+    }
+  }
   ALMOST_RETURN_IF_ERROR(stage.Begin(context));
   const JournaledResults results(environment_.journal, context.run_id(), shown.id());
   ItemRunner::Listener listener;
@@ -365,16 +398,68 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index) {
     announced = num_items;
     ALMOST_RETURN_IF_ERROR(items.Run(num_items));
   }
-  return Publish(stage, index, context, results);
+  return Publish(stage, index, context, results, identity, key);
 }
 
-absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context, const ItemResults& results) {
+absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, const std::string& key) {
+  const absl::StatusOr<OutcomeRecord> record = environment_.journal->GetOutcome(key);
+  if (absl::IsNotFound(record.status())) return false;
+  ALMOST_RETURN_IF_ERROR(record.status());
+  ALMOST_ASSIGN_OR_RETURN(const StageOutcome outcome, StageOutcome::FromRecord(*record));
+  ArtifactStore& store = *environment_.store;
+  for (const auto& [name, digest] : outcome.artifacts) {
+    const absl::Status there = store.Get(digest).status();
+    if (absl::IsNotFound(there)) return false;  // collected, since no run referred to it any more
+    ALMOST_RETURN_IF_ERROR(there);
+  }
+  std::string run;
+  {
+    const absl::MutexLock lock(&mutex_);
+    run = record_.id;
+  }
+  for (const auto& [name, digest] : outcome.artifacts) {
+    ALMOST_RETURN_IF_ERROR(store.Link(run, stage.id(), name, digest));
+  }
+  for (const std::string& path : outcome.run_files) {
+    // For people; they may be gone with the run that made them.
+    const auto contents = Env::Posix()->Read(store.root() / "runs" / outcome.run / path);
+    if (contents.ok() && outcome.run != run) ALMOST_RETURN_IF_ERROR(store.WriteRunFile(run, path, *contents));
+  }
+
+  JournalBatch batch;
+  v1::Stage shown;
+  {
+    const absl::MutexLock lock(&mutex_);
+    StageProgress& progress = progress_[index];
+    const double seconds = Shown(index).seconds();
+    progress.shown = outcome.shown;
+    progress.shown.set_state(v1::STAGE_STATE_SUCCEEDED);
+    progress.shown.set_seconds(seconds);
+    progress.shown.set_cached_from(absl::StrCat("runs/", outcome.run));
+    progress.artifacts = outcome.artifacts;
+    shown = progress.shown;
+    batch.PutStage(run, progress.ToRecord());
+    batch.DropResults(run, shown.id());
+  }
+  environment_.observer->StageChanged(run, shown);
+  ALMOST_RETURN_IF_ERROR(
+      CommitWithEvent(std::move(batch), &shown, absl::StrCat("stage taken over from ", shown.cached_from())));
+  return true;
+}
+
+absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context, const ItemResults& results,
+                                   const std::optional<StageIdentity>& identity, const std::string& key) {
   ALMOST_ASSIGN_OR_RETURN(StageOutput output, stage.Publish(context, results));
   ArtifactStore& store = *environment_.store;
   std::vector<std::pair<std::string, std::string>> published;
   for (StageArtifact& artifact : output.artifacts) {
     if (artifact.digest.empty()) {
       artifact.draft.stage_version = stage.version();
+      if (identity.has_value()) {
+        artifact.draft.recipe = identity->recipe;
+        artifact.draft.inputs = identity->inputs;
+        artifact.draft.numerics_id = identity->numerics_id;
+      }
       artifact.draft.provenance = environment_.provenance;
       artifact.draft.provenance["time"] = absl::FormatTime(absl::Now(), absl::UTCTimeZone());
       ALMOST_ASSIGN_OR_RETURN(const Artifact made, store.Publish(artifact.draft));
@@ -388,6 +473,16 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
     ALMOST_RETURN_IF_ERROR(store.WriteRunFile(context.run_id(), path, contents));
   }
 
+  std::string message = "stage finished";
+  if (identity.has_value()) {
+    const absl::StatusOr<OutcomeRecord> before = environment_.journal->GetOutcome(key);
+    const auto outcome = before.ok() ? StageOutcome::FromRecord(*before) : before.status();
+    if (outcome.ok() && outcome->artifacts != published) {
+      message = absl::StrCat("stage finished, with other artifacts than runs/", outcome->run,
+                             " has from the same inputs, recipe, version and numerics");
+      log::Warning("run", {{"run", context.run_id()}, {"stage", stage.id()}, {"message", message}});
+    }
+  }
   JournalBatch batch;
   v1::Stage shown;
   {
@@ -400,6 +495,11 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
     shown = progress.shown;
     batch.PutStage(record_.id, progress.ToRecord());
     batch.DropResults(record_.id, shown.id());
+    if (identity.has_value()) {
+      StageOutcome outcome = {record_.id, progress.artifacts, {}, shown};
+      for (const auto& [path, contents] : output.run_files) outcome.run_files.push_back(path);
+      batch.PutOutcome(outcome.ToRecord(key, StagePace(stage, recipe_)));
+    }
     if (output.summary_json.has_value()) {
       record_.summary = *output.summary_json;
       batch.UpdateRun(record_);
@@ -408,7 +508,7 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
   environment_.observer->StageChanged(context.run_id(), shown);
   environment_.observer->StagePublished(shown.id(), shown.seconds(), output.figures);
   if (output.summary_json.has_value()) environment_.observer->Summarised(*output.summary_json);
-  return CommitWithEvent(std::move(batch), &shown, "stage finished");
+  return CommitWithEvent(std::move(batch), &shown, message);
 }
 
 absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, Context& context) {

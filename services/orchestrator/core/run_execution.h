@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -62,7 +63,7 @@ class RunExecution {
     kCancel,    // the run ends as cancelled
   };
 
-  // Starts at once. `stages`: what the journal knows of them.
+  // Starts at once. `record.settings` is a CreateRunRequest without id and recipe. `stages`: what the journal knows of them.
   RunExecution(const RunEnvironment& environment, RunRecord record, v1::Recipe recipe,
                std::vector<StageProgress> stages, int64_t num_events);
   // Stops it for a restart, waiting for calls under way to end.
@@ -84,7 +85,11 @@ class RunExecution {
   absl::Status Execute();
   absl::Status RunStage(Stage& stage, size_t index);
   absl::Status PlaceModels(Stage& stage, size_t index, Context& context);
-  absl::Status Publish(Stage& stage, size_t index, Context& context, const ItemResults& results);
+  // Takes over what a stage of the same key left, if the store still has all of it.
+  absl::StatusOr<bool> TakeOver(Stage& stage, size_t index, const std::string& key);
+  // `identity` and `key` are unset for a stage that is always done.
+  absl::Status Publish(Stage& stage, size_t index, Context& context, const ItemResults& results,
+                       const std::optional<StageIdentity>& identity, const std::string& key);
 
   // Commits `batch` with an event about `stage` (or the run, if null).
   absl::Status CommitWithEvent(JournalBatch batch, const v1::Stage* stage, absl::string_view message);
@@ -100,6 +105,7 @@ class RunExecution {
 
   const RunEnvironment environment_;
   const v1::Recipe recipe_;
+  const v1::CreateRunRequest settings_;  // without id and recipe
   const std::vector<std::unique_ptr<Stage>> stages_;
   std::stop_source stop_;
 

@@ -74,6 +74,11 @@ void ScriptedServices::SetNumerics(std::string numerics_id) {
   numerics_id_ = std::move(numerics_id);
 }
 
+void ScriptedServices::SetSalt(std::string salt) {
+  const absl::MutexLock lock(&mutex_);
+  salt_ = std::move(salt);
+}
+
 void ScriptedServices::LoseModels() {
   const absl::MutexLock lock(&mutex_);
   models_.clear();
@@ -132,6 +137,11 @@ absl::StatusOr<generation::v1::GenerateResponse> ScriptedServices::Generate(
   generation::v1::GenerateResponse response;
   ALMOST_ASSIGN_OR_RETURN(const std::string digest, Digest(request.model(), request.expected_digest()));
   response.set_model_digest(digest);
+  std::string salt;
+  {
+    const absl::MutexLock lock(&mutex_);
+    salt = salt_;
+  }
   for (const auto& item : request.items()) {
     auto& result = *response.add_items()->mutable_result();
     const auto& sampling = item.has_sampling() ? item.sampling() : request.sampling();
@@ -139,7 +149,7 @@ absl::StatusOr<generation::v1::GenerateResponse> ScriptedServices::Generate(
     for (int c = sampling.first_candidate(); c < sampling.first_candidate() + n; ++c) {
       auto& completion = *result.add_completions();
       completion.set_index(c);
-      completion.set_text(Answer(digest, item.input().text(), sampling.seed(), c));
+      completion.set_text(Answer(digest + salt, item.input().text(), sampling.seed(), c));
       completion.set_finish_reason(generation::v1::FINISH_REASON_STOP);
       for (size_t i = 0; i < completion.text().size(); i += 4) completion.add_token_ids(1);
     }
@@ -268,8 +278,13 @@ absl::StatusOr<std::vector<simulator::v1::SimulateDialoguesResponse>> ScriptedSe
 
 absl::StatusOr<trainer::v1::Job> ScriptedServices::CreateJob(const CallOptions& options,
                                                              const trainer::v1::CreateJobRequest& request) {
-  ALMOST_RETURN_IF_ERROR(Before("CreateJob", options));
+  ALMOST_RETURN_IF_ERROR(Before(request.validate_only() ? "ValidateJob" : "CreateJob", options));
   const absl::MutexLock lock(&mutex_);
+  if (request.validate_only()) {
+    trainer::v1::Job job;
+    job.set_numerics_id(numerics_id_);
+    return job;
+  }
   const std::string name = absl::StrCat("jobs/", request.job_id());
   const auto [job, created] = jobs_.try_emplace(name);
   if (!created && job->second.spec().SerializeAsString() != request.spec().SerializeAsString()) {

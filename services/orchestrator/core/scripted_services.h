@@ -31,6 +31,8 @@ class ScriptedServices : public Services {
 
   void SetScript(Script script);
   void SetNumerics(std::string numerics_id);
+  // Generates other texts from the same requests, as a build would that has broken its promise.
+  void SetSalt(std::string salt);
   // As a restarted process: no model is in memory.
   void LoseModels();
   std::set<std::string> models() const;  // in memory
@@ -75,6 +77,7 @@ class ScriptedServices : public Services {
   mutable absl::Mutex mutex_;
   Script script_ ABSL_GUARDED_BY(mutex_);
   std::string numerics_id_ ABSL_GUARDED_BY(mutex_) = "numerics-1";
+  std::string salt_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::string, std::less<>> models_ ABSL_GUARDED_BY(mutex_);  // name -> digest
   std::map<std::string, int64_t, std::less<>> calls_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, trainer::v1::Job> jobs_ ABSL_GUARDED_BY(mutex_);

@@ -14,6 +14,7 @@
 #include "almost/orchestrator/v1/orchestrator.pb.h"
 #include "almost/orchestrator/v1/recipe.pb.h"
 #include "common/storage/artifact_store.h"
+#include "nlohmann/json.hpp"
 #include "services/orchestrator/core/retrying_services.h"
 
 // What the stages publish. A dataset is an artifact of one JSON Lines file, <name>.jsonl.
@@ -73,6 +74,8 @@ class StageContext {
   virtual const PlacedModel& model(absl::string_view role) const = 0;
   // What an earlier stage published under `name`. kNotFound: the recipe leaves that stage out.
   virtual absl::StatusOr<Artifact> Input(absl::string_view stage, absl::string_view name) const = 0;
+  // Digest of a vanilla model of the recipe. kNotFound: no stage so far has had it in memory.
+  virtual absl::StatusOr<std::string> VanillaDigest(absl::string_view id) const = 0;
   // Every artifact published so far: "stage/name" -> digest.
   virtual std::map<std::string, std::string> Artifacts() const = 0;
   // Every stage of the run as GetRun shows it, in the method's order, the present one included.
@@ -84,10 +87,18 @@ class StageContext {
                       int64_t items_total) = 0;
 };
 
+// What the content of a stage's artifacts is a function of, besides Stage::version() and its models' numerics.
+// All of it stands in their manifests.
+struct StageIdentity {
+  nlohmann::json recipe;                      // the part of the recipe
+  std::map<std::string, std::string> inputs;  // name -> digest
+  std::string numerics_id;
+};
+
 // An artifact to publish as runs/<run>/<stage>/<name>.
 struct StageArtifact {
   std::string name;
-  ArtifactDraft draft;  // stage_version and provenance are filled in
+  ArtifactDraft draft;  // identity, stage_version and provenance are filled in
   std::string digest;   // when set: published already (by the trainer), and `draft` is unused
 };
 
@@ -102,8 +113,9 @@ struct StageOutput {
 // A stage of the method, cut into work items. Its artifacts are a function of its inputs and the recipe: not
 // of time, order, number of tries or restarts. One object serves one attempt at the stage in one process.
 //
-// The runner loads models(), calls Begin, then NumItems, runs the items that the journal does not hold yet
-// (several at once), calls NumItems again until it no longer grows, and then Publish.
+// The runner loads models() and asks for Identity: where a stage of that identity has ended before, its
+// artifacts are taken over. Otherwise it calls Begin, then NumItems, runs the items that the journal does not
+// hold yet (several at once), calls NumItems again until it no longer grows, and then Publish.
 class Stage {
  public:
   virtual ~Stage() = default;
@@ -113,6 +125,9 @@ class Stage {
   // Raised whenever the same inputs would give another content.
   virtual int64_t version() const { return 1; }
   virtual std::vector<ModelNeed> models() const { return {}; }
+
+  // What its artifacts depend on; none: it is always done, as one that leaves no artifacts. Changes nothing.
+  virtual absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) = 0;
 
   // Reads the inputs. Called once, before everything else below.
   virtual absl::Status Begin(StageContext& context) = 0;

@@ -13,6 +13,7 @@ StageRecord StageProgress::ToRecord() const {
                  {"items_failed", shown.items_failed()},
                  {"seconds", shown.seconds()},
                  {"figures", json::object()},
+                 {"cached_from", shown.cached_from()},
                  {"artifacts", artifacts},
                  {"models", json::object()}};
   for (const auto& [name, value] : shown.figures()) detail["figures"][name] = value;
@@ -30,6 +31,7 @@ absl::StatusOr<StageProgress> StageProgress::FromRecord(const StageRecord& recor
     progress.shown.set_items_total(detail.at("items_total"));
     progress.shown.set_items_failed(detail.at("items_failed"));
     progress.shown.set_seconds(detail.at("seconds"));
+    progress.shown.set_cached_from(detail.value("cached_from", ""));
     for (const auto& [name, value] : detail.at("figures").items()) {
       // JSON has no NaN: a figure that was not finite is left out.
       if (value.is_number()) (*progress.shown.mutable_figures())[name] = value;

@@ -52,6 +52,22 @@ std::string VanillaSource(const v1::Recipe& recipe, absl::string_view id) {
 // so that asking for it again is harmless. The only item's result is {digest, figures, curves}.
 class TrainingStage : public Stage {
  public:
+  // The trainer tells the numerics that a job would have.
+  absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
+    trainer::v1::CreateJobRequest request;
+    request.set_validate_only(true);
+    ALMOST_ASSIGN_OR_RETURN(*request.mutable_spec(), SpecToValidate(context));
+    ALMOST_ASSIGN_OR_RETURN(const trainer::v1::Job job, context.services().CreateJob(request));
+    StageIdentity identity;
+    identity.numerics_id = job.numerics_id();
+    identity.recipe = {{"seed", context.recipe().seed()}};
+    const absl::Status known = AddIdentity(context, identity);
+    // A base model that no stage has had in memory has no digest here.
+    if (absl::IsNotFound(known) || identity.numerics_id.empty()) return std::nullopt;
+    ALMOST_RETURN_IF_ERROR(known);
+    return identity;
+  }
+
   absl::Status Begin(StageContext&) override { return absl::OkStatus(); }
   absl::StatusOr<int64_t> NumItems(StageContext&, const ItemResults&) override { return 1; }
 
@@ -99,6 +115,14 @@ class TrainingStage : public Stage {
  protected:
   // What to train; seed and prompt format are filled in.
   virtual absl::StatusOr<trainer::v1::JobSpec> Spec(StageContext& context) = 0;
+  // The same, naming only what is there already.
+  virtual absl::StatusOr<trainer::v1::JobSpec> SpecToValidate(StageContext& context) {
+    ALMOST_ASSIGN_OR_RETURN(trainer::v1::JobSpec spec, Spec(context));
+    spec.set_prompt_format(context.recipe().prompt_format());
+    return spec;
+  }
+  // Adds the stage's part of the recipe, and its inputs.
+  virtual absl::Status AddIdentity(StageContext& context, StageIdentity& identity) = 0;
   // What the stage publishes besides the model.
   virtual absl::Status AddArtifacts(const ordered_json& /*item*/, StageOutput& /*output*/) {
     return absl::OkStatus();
@@ -106,6 +130,12 @@ class TrainingStage : public Stage {
   // Kept in the item's result for AddArtifacts.
   virtual ordered_json Extra() const { return nullptr; }
 
+  static absl::Status AddInput(const StageContext& context, absl::string_view stage, absl::string_view name,
+                               StageIdentity& identity) {
+    ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, context.Input(stage, name));
+    identity.inputs[absl::StrCat(stage, "/", name)] = artifact.digest;
+    return absl::OkStatus();
+  }
   static absl::StatusOr<std::string> Source(const StageContext& context, absl::string_view stage,
                                             absl::string_view name) {
     ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, context.Input(stage, name));
@@ -179,6 +209,12 @@ class RewardModelStage : public TrainingStage {
                             Source(context, "comparisons", "comparisons"));
     return spec;
   }
+  absl::Status AddIdentity(StageContext& context, StageIdentity& identity) override {
+    identity.recipe["reward_model"] = ToJson(context.recipe().reward_model());
+    ALMOST_ASSIGN_OR_RETURN(identity.inputs["base_model"],
+                            context.VanillaDigest(context.recipe().reward_model().base_model()));
+    return AddInput(context, "comparisons", "comparisons", identity);
+  }
 };
 
 class SftStage : public TrainingStage {
@@ -196,6 +232,12 @@ class SftStage : public TrainingStage {
                             Source(context, "demonstrations", "demonstrations"));
     return spec;
   }
+  absl::Status AddIdentity(StageContext& context, StageIdentity& identity) override {
+    identity.recipe["sft"] = ToJson(context.recipe().sft());
+    ALMOST_ASSIGN_OR_RETURN(identity.inputs["base_model"],
+                            context.VanillaDigest(context.recipe().sft().base_model()));
+    return AddInput(context, "demonstrations", "demonstrations", identity);
+  }
 };
 
 class RlStage : public TrainingStage {
@@ -209,19 +251,23 @@ class RlStage : public TrainingStage {
 
  protected:
   absl::StatusOr<trainer::v1::JobSpec> Spec(StageContext& context) override {
-    const v1::RlStage& recipe = context.recipe().rl();
     ALMOST_ASSIGN_OR_RETURN(prompts_digest_, PublishPrompts(context));
-    trainer::v1::JobSpec spec;
-    ALMOST_ASSIGN_OR_RETURN(*spec.mutable_base_model(), Source(context, "sft", "model"));
-    *spec.mutable_optimizer() = recipe.optimizer();
-    trainer::v1::PpoSpec& ppo = *spec.mutable_ppo();
-    ppo = recipe.spec();
-    ppo.set_dataset(absl::StrCat("artifacts/", prompts_digest_));
-    ppo.set_reward_target(settings_.reward_target);
-    ppo.set_reward_model(context.model("reward_model").name);
-    ppo.set_reward_digest(context.model("reward_model").digest);
-    ALMOST_ASSIGN_OR_RETURN(*ppo.mutable_reward_source(), Source(context, "reward_model", "model"));
+    return SpecOver(context, absl::StrCat("artifacts/", prompts_digest_));
+  }
+  // Of all prompts, for those left are not published before the stage is to be done.
+  absl::StatusOr<trainer::v1::JobSpec> SpecToValidate(StageContext& context) override {
+    ALMOST_ASSIGN_OR_RETURN(const std::string prompts, Source(context, "prompts", "prompts"));
+    ALMOST_ASSIGN_OR_RETURN(trainer::v1::JobSpec spec, SpecOver(context, prompts));
+    spec.set_prompt_format(context.recipe().prompt_format());
     return spec;
+  }
+  absl::Status AddIdentity(StageContext& context, StageIdentity& identity) override {
+    identity.recipe["rl"] = ToJson(context.recipe().rl());
+    ALMOST_RETURN_IF_ERROR(AddInput(context, "prompts", "prompts", identity));
+    ALMOST_RETURN_IF_ERROR(AddInput(context, "sft", "model", identity));
+    ALMOST_RETURN_IF_ERROR(AddInput(context, "reward_model", "model", identity));
+    if (!context.recipe().rl().only_unseen_prompts()) return absl::OkStatus();
+    return AddInput(context, "demonstrations", "demonstrations", identity);
   }
 
   ordered_json Extra() const override { return prompts_digest_; }
@@ -231,6 +277,21 @@ class RlStage : public TrainingStage {
   }
 
  private:
+  absl::StatusOr<trainer::v1::JobSpec> SpecOver(StageContext& context, const std::string& dataset) const {
+    const v1::RlStage& recipe = context.recipe().rl();
+    trainer::v1::JobSpec spec;
+    ALMOST_ASSIGN_OR_RETURN(*spec.mutable_base_model(), Source(context, "sft", "model"));
+    *spec.mutable_optimizer() = recipe.optimizer();
+    trainer::v1::PpoSpec& ppo = *spec.mutable_ppo();
+    ppo = recipe.spec();
+    ppo.set_dataset(dataset);
+    ppo.set_reward_target(settings_.reward_target);
+    ppo.set_reward_model(context.model("reward_model").name);
+    ppo.set_reward_digest(context.model("reward_model").digest);
+    ALMOST_ASSIGN_OR_RETURN(*ppo.mutable_reward_source(), Source(context, "reward_model", "model"));
+    return spec;
+  }
+
   static absl::StatusOr<std::string> PublishPrompts(StageContext& context) {
     ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> prompts, ReadPrompts(context));
     ALMOST_ASSIGN_OR_RETURN(const Artifact prompts_artifact, context.Input("prompts", "prompts"));

@@ -177,9 +177,9 @@ absl::Status Watch(const Orchestrator& orchestrator, const v1::WatchRunRequest& 
 
 grpc::Status OrchestratorService::CreateRun(grpc::ServerContext*, const v1::CreateRunRequest* request,
                                             v1::Run* response) {
-  return Answer(
-      orchestrator_->Create(request->run_id(), WithDefaults(request->recipe()), request->validate_only()),
-      response);
+  v1::CreateRunRequest whole = *request;
+  *whole.mutable_recipe() = WithDefaults(request->recipe());
+  return Answer(orchestrator_->Create(whole), response);
 }
 
 grpc::Status OrchestratorService::GetRun(grpc::ServerContext*, const v1::GetRunRequest* request,
