@@ -29,6 +29,14 @@ class Metrics : public RunObserver {
             Gauge(registry, "almost_orchestrator_run_progress_ratio",
                   "Share of the items of the stage at work that are done, of the runs now at work.")),
         figures_(Gauge(registry, "almost_orchestrator_summary", "Headline figures of the latest run.")),
+        tokens_(Counter(registry, "almost_orchestrator_tokens_total",
+                        "Tokens that runs had services read, draw or learn from.")),
+        scored_items_(Counter(registry, "almost_orchestrator_scored_items_total",
+                              "Responses that runs had reward models score.")),
+        judged_items_(Counter(registry, "almost_orchestrator_judged_items_total",
+                              "Comparisons that runs had judges decide.")),
+        device_seconds_(Counter(registry, "almost_orchestrator_device_seconds_total",
+                                "Time in which services had work of runs, times their replicas.")),
         items_total_(
             Counter(registry, "almost_orchestrator_items_total", "Work items that ended, by outcome.")),
         retries_(Counter(registry, "almost_orchestrator_retries_total", "Calls tried again, by why.")),
@@ -62,6 +70,21 @@ class Metrics : public RunObserver {
       at_work.progress.emplace(run_progress_, prometheus::Labels{{"run", run}, {"stage", stage.id()}});
     }
     (*at_work.progress)->Set(share);
+  }
+  void Used(absl::string_view stage, const v1::Cost& cost) override {
+    const std::string id(stage);
+    const auto add = [&](prometheus::Family<prometheus::Counter>& family, prometheus::Labels labels,
+                         double value) {
+      if (value <= 0) return;
+      labels["stage"] = id;
+      family.Add(labels).Increment(value);
+    };
+    add(tokens_, {{"kind", "prompt"}}, static_cast<double>(cost.prompt_tokens()));
+    add(tokens_, {{"kind", "generated"}}, static_cast<double>(cost.generated_tokens()));
+    add(tokens_, {{"kind", "trained"}}, static_cast<double>(cost.trained_tokens()));
+    add(scored_items_, {}, static_cast<double>(cost.scored_items()));
+    add(judged_items_, {}, static_cast<double>(cost.judged_items()));
+    add(device_seconds_, {}, cost.device_seconds());
   }
   void ItemEnded(absl::string_view stage, const absl::Status& status) override {
     items_total_.Add({{"stage", std::string(stage)}, {"outcome", status.ok() ? "done" : "error"}})
@@ -119,6 +142,7 @@ class Metrics : public RunObserver {
     std::optional<Series<prometheus::Gauge>> progress;
   };
   prometheus::Family<prometheus::Gauge>&runs_, &items_, &progress_, &run_progress_, &figures_;
+  prometheus::Family<prometheus::Counter>&tokens_, &scored_items_, &judged_items_, &device_seconds_;
   prometheus::Family<prometheus::Counter>&items_total_, &retries_, &comparisons_;
   prometheus::Family<prometheus::Histogram>& stage_seconds_;
   absl::Mutex mutex_;

@@ -173,6 +173,7 @@ absl::StatusOr<v1::Run> Orchestrator::FromJournal(absl::string_view id) const {
       ALMOST_ASSIGN_OR_RETURN(const StageProgress progress, StageProgress::FromRecord(known));
       shown = progress.shown;
     }
+    AddTo(shown.cost(), run.mutable_cost());
   }
   return run;
 }

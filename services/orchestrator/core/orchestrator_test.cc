@@ -263,6 +263,29 @@ TEST_F(OrchestratorTest, OtherNumericsOrALostArtifactAreReasonsToDoAStageAgain) 
   EXPECT_THAT(Done(*orchestrator_->Get("other")), Contains("prompts"));
 }
 
+TEST_F(OrchestratorTest, CountsWhatTheServicesDid) {
+  UndisturbedHashes();
+  const v1::Run run = orchestrator_->Get("r").value();
+  const v1::Cost& responses = run.stages(1).cost();
+  EXPECT_EQ(responses.generated_tokens(), static_cast<int64_t>(run.stages(1).figures().at("tokens")));
+  EXPECT_EQ(run.stages(4).cost().scored_items(), 50 * 4);
+  EXPECT_EQ(run.stages(4).cost().generated_tokens(), 50 * 4 * 9);
+  EXPECT_EQ(run.stages(5).cost().trained_tokens(), 3 * 100);  // sft
+  for (int stage : {0, 1, 3, 4, 5, 6}) EXPECT_GT(run.stages(stage).cost().device_seconds(), 0) << stage;
+  EXPECT_EQ(run.cost().generated_tokens(), run.stages(0).cost().generated_tokens() +
+                                               responses.generated_tokens() +
+                                               run.stages(4).cost().generated_tokens());
+  const nlohmann::json summary = nlohmann::json::parse(run.summary_json());
+  EXPECT_EQ(summary.at("cost").at("scored_items"), 50 * 4);
+  // The journal has it, and what is taken over costs nothing.
+  Stop();
+  ASSERT_TRUE(Start().ok());
+  EXPECT_EQ(orchestrator_->Get("r")->cost().generated_tokens(), run.cost().generated_tokens());
+  ASSERT_TRUE(Create("again", ScriptedRecipe(7)).ok());
+  ASSERT_EQ(WaitForEnd("again"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(orchestrator_->Get("again")->cost().generated_tokens(), 0);
+}
+
 TEST_F(OrchestratorTest, SaysWhenTheSameStageCameToSomethingElse) {
   UndisturbedHashes();
   services_->SetSalt("another build");

@@ -69,8 +69,16 @@ class ReportStage : public Stage {
                                 {"seconds", stage.seconds()},
                                 {"items_done", stage.items_done()},
                                 {"items_failed", stage.items_failed()},
+                                {"cached_from", stage.cached_from()},
+                                {"cost", Shown(stage.cost())},
                                 {"figures", std::move(figures)}});
     }
+  }
+
+  static ordered_json Shown(const v1::Cost& cost) {
+    return {{"prompt_tokens", cost.prompt_tokens()},   {"generated_tokens", cost.generated_tokens()},
+            {"scored_items", cost.scored_items()},     {"judged_items", cost.judged_items()},
+            {"trained_tokens", cost.trained_tokens()}, {"device_seconds", cost.device_seconds()}};
   }
 
   static absl::Status DescribeArtifacts(const StageContext& context, ordered_json& data) {
@@ -140,8 +148,13 @@ class ReportStage : public Stage {
         summary["best_of_n"][name] = evaluation["best_of_n"][name];
       }
     }
+    summary["cost"] = ordered_json::object();
     for (const ordered_json& stage : data["stages"]) {
       summary["stage_seconds"][stage["id"].get<std::string>()] = stage["seconds"];
+      for (const auto& [name, value] : stage["cost"].items()) {
+        const double sum = summary["cost"].value(name, 0.0) + value.get<double>();
+        summary["cost"][name] = sum;
+      }
     }
     for (const ordered_json& artifact : data["artifacts"]) {
       summary["artifact_hashes"][artifact["name"].get<std::string>()] = artifact["digest"];

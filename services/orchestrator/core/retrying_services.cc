@@ -38,10 +38,11 @@ bool IsTransient(const absl::Status& status) {
 }
 
 RetryingServices::RetryingServices(Services* services, const RetryPolicy& policy, std::stop_token stop,
-                                   PauseListener on_pause, RetryListener on_retry)
+                                   CostMeter* meter, PauseListener on_pause, RetryListener on_retry)
     : services_(services),
       policy_(policy),
       stop_(std::move(stop)),
+      meter_(meter),
       on_pause_(std::move(on_pause)),
       on_retry_(std::move(on_retry)),
       last_answer_(std::chrono::steady_clock::now()),
@@ -135,19 +136,45 @@ absl::Status RetryingServices::RestoreModels(const std::stop_token& stop) {
   return absl::OkStatus();
 }
 
+CostMeter::Busy RetryingServices::At(ModelHost host) const {
+  const bool generation = host == ModelHost::kGeneration;
+  return {meter_, generation ? CostMeter::Device::kGeneration : CostMeter::Device::kReward,
+          services_->num_replicas(host)};
+}
+
 absl::StatusOr<generation::v1::GenerateResponse> RetryingServices::Generate(
     const generation::v1::GenerateRequest& request) {
-  return Retry<generation::v1::GenerateResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
-    return Checked(request.model(), services_->Generate(options, request));
-  });
+  auto answer =
+      Retry<generation::v1::GenerateResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
+        const CostMeter::Busy busy = At(ModelHost::kGeneration);
+        return Checked(request.model(), services_->Generate(options, request));
+      });
+  if (!answer.ok()) return answer;
+  v1::Cost cost;
+  for (const generation::v1::GenerateItemResponse& item : answer->items()) {
+    cost.set_prompt_tokens(cost.prompt_tokens() + item.result().num_prompt_tokens());
+    for (const generation::v1::Completion& completion : item.result().completions()) {
+      cost.set_generated_tokens(cost.generated_tokens() + completion.token_ids_size());
+    }
+  }
+  meter_->Add(cost);
+  return answer;
 }
 
 absl::StatusOr<generation::v1::ScoreCompletionsResponse> RetryingServices::ScoreCompletions(
     const generation::v1::ScoreCompletionsRequest& request) {
-  return Retry<generation::v1::ScoreCompletionsResponse>(
+  auto answer = Retry<generation::v1::ScoreCompletionsResponse>(
       policy_.call_timeout, true, [&](const CallOptions& options) {
+        const CostMeter::Busy busy = At(ModelHost::kGeneration);
         return Checked(request.model(), services_->ScoreCompletions(options, request));
       });
+  if (!answer.ok()) return answer;
+  v1::Cost cost;
+  for (const generation::v1::CompletionScoreResponse& item : answer->items()) {
+    cost.set_prompt_tokens(cost.prompt_tokens() + item.result().logprobs_size());
+  }
+  meter_->Add(cost);
+  return answer;
 }
 
 absl::StatusOr<generation::v1::TokenizeResponse> RetryingServices::Tokenize(
@@ -158,23 +185,53 @@ absl::StatusOr<generation::v1::TokenizeResponse> RetryingServices::Tokenize(
 }
 
 absl::StatusOr<reward::v1::ScoreResponse> RetryingServices::Score(const reward::v1::ScoreRequest& request) {
-  return Retry<reward::v1::ScoreResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
-    return Checked(request.model(), services_->Score(options, request));
-  });
+  auto answer =
+      Retry<reward::v1::ScoreResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
+        const CostMeter::Busy busy = At(ModelHost::kReward);
+        return Checked(request.model(), services_->Score(options, request));
+      });
+  if (!answer.ok()) return answer;
+  v1::Cost cost;
+  cost.set_scored_items(std::count_if(answer->items().begin(), answer->items().end(),
+                                      [](const auto& item) { return item.has_result(); }));
+  meter_->Add(cost);
+  return answer;
 }
 
 absl::StatusOr<std::vector<simulator::v1::GeneratePromptsResponse>> RetryingServices::GeneratePrompts(
     const simulator::v1::GeneratePromptsRequest& request) {
-  return Retry<std::vector<simulator::v1::GeneratePromptsResponse>>(
-      policy_.stream_timeout, true,
-      [&](const CallOptions& options) { return services_->GeneratePrompts(options, request); });
+  auto mined = Retry<std::vector<simulator::v1::GeneratePromptsResponse>>(
+      policy_.stream_timeout, true, [&](const CallOptions& options) {
+        const CostMeter::Busy busy = At(ModelHost::kGeneration);
+        return services_->GeneratePrompts(options, request);
+      });
+  if (!mined.ok()) return mined;
+  v1::Cost cost;
+  for (const auto& prompt : *mined) cost.set_generated_tokens(cost.generated_tokens() + prompt.num_tokens());
+  meter_->Add(cost);
+  return mined;
 }
 
 absl::StatusOr<std::vector<simulator::v1::SimulateDialoguesResponse>> RetryingServices::SimulateDialogues(
     const simulator::v1::SimulateDialoguesRequest& request) {
-  return Retry<std::vector<simulator::v1::SimulateDialoguesResponse>>(
-      policy_.stream_timeout, true,
-      [&](const CallOptions& options) { return services_->SimulateDialogues(options, request); });
+  auto dialogues = Retry<std::vector<simulator::v1::SimulateDialoguesResponse>>(
+      policy_.stream_timeout, true, [&](const CallOptions& options) {
+        const CostMeter::Busy generating = At(ModelHost::kGeneration);
+        const CostMeter::Busy scoring = At(ModelHost::kReward);
+        return services_->SimulateDialogues(options, request);
+      });
+  if (!dialogues.ok()) return dialogues;
+  v1::Cost cost;
+  for (const auto& dialogue : *dialogues) {
+    for (const simulator::v1::AssistantTurn& turn : dialogue.turns()) {
+      for (const simulator::v1::CandidateAnswer& candidate : turn.candidates()) {
+        cost.set_generated_tokens(cost.generated_tokens() + candidate.num_tokens());
+        if (candidate.bad_reason().empty()) cost.set_scored_items(cost.scored_items() + 1);
+      }
+    }
+  }
+  meter_->Add(cost);
+  return dialogues;
 }
 
 absl::StatusOr<trainer::v1::Job> RetryingServices::CreateJob(const trainer::v1::CreateJobRequest& request) {
@@ -210,9 +267,15 @@ absl::Status RetryingServices::CancelJob(const trainer::v1::CancelJobRequest& re
 
 absl::StatusOr<judge::v1::CompareResponse> RetryingServices::Compare(
     absl::string_view target, const judge::v1::CompareRequest& request) {
-  return Retry<judge::v1::CompareResponse>(policy_.call_timeout, false, [&](const CallOptions& options) {
-    return services_->Compare(options, target, request);
-  });
+  auto answer =
+      Retry<judge::v1::CompareResponse>(policy_.call_timeout, false, [&](const CallOptions& options) {
+        return services_->Compare(options, target, request);
+      });
+  if (!answer.ok()) return answer;
+  v1::Cost cost;
+  cost.set_judged_items(answer->items_size());
+  meter_->Add(cost);
+  return answer;
 }
 
 absl::StatusOr<types::v1::Model> RetryingServices::PlaceModel(ModelHost host,

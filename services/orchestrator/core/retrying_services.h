@@ -11,6 +11,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "services/orchestrator/core/cost_meter.h"
 #include "services/orchestrator/core/services.h"
 
 namespace almost::orchestrator {
@@ -42,8 +43,8 @@ class RetryingServices {
   using PauseListener = std::function<void(const absl::Status& status)>;
   using RetryListener = std::function<void(const absl::Status& status)>;
 
-  // `services` outlives this.
-  RetryingServices(Services* services, const RetryPolicy& policy, std::stop_token stop,
+  // `services` and `meter` outlive this; `meter` is told what the answers cost.
+  RetryingServices(Services* services, const RetryPolicy& policy, std::stop_token stop, CostMeter* meter,
                    PauseListener on_pause, RetryListener on_retry);
 
   absl::StatusOr<generation::v1::GenerateResponse> Generate(const generation::v1::GenerateRequest& request);
@@ -69,6 +70,7 @@ class RetryingServices {
   // of it with another numerics_id are kFailedPrecondition. kResourceExhausted: it does not fit.
   absl::StatusOr<types::v1::Model> PlaceModel(ModelHost host, const types::v1::LoadModelRequest& request);
   std::stop_token stop() const { return stop_; }
+  CostMeter& meter() const { return *meter_; }
 
  private:
   // Calls `call` until it has an answer or a deterministic error.
@@ -82,6 +84,8 @@ class RetryingServices {
   absl::Status RestoreModels(const std::stop_token& stop);
   // Does so now and then, also for others that call the hosts on the stage's behalf: simulator and trainer.
   void KeepModels(const std::stop_token& ended);
+  // A call at work on a host.
+  CostMeter::Busy At(ModelHost host) const;
   // Sleeps before try number `attempt`; kCancelled when stopped.
   absl::Status BackOff(int attempt, const absl::Status& why);
   void Succeeded();
@@ -89,6 +93,7 @@ class RetryingServices {
   Services* const services_;
   const RetryPolicy policy_;
   const std::stop_token stop_;
+  CostMeter* const meter_;
   const PauseListener on_pause_;
   const RetryListener on_retry_;
 

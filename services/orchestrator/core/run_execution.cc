@@ -38,7 +38,7 @@ class RunExecution::Context : public StageContext {
           return run->record_.id;
         }()),
         services_(
-            run->environment_.services, run->environment_.retry, std::move(stop),
+            run->environment_.services, run->environment_.retry, std::move(stop), run->meters_[index].get(),
             [run](const absl::Status& why) { run->SetPaused(why); },
             [run, index](const absl::Status& why) {
               run->environment_.observer->Retried(run->stages_[index]->id(), why);
@@ -124,6 +124,7 @@ RunExecution::RunExecution(const RunEnvironment& environment, RunRecord record, 
       record_(std::move(record)),
       num_events_(num_events) {
   for (const std::unique_ptr<Stage>& stage : stages_) {
+    meters_.push_back(std::make_unique<CostMeter>());
     StageProgress& progress = progress_.emplace_back();
     const auto known = std::find_if(stages.begin(), stages.end(), [&](const StageProgress& each) {
       return each.shown.id() == std::string(stage->id());
@@ -182,6 +183,7 @@ v1::Stage RunExecution::Shown(size_t index) const {
   if (stage.state() == v1::STAGE_STATE_RUNNING) {
     stage.set_seconds(stage.seconds() +
                       std::chrono::duration<double>(std::chrono::steady_clock::now() - stage_start_).count());
+    AddTo(meters_[index]->Total(), stage.mutable_cost());
   }
   return stage;
 }
@@ -192,7 +194,10 @@ v1::Run RunExecution::Snapshot() const {
   run.set_name(absl::StrCat("runs/", record_.id));
   *run.mutable_recipe() = recipe_;
   run.set_state(static_cast<v1::RunState>(record_.state));
-  for (size_t i = 0; i < progress_.size(); ++i) *run.add_stages() = Shown(i);
+  for (size_t i = 0; i < progress_.size(); ++i) {
+    *run.add_stages() = Shown(i);
+    AddTo(run.stages(static_cast<int>(i)).cost(), run.mutable_cost());
+  }
   if (!error_.ok()) *run.mutable_error() = ErrorProto(error_);
   run.mutable_create_time()->set_seconds(absl::ToUnixSeconds(record_.create_time));
   if (record_.end_time != absl::InfiniteFuture()) {
@@ -255,6 +260,7 @@ bool RunExecution::AddProgressEvent(JournalBatch& batch, size_t index) {
   progress.shown = event.stage();
   batch.PutStage(record_.id, progress.ToRecord());
   environment_.observer->StageChanged(record_.id, event.stage());
+  environment_.observer->Used(event.stage().id(), meters_[index]->TakeNew());
   return true;
 }
 
@@ -325,6 +331,7 @@ absl::Status RunExecution::Execute() {
       if (progress_[index].shown.state() == v1::STAGE_STATE_SUCCEEDED) continue;
     }
     const absl::Status status = RunStage(*stages_[index], index);
+    environment_.observer->Used(stages_[index]->id(), meters_[index]->TakeNew());
     if (status.ok()) continue;
     const bool stopped = stop_.stop_requested();
     JournalBatch batch;
@@ -436,6 +443,7 @@ absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, const st
     progress.shown.set_state(v1::STAGE_STATE_SUCCEEDED);
     progress.shown.set_seconds(seconds);
     progress.shown.set_cached_from(absl::StrCat("runs/", outcome.run));
+    progress.shown.clear_cost();
     progress.artifacts = outcome.artifacts;
     shown = progress.shown;
     batch.PutStage(run, progress.ToRecord());

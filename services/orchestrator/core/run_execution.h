@@ -19,6 +19,7 @@
 #include "common/storage/artifact_store.h"
 #include "common/storage/journal.h"
 #include "nlohmann/json.hpp"
+#include "services/orchestrator/core/cost_meter.h"
 #include "services/orchestrator/core/model_placement.h"
 #include "services/orchestrator/core/stage.h"
 #include "services/orchestrator/core/stage_progress.h"
@@ -31,6 +32,8 @@ class RunObserver {
   virtual ~RunObserver() = default;
   virtual void StateChanged(const std::string& /*run*/, v1::RunState /*from*/, v1::RunState /*to*/) {}
   virtual void StageChanged(const std::string& /*run*/, const v1::Stage& /*stage*/) {}
+  // `cost` is what has come since the last call for that stage of the run.
+  virtual void Used(absl::string_view /*stage*/, const v1::Cost& /*cost*/) {}
   virtual void ItemEnded(absl::string_view /*stage*/, const absl::Status& /*status*/) {}
   virtual void Retried(absl::string_view /*stage*/, const absl::Status& /*status*/) {}
   virtual void StagePublished(absl::string_view /*stage*/, double /*seconds*/,
@@ -100,7 +103,7 @@ class RunExecution {
   void SetPaused(const absl::Status& why);
   void SetState(v1::RunState state, const absl::Status& error);
   std::map<std::string, std::string> Artifacts() const;
-  // Its seconds up to now.
+  // Its seconds and cost up to now.
   v1::Stage Shown(size_t index) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   const RunEnvironment environment_;
@@ -113,6 +116,7 @@ class RunExecution {
   RunRecord record_ ABSL_GUARDED_BY(mutex_);
   absl::Status error_ ABSL_GUARDED_BY(mutex_);
   std::vector<StageProgress> progress_ ABSL_GUARDED_BY(mutex_);  // like stages_
+  std::vector<std::unique_ptr<CostMeter>> meters_;                // like stages_: since this process began
   std::chrono::steady_clock::time_point stage_start_ ABSL_GUARDED_BY(mutex_);
   std::chrono::steady_clock::time_point last_progress_event_ ABSL_GUARDED_BY(mutex_);
   int64_t num_events_ ABSL_GUARDED_BY(mutex_);

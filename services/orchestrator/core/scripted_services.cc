@@ -343,7 +343,9 @@ absl::Status ScriptedServices::WatchJob(const CallOptions& options,
     event.set_sequence(step);
     event.set_step(step);
     event.set_num_steps(3);
+    event.set_state(trainer::v1::JOB_STATE_RUNNING);
     (*event.mutable_metrics())["loss"] = 1.0 / static_cast<double>(step);
+    (*event.mutable_metrics())["tokens"] = 100;
     if (!use(event)) return absl::OkStatus();
   }
   const absl::MutexLock lock(&mutex_);

@@ -34,6 +34,9 @@ class Services {
  public:
   virtual ~Services() = default;
 
+  // Replicas of a host known now.
+  virtual int num_replicas(ModelHost) const { return 1; }
+
   virtual absl::StatusOr<generation::v1::GenerateResponse> Generate(
       const CallOptions& options, const generation::v1::GenerateRequest& request) = 0;
   virtual absl::StatusOr<generation::v1::ScoreCompletionsResponse> ScoreCompletions(

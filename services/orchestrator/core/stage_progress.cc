@@ -1,7 +1,9 @@
 #include "services/orchestrator/core/stage_progress.h"
 
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/util/json_util.h"
 #include "nlohmann/json.hpp"
+#include "services/orchestrator/core/datasets.h"
 
 namespace almost::orchestrator {
 
@@ -14,6 +16,7 @@ StageRecord StageProgress::ToRecord() const {
                  {"seconds", shown.seconds()},
                  {"figures", json::object()},
                  {"cached_from", shown.cached_from()},
+                 {"cost", ToJson(shown.cost())},
                  {"artifacts", artifacts},
                  {"models", json::object()}};
   for (const auto& [name, value] : shown.figures()) detail["figures"][name] = value;
@@ -32,6 +35,11 @@ absl::StatusOr<StageProgress> StageProgress::FromRecord(const StageRecord& recor
     progress.shown.set_items_failed(detail.at("items_failed"));
     progress.shown.set_seconds(detail.at("seconds"));
     progress.shown.set_cached_from(detail.value("cached_from", ""));
+    // Not there in what version 1 of the journal's schema holds.
+    if (detail.contains("cost") &&
+        !google::protobuf::util::JsonStringToMessage(detail["cost"].dump(), progress.shown.mutable_cost()).ok()) {
+      return absl::DataLossError(absl::StrCat("the journal's record of stage ", record.stage, ": its cost"));
+    }
     for (const auto& [name, value] : detail.at("figures").items()) {
       // JSON has no NaN: a figure that was not finite is left out.
       if (value.is_number()) (*progress.shown.mutable_figures())[name] = value;

@@ -150,10 +150,16 @@ class TrainingStage : public Stage {
     watch.set_name(job.name());
     trainer::v1::GetJobRequest get;
     get.set_name(job.name());
+    CostMeter& meter = context.services().meter();
+    // From when the job has left the trainer's queue.
+    std::optional<CostMeter::Busy> busy;
     while (true) {
       const absl::Status status =
           context.services().WatchJob(watch, kWatch, [&](const trainer::v1::JobEvent& event) {
             watch.set_after_sequence(std::max(watch.after_sequence(), event.sequence()));
+            if (event.state() == trainer::v1::JOB_STATE_RUNNING && !busy) {
+              busy.emplace(&meter, CostMeter::Device::kTrainer, 1);
+            }
             if (event.metrics().empty()) return true;
             const std::map<std::string, double> metrics(event.metrics().begin(), event.metrics().end());
             curves[event.step()] = metrics;
@@ -168,8 +174,16 @@ class TrainingStage : public Stage {
       }
       ALMOST_RETURN_IF_ERROR(status);
       ALMOST_ASSIGN_OR_RETURN(job, context.services().GetJob(get));
-      if (HasEnded(job.state())) return absl::OkStatus();
+      if (HasEnded(job.state())) break;
     }
+    double tokens = 0;
+    for (const auto& [step, metrics] : curves) {
+      if (const auto count = metrics.find("tokens"); count != metrics.end()) tokens += count->second;
+    }
+    v1::Cost cost;
+    cost.set_trained_tokens(static_cast<int64_t>(tokens));
+    meter.Add(cost);
+    return absl::OkStatus();
   }
 
   absl::StatusOr<std::string> Result(StageContext& context, const trainer::v1::Job& job,

@@ -12,7 +12,8 @@ namespace almost::orchestrator {
 // Keys of `data`, all optional:
 //   run, display_name, baseline: text; recipe: the recipe as text
 //   configurations: [{id, model, demonstrations, shots}]
-//   stages: [{id, seconds, items_done, items_failed, figures: {name: number}}]
+//   stages: [{id, seconds, items_done, items_failed, cached_from, cost: {name: number},
+//            figures: {name: number}}]
 //   artifacts: [{name: "stage/name", digest, kind, size_bytes, inputs: {name: digest}}]
 //   evaluation: evaluation.json (services/orchestrator/core/evaluation.h)
 //   curves: {stage: [{step, metric: number, …}]}

@@ -97,6 +97,10 @@ absl::StatusOr<std::unique_ptr<RemoteServices>> RemoteServices::Create(const Tar
   return services;
 }
 
+int RemoteServices::num_replicas(ModelHost host) const {
+  return static_cast<int>((host == ModelHost::kGeneration ? generation_ : reward_)->Addresses().size());
+}
+
 absl::StatusOr<generation::v1::GenerateResponse> RemoteServices::Generate(
     const CallOptions& options, const generation::v1::GenerateRequest& request) {
   double cost = 0;

@@ -29,6 +29,7 @@ class RemoteServices : public Services {
                                                                 const ReplicaPoolOptions& options,
                                                                 prometheus::Registry* registry);
 
+  int num_replicas(ModelHost host) const override;
   absl::StatusOr<generation::v1::GenerateResponse> Generate(
       const CallOptions& options, const generation::v1::GenerateRequest& request) override;
   absl::StatusOr<generation::v1::ScoreCompletionsResponse> ScoreCompletions(
