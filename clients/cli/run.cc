@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "almost/orchestrator/v1/orchestrator.grpc.pb.h"
 #include "clients/cli/endpoints.h"
 #include "clients/cli/recipe_file.h"
@@ -20,6 +21,53 @@ namespace {
 
 namespace fs = std::filesystem;
 namespace pb = almost::orchestrator::v1;
+
+std::string TokensText(int64_t tokens) {
+  if (tokens >= 10'000'000) return absl::StrFormat("%.0fM", static_cast<double>(tokens) / 1e6);
+  if (tokens >= 10'000) return absl::StrFormat("%.0fk", static_cast<double>(tokens) / 1e3);
+  return absl::StrCat(tokens);
+}
+
+std::string ModelsText(const pb::StagePlan& plan) {
+  std::vector<std::string> models;
+  for (const pb::PlannedModel& model : plan.models()) {
+    models.push_back(absl::StrFormat("%s on %s %s (%.3g GB)", model.id(), model.service(), model.device(),
+                                     static_cast<double>(model.weight_bytes()) / 1e9));
+  }
+  return absl::StrJoin(models, ", ");
+}
+
+// What would be done, what is there already, and what it is expected to take.
+void PrintPlan(const pb::Run& run) {
+  std::vector<std::vector<std::string>> rows = {
+      {"STAGE", "WOULD BE", "TOKENS DRAWN", "SCORES", "TIME", "MODELS"}};
+  double seconds = 0;
+  std::vector<std::string> unmeasured;
+  for (const pb::Stage& stage : run.stages()) {
+    const pb::StagePlan& plan = stage.plan();
+    if (!stage.cached_from().empty()) {
+      rows.push_back({stage.id(), absl::StrCat("taken from ", stage.cached_from()), "", "", "",
+                      ModelsText(plan)});
+      continue;
+    }
+    const bool measured = !plan.measured_by().empty();
+    const int64_t most = plan.max_generated_tokens();
+    rows.push_back({stage.id(), "done",
+                    measured   ? absl::StrCat("about ", TokensText(plan.cost().generated_tokens()))
+                    : most > 0 ? absl::StrCat("at most ", TokensText(most))
+                               : "",
+                    measured ? absl::StrCat(plan.cost().scored_items()) : "",
+                    measured ? absl::StrFormat("%.3g s", plan.seconds()) : "", ModelsText(plan)});
+    seconds += plan.seconds();
+    if (!measured && stage.id() != "report") unmeasured.push_back(stage.id());
+  }
+  PrintTable(stdout, rows);
+  absl::PrintF("Expected time: %.3g s", seconds);
+  if (!unmeasured.empty()) {
+    absl::PrintF(", and that of %s, of which no run has measured its like", absl::StrJoin(unmeasured, ", "));
+  }
+  absl::PrintF(".\n");
+}
 
 struct RunFlags {
   std::string recipe, id, judge;
@@ -47,7 +95,8 @@ absl::Status Run(const Cli& cli, const RunFlags& flags) {
     if (cli.json) {
       PrintJson(stdout, run);
     } else if (flags.validate_only) {
-      absl::PrintF("%s is valid.\n", flags.recipe);
+      PrintPlan(run);
+      absl::PrintF("%s is valid; nothing was started.\n", flags.recipe);
     } else {
       absl::PrintF("Started %s; `almost runs watch %s` follows it.\n", run.name(), request.run_id());
     }
@@ -84,7 +133,8 @@ void AddRun(CLI::App& app, Cli& cli) {
   run->add_option("--judge", flags->judge, "host:port of the JudgeService that a recipe calls up:judge");
   run->add_flag("--follow", flags->follow, "Shows the progress until the run ends");
   run->add_flag("--recompute", flags->recompute, "Does every stage, even where an earlier run has done the same");
-  run->add_flag("--validate_only", flags->validate_only, "Checks the recipe, and starts nothing");
+  run->add_flag("--dry-run,--validate_only", flags->validate_only,
+                "Checks the recipe and tells what would be done and what it would take; starts nothing");
   run->callback([&cli, flags] { cli.action = [&cli, flags] { return Run(cli, *flags); }; });
 }
 

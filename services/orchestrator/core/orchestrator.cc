@@ -10,6 +10,7 @@
 #include "common/base/status_macros.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "services/orchestrator/core/run_plan.h"
 
 namespace almost::orchestrator {
 namespace {
@@ -134,9 +135,7 @@ absl::StatusOr<v1::Run> Orchestrator::Create(const v1::CreateRunRequest& request
     v1::Run run;
     run.set_name(absl::StrCat("runs/", id));
     *run.mutable_recipe() = recipe;
-    for (const std::unique_ptr<Stage>& stage : environment_.make_stages(recipe)) {
-      run.add_stages()->set_id(std::string(stage->id()));
-    }
+    ALMOST_RETURN_IF_ERROR(PlanRun(environment_, recipe, request.recompute(), &run));
     return run;
   }
   const absl::MutexLock start_lock(&start_mutex_);

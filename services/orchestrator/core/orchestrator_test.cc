@@ -286,6 +286,44 @@ TEST_F(OrchestratorTest, CountsWhatTheServicesDid) {
   EXPECT_EQ(orchestrator_->Get("again")->cost().generated_tokens(), 0);
 }
 
+TEST_F(OrchestratorTest, ADryRunForeseesTheRunAndChangesNothing) {
+  ASSERT_TRUE(Start().ok());
+  const v1::Run fresh = Create("plan", ScriptedRecipe(7), /*validate_only=*/true).value();
+  ASSERT_EQ(fresh.stages_size(), 8);
+  EXPECT_EQ(Done(fresh).size(), 8u);
+  const v1::StagePlan& demonstrations = fresh.stages(4).plan();
+  ASSERT_EQ(demonstrations.models_size(), 2);
+  EXPECT_EQ(demonstrations.models(0).service(), "generation");
+  EXPECT_EQ(demonstrations.models(1).id(), "reward_model");
+  EXPECT_EQ(demonstrations.models(1).service(), "reward");
+  EXPECT_EQ(demonstrations.models(1).context_tokens(), 512);  // of S, from which it would be trained
+  for (const v1::Stage& stage : fresh.stages()) EXPECT_EQ(stage.plan().measured_by(), "");
+  EXPECT_TRUE(services_->models().empty());
+  EXPECT_EQ(services_->calls("CreateJob") + services_->calls("Generate"), 0);
+  EXPECT_TRUE(store_->List()->empty());
+
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_THAT(Done(*Create("plan", ScriptedRecipe(7), true)), ElementsAre("report"));
+  EXPECT_EQ(Done(*Create("plan", ScriptedRecipe(7), true, /*recompute=*/true)).size(), 8u);
+
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_comparisons()->set_min_rank_gap(2);
+  recipe.mutable_demonstration()->set_num_prompts(25);  // of 50
+  const v1::Run changed = Create("plan", recipe, true).value();
+  EXPECT_THAT(Done(changed),
+              ElementsAre("comparisons", "reward_model", "demonstrations", "sft", "rl", "report"));
+  EXPECT_EQ(changed.stages(4).plan().measured_by(), "runs/r");
+  EXPECT_EQ(changed.stages(4).plan().cost().scored_items(), 25 * 4);
+  EXPECT_GT(changed.stages(4).plan().seconds(), 0);
+  EXPECT_EQ(changed.stages(1).plan().seconds(), 0);  // taken over
+
+  services_->SetScript([](absl::string_view method, const CallOptions&) {
+    return method == "ValidateJob" ? absl::UnavailableError("gone") : absl::OkStatus();
+  });
+  EXPECT_EQ(Create("plan", ScriptedRecipe(7), true).status(), absl::UnavailableError("gone"));
+}
+
 TEST_F(OrchestratorTest, SaysWhenTheSameStageCameToSomethingElse) {
   UndisturbedHashes();
   services_->SetSalt("another build");

@@ -409,16 +409,11 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index) {
 }
 
 absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, const std::string& key) {
-  const absl::StatusOr<OutcomeRecord> record = environment_.journal->GetOutcome(key);
-  if (absl::IsNotFound(record.status())) return false;
-  ALMOST_RETURN_IF_ERROR(record.status());
-  ALMOST_ASSIGN_OR_RETURN(const StageOutcome outcome, StageOutcome::FromRecord(*record));
+  ALMOST_ASSIGN_OR_RETURN(const std::optional<StageOutcome> found,
+                          FindOutcome(*environment_.journal, *environment_.store, key));
+  if (!found.has_value()) return false;
+  const StageOutcome& outcome = *found;
   ArtifactStore& store = *environment_.store;
-  for (const auto& [name, digest] : outcome.artifacts) {
-    const absl::Status there = store.Get(digest).status();
-    if (absl::IsNotFound(there)) return false;  // collected, since no run referred to it any more
-    ALMOST_RETURN_IF_ERROR(there);
-  }
   std::string run;
   {
     const absl::MutexLock lock(&mutex_);
@@ -504,7 +499,7 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
     batch.PutStage(record_.id, progress.ToRecord());
     batch.DropResults(record_.id, shown.id());
     if (identity.has_value()) {
-      StageOutcome outcome = {record_.id, progress.artifacts, {}, shown};
+      StageOutcome outcome = {record_.id, progress.artifacts, {}, StageSize(shown.id(), recipe_), shown};
       for (const auto& [path, contents] : output.run_files) outcome.run_files.push_back(path);
       batch.PutOutcome(outcome.ToRecord(key, StagePace(stage, recipe_)));
     }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "almost/orchestrator/v1/orchestrator.pb.h"
 #include "almost/orchestrator/v1/recipe.pb.h"
+#include "common/storage/artifact_store.h"
 #include "common/storage/journal.h"
 #include "services/orchestrator/core/stage.h"
 
@@ -20,6 +22,7 @@ struct StageOutcome {
   std::string run;                                             // which made it
   std::vector<std::pair<std::string, std::string>> artifacts;  // name, digest
   std::vector<std::string> run_files;                          // paths beneath runs/<run>
+  double size = 0;                                             // StageSize
   v1::Stage shown;                                             // as GetRun shows it
 
   OutcomeRecord ToRecord(std::string key, std::string pace) const;
@@ -31,6 +34,14 @@ struct StageOutcome {
 // the digest and numerics of its models by role. Stages of equal keys leave equal artifacts.
 std::string StageKey(const Stage& stage, const StageIdentity& identity, const v1::Recipe& recipe,
                      const std::map<std::string, std::pair<std::string, std::string>>& models);
+
+// The outcome under that key, if there is one and the store has all of its artifacts.
+absl::StatusOr<std::optional<StageOutcome>> FindOutcome(Journal& journal, ArtifactStore& store,
+                                                        const std::string& key);
+
+// How much a stage has to do, as far as the recipe tells: what it uses grows in proportion. In answers,
+// pairs, dialogues or rollouts; only stages of one kind compare.
+double StageSize(absl::string_view stage, const v1::Recipe& recipe);
 
 // What a stage's speed depends on besides its size: its models, their devices and widths.
 std::string StagePace(const Stage& stage, const v1::Recipe& recipe);
