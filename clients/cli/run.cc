@@ -46,8 +46,8 @@ void PrintPlan(const pb::Run& run) {
   for (const pb::Stage& stage : run.stages()) {
     const pb::StagePlan& plan = stage.plan();
     if (!stage.cached_from().empty()) {
-      rows.push_back({stage.id(), absl::StrCat("taken from ", stage.cached_from()), "", "", "",
-                      ModelsText(plan)});
+      rows.push_back(
+          {stage.id(), absl::StrCat("taken from ", stage.cached_from()), "", "", "", ModelsText(plan)});
       continue;
     }
     const bool measured = !plan.measured_by().empty();
@@ -73,6 +73,7 @@ struct RunFlags {
   std::string recipe, id, judge;
   std::optional<uint64_t> seed;
   bool follow = false, validate_only = false, recompute = false;
+  int priority = 0;
 };
 
 absl::Status Run(const Cli& cli, const RunFlags& flags) {
@@ -88,6 +89,7 @@ absl::Status Run(const Cli& cli, const RunFlags& flags) {
   request.set_run_id(flags.id.empty() ? IdFromFile(flags.recipe) : flags.id);
   request.set_validate_only(flags.validate_only);
   request.set_recompute(flags.recompute);
+  request.set_priority(flags.priority);
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
   ALMOST_ASSIGN_OR_RETURN(pb::Run run, Call<pb::OrchestratorService>(
                                            endpoint, &pb::OrchestratorService::Stub::CreateRun, request));
@@ -132,7 +134,9 @@ void AddRun(CLI::App& app, Cli& cli) {
   run->add_option("--seed", flags->seed, "In place of the recipe's");
   run->add_option("--judge", flags->judge, "host:port of the JudgeService that a recipe calls up:judge");
   run->add_flag("--follow", flags->follow, "Shows the progress until the run ends");
-  run->add_flag("--recompute", flags->recompute, "Does every stage, even where an earlier run has done the same");
+  run->add_option("--priority", flags->priority, "Work of runs with a higher one goes first");
+  run->add_flag("--recompute", flags->recompute,
+                "Does every stage, even where an earlier run has done the same");
   run->add_flag("--dry-run,--validate_only", flags->validate_only,
                 "Checks the recipe and tells what would be done and what it would take; starts nothing");
   run->callback([&cli, flags] { cli.action = [&cli, flags] { return Run(cli, *flags); }; });

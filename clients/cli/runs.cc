@@ -73,10 +73,25 @@ absl::Status Watch(const Cli& cli, const std::string& id) {
   return Outcome(run);
 }
 
+absl::Status Delete(const Cli& cli, const std::string& id) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  pb::DeleteRunRequest request;
+  request.set_name(ResourceName("runs", id));
+  ALMOST_ASSIGN_OR_RETURN(const pb::DeleteRunResponse response,
+                          Call<pb::OrchestratorService>(endpoint, &Stub::DeleteRun, request));
+  if (cli.json) {
+    PrintJson(stdout, response);
+  } else {
+    absl::PrintF("Deleted %s. Its artifacts go when garbage is collected and nothing else needs them.\n",
+                 request.name());
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void AddRuns(CLI::App& app, Cli& cli) {
-  CLI::App* runs = app.add_subcommand("runs", "Runs: list, show, watch, cancel, resume");
+  CLI::App* runs = app.add_subcommand("runs", "Runs: list, show, watch, cancel, resume, delete");
   runs->require_subcommand(1);
   auto id = std::make_shared<std::string>();
   const auto verb = [&](const char* name, const char* help, std::function<absl::Status()> action) {
@@ -91,6 +106,8 @@ void AddRuns(CLI::App& app, Cli& cli) {
   with_id(verb("watch", "Follows a run until it ends", [&cli, id] { return Watch(cli, *id); }));
   with_id(verb("cancel", "Stops a run; it can be resumed",
                [&cli, id] { return OneRun(cli, *id, &Stub::CancelRun); }));
+  with_id(verb("delete", "Forgets a run that has ended, and its folder in the store",
+               [&cli, id] { return Delete(cli, *id); }));
   with_id(verb("resume", "Goes on with a failed or cancelled run",
                [&cli, id] { return OneRun(cli, *id, &Stub::ResumeRun); }));
 }

@@ -107,7 +107,11 @@ void JournalBatch::PutOutcome(OutcomeRecord outcome) {
         Sqlite::Query query,
         database.Prepare("INSERT OR REPLACE INTO outcomes(number, key, stage, pace, detail) "
                          "SELECT COALESCE(MAX(number), 0) + 1, ?1, ?2, ?3, ?4 FROM outcomes"));
-    return query.Bind(1, outcome.key).Bind(2, outcome.stage).Bind(3, outcome.pace).Bind(4, outcome.detail).Run();
+    return query.Bind(1, outcome.key)
+        .Bind(2, outcome.stage)
+        .Bind(3, outcome.pace)
+        .Bind(4, outcome.detail)
+        .Run();
   });
 }
 
@@ -218,9 +222,9 @@ absl::StatusOr<std::unique_ptr<Journal>> Journal::Open(const std::filesystem::pa
     ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<Sqlite> writer, Sqlite::Open(file));
     ALMOST_ASSIGN_OR_RETURN(const int64_t version, SchemaVersion(*writer));
     if (version > kSchemaVersion) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("the journal ", file.string(), " was written by a newer version: it has schema ", version,
-                       ", this version knows up to ", kSchemaVersion, "; start the newer version again"));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the journal ", file.string(), " was written by a newer version: it has schema ", version,
+          ", this version knows up to ", kSchemaVersion, "; start the newer version again"));
     }
     if (version > 0) ALMOST_RETURN_IF_ERROR(CheckIntegrity(*writer, file));
     for (int64_t from = version; from < kSchemaVersion; ++from) {
@@ -293,10 +297,9 @@ void Journal::CommitGroup(const std::vector<Pending*>& group) {
 
 absl::StatusOr<RunRecord> Journal::GetRun(absl::string_view id) {
   const absl::MutexLock lock(&read_mutex_);
-  ALMOST_ASSIGN_OR_RETURN(
-      Sqlite::Query query,
-      reader_->Prepare(
-          "SELECT number, state, recipe, error, summary, created_us, ended_us, settings FROM runs WHERE id=?"));
+  ALMOST_ASSIGN_OR_RETURN(Sqlite::Query query,
+                          reader_->Prepare("SELECT number, state, recipe, error, summary, created_us, "
+                                           "ended_us, settings FROM runs WHERE id=?"));
   ALMOST_ASSIGN_OR_RETURN(const bool found, query.Bind(1, id).Step());
   if (!found) return absl::NotFoundError(absl::StrCat("no run \"", id, "\""));
   RunRecord run;

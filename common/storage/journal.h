@@ -67,7 +67,7 @@ struct EventRecord {
 struct OutcomeRecord {
   std::string key;  // a hash of everything its content depends on
   std::string stage;
-  std::string pace;  // what its speed depends on: outcomes of equal pace tell how long the next will take
+  std::string pace;    // what its speed depends on: outcomes of equal pace tell how long the next will take
   std::string detail;  // the caller's own
 };
 

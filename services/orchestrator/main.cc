@@ -41,6 +41,7 @@ absl::Status Run(const Options& options) {
   environment.retry.call_timeout = absl::Seconds(options.call_timeout_seconds);
   environment.retry.load_timeout = absl::Seconds(options.load_timeout_seconds);
   environment.concurrent_items = options.concurrent_items;
+  environment.total_items = options.total_items;
   environment.max_set_aside_share = options.max_set_aside_share;
   environment.provenance = {{"version", BuildInfo::OfThisBinary().version},
                             {"git_sha", BuildInfo::OfThisBinary().git_sha}};

@@ -49,7 +49,7 @@ class Metrics : public RunObserver {
 
   void StateChanged(const std::string& run, v1::RunState from, v1::RunState to) override {
     if (from != v1::RUN_STATE_UNSPECIFIED) runs_.Add({{"state", Name(v1::RunState_Name(from))}}).Decrement();
-    runs_.Add({{"state", Name(v1::RunState_Name(to))}}).Increment();
+    if (to != v1::RUN_STATE_UNSPECIFIED) runs_.Add({{"state", Name(v1::RunState_Name(to))}}).Increment();
     if (to == v1::RUN_STATE_RUNNING || to == v1::RUN_STATE_PAUSED) return;
     const absl::MutexLock lock(&mutex_);
     at_work_.erase(run);
@@ -64,12 +64,13 @@ class Metrics : public RunObserver {
     const double share = total > 0 ? (done + failed) / total : 0;
     if (total > 0) progress_.Add({{"stage", stage.id()}}).Set(share);
     const absl::MutexLock lock(&mutex_);
-    RunAtWork& at_work = at_work_[run];
-    if (at_work.stage != stage.id()) {
-      at_work.stage = stage.id();
-      at_work.progress.emplace(run_progress_, prometheus::Labels{{"run", run}, {"stage", stage.id()}});
+    if (stage.state() != v1::STAGE_STATE_RUNNING) {
+      at_work_[run].erase(stage.id());
+      return;
     }
-    (*at_work.progress)->Set(share);
+    const auto [at_work, added] = at_work_[run].try_emplace(
+        stage.id(), run_progress_, prometheus::Labels{{"run", run}, {"stage", stage.id()}});
+    at_work->second->Set(share);
   }
   void Used(absl::string_view stage, const v1::Cost& cost) override {
     const std::string id(stage);
@@ -137,16 +138,13 @@ class Metrics : public RunObserver {
     return state;
   }
 
-  struct RunAtWork {
-    std::string stage;
-    std::optional<Series<prometheus::Gauge>> progress;
-  };
   prometheus::Family<prometheus::Gauge>&runs_, &items_, &progress_, &run_progress_, &figures_;
   prometheus::Family<prometheus::Counter>&tokens_, &scored_items_, &judged_items_, &device_seconds_;
   prometheus::Family<prometheus::Counter>&items_total_, &retries_, &comparisons_;
   prometheus::Family<prometheus::Histogram>& stage_seconds_;
   absl::Mutex mutex_;
-  std::map<std::string, RunAtWork> at_work_ ABSL_GUARDED_BY(mutex_);  // by run
+  // By run, then by stage at work.
+  std::map<std::string, std::map<std::string, Series<prometheus::Gauge>>> at_work_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace almost::orchestrator

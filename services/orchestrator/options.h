@@ -19,7 +19,8 @@ struct Options {
   ReplicaPoolOptions replicas;
   double pause_after_seconds = 15;  // without an answer, a run counts as paused
   // Performance.
-  int concurrent_items = 8;  // of one run
+  int concurrent_items = 8;  // of one stage of a run
+  int total_items = 32;      // of all runs
   // Limits.
   double max_set_aside_share = 0.01;  // of a stage's items; more fail it
   double call_timeout_seconds = 120;  // of one call's tries at a time
@@ -43,9 +44,12 @@ inline void AddFlags(CLI::App& app, Options& options) {
                  "Without an answer for so long, a run counts as paused")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  app.add_option("--concurrent_items", options.concurrent_items, "Work items of one run at once")
+  app.add_option("--concurrent_items", options.concurrent_items, "Work items of one stage of a run at once")
       ->capture_default_str()
       ->check(CLI::Range(1, 256));
+  app.add_option("--total_items", options.total_items, "Work items of all runs at once")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
   app.add_option("--max_set_aside_share", options.max_set_aside_share,
                  "Share of a stage's items that may fail by their own content")
       ->capture_default_str()

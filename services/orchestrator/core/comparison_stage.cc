@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <functional>
 #include <optional>
 #include <set>
 #include <utility>
@@ -16,7 +17,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr int64_t kChunk = 32;  // pairs of an item: both sides fill a call
+constexpr size_t kPairsPerCall = 32;  // both sides fill a call
 
 PairRule RuleOf(const v1::ComparisonStage& recipe) {
   PairRule rule = recipe.rule() == v1::ComparisonStage::RULE_WORLD ? PairRule::World() : PairRule::Paper();
@@ -29,11 +30,21 @@ PairRule RuleOf(const v1::ComparisonStage& recipe) {
   return rule;
 }
 
-// Without a scorer to agree there are no items; otherwise an item's result is {agrees: [pair by pair]} and
-// the scorer's digest.
+// An item's result is JSON Lines: {dropped: {reason: count}, scorer: [digest, numerics] or null}, then a pair
+// a line with its drop_reason. Pairs depend on their prompt's responses alone, so the stage follows the one
+// that makes them; except where the rule looks at the whole set.
 class ComparisonStage : public Stage {
  public:
+  explicit ComparisonStage(const v1::Recipe& recipe) : rule_(RuleOf(recipe.comparisons())) {
+    for (const v1::RubricTier& tier : recipe.comparisons().rubric()) {
+      rubric_.ranks.emplace_back(tier.configurations().begin(), tier.configurations().end());
+    }
+    order_ = rubric_.Configurations();
+    num_configurations_ = recipe.responses().configurations_size();
+  }
+
   absl::string_view id() const override { return "comparisons"; }
+  absl::string_view follows() const override { return NeedsWholeSet() ? "" : "responses"; }
 
   absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
     const v1::ComparisonStage& recipe = context.recipe().comparisons();
@@ -56,118 +67,94 @@ class ComparisonStage : public Stage {
   }
 
   absl::Status Begin(StageContext& context) override {
-    const v1::Recipe& recipe = context.recipe();
     ALMOST_ASSIGN_OR_RETURN(prompts_, ReadPrompts(context));
-    ALMOST_ASSIGN_OR_RETURN(const std::vector<ordered_json> responses,
+    if (const int32_t wanted = context.recipe().responses().num_prompts(); wanted > 0) {
+      prompts_.resize(std::min(prompts_.size(), static_cast<size_t>(wanted)));
+    }
+    num_ended_.assign(static_cast<size_t>(NumChunks()), 0);
+    if (context.followed() != nullptr) return absl::OkStatus();
+    responses_ = MakeTable(0, static_cast<int64_t>(prompts_.size()));
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<ordered_json> lines,
                             ReadDataset(context, "responses", "responses"));
-    Rubric rubric;
-    for (const v1::RubricTier& tier : recipe.comparisons().rubric()) {
-      rubric.ranks.emplace_back(tier.configurations().begin(), tier.configurations().end());
-    }
-    const std::vector<std::string> order = rubric.Configurations();
-    // [configuration][prompt], and where each stands in responses.jsonl.
-    std::vector<std::vector<std::optional<SynthesisResponse>>> table(
-        order.size(), std::vector<std::optional<SynthesisResponse>>(prompts_.size()));
-    std::vector<std::vector<int64_t>> ids(order.size(), std::vector<int64_t>(prompts_.size(), -1));
-    for (const ordered_json& line : responses) {
-      const auto place = std::find(order.begin(), order.end(), line.at("config").get<std::string>());
-      if (place == order.end()) continue;
-      const auto configuration = static_cast<size_t>(place - order.begin());
-      const size_t prompt = line.at("prompt_id");
-      if (prompt >= prompts_.size()) {
-        return absl::DataLossError(absl::StrCat("responses.jsonl: no prompt ", prompt));
-      }
-      table[configuration][prompt] = {line.at("response"), line.at("bad_reason") != ""};
-      ids[configuration][prompt] = line.at("id");
-    }
-    ALMOST_ASSIGN_OR_RETURN(const SynthesizedComparisons made,
-                            SynthesizeComparisons(rubric, table, RuleOf(recipe.comparisons())));
-    for (const ComparisonDropReason reason : kComparisonDropReasons) {
-      const int64_t count = made.dropped[static_cast<size_t>(reason)];
-      if (count > 0)
-        figures_[absl::StrCat("dropped_", std::string(Name(reason)))] = static_cast<double>(count);
-    }
-    for (const Comparison& each : made.comparisons) {
-      pairs_.push_back({{"prompt", prompts_[each.prompt_index]},
-                        {"chosen", each.chosen},
-                        {"rejected", each.rejected},
-                        {"meta", each.meta},
-                        {"prompt_id", each.prompt_index},
-                        {"chosen_id", ids[each.better][each.prompt_index]},
-                        {"rejected_id", ids[each.worse][each.prompt_index]}});
-    }
+    for (const ordered_json& line : lines) ALMOST_RETURN_IF_ERROR(Take(line, responses_));
+    if (!NeedsWholeSet()) return absl::OkStatus();
+    ALMOST_ASSIGN_OR_RETURN(of_whole_set_, SynthesizeComparisons(rubric_, responses_.texts, rule_));
     return absl::OkStatus();
   }
 
+  // While it follows: the chunks up to the first that some configuration has not answered yet.
   absl::StatusOr<int64_t> NumItems(StageContext& context, const ItemResults&) override {
-    if (context.recipe().comparisons().agreeing_scorer().empty()) return 0;
-    return (static_cast<int64_t>(pairs_.size()) + kChunk - 1) / kChunk;
+    if (context.followed() == nullptr) return NumChunks();
+    while (true) {
+      const int64_t before = num_ready_;
+      while (num_ready_ < NumChunks() && num_ended_[static_cast<size_t>(num_ready_)] == num_configurations_) {
+        ++num_ready_;
+      }
+      if (num_ready_ > before) return num_ready_;
+      ALMOST_ASSIGN_OR_RETURN(const std::vector<int64_t> ended, context.followed()->Next(num_seen_));
+      if (ended.empty()) return num_ready_;
+      num_seen_ += ended.size();
+      for (const int64_t item : ended) ++num_ended_[static_cast<size_t>(item % NumChunks())];
+    }
   }
 
   absl::StatusOr<std::string> RunItem(StageContext& context, int64_t item) override {
-    const size_t first = static_cast<size_t>(item * kChunk);
-    const size_t end = std::min(first + kChunk, pairs_.size());
-    reward::v1::ScoreRequest request;
-    request.set_model(context.recipe().comparisons().agreeing_scorer());
-    for (size_t i = first; i < end; ++i) {
-      for (const char* const side : {"chosen", "rejected"}) {
-        reward::v1::ScoreItem& each = *request.add_items();
-        each.set_prompt(pairs_[i].at("prompt").get<std::string>());
-        each.set_response(pairs_[i].at(side).get<std::string>());
-      }
+    ALMOST_ASSIGN_OR_RETURN(const Pairs pairs, Synthesize(context, item));
+    std::vector<std::string> reasons(pairs.lines.size());
+    ordered_json scorer;
+    if (!context.recipe().comparisons().agreeing_scorer().empty()) {
+      ALMOST_RETURN_IF_ERROR(AskScorer(context, pairs.lines, reasons, scorer));
     }
-    ALMOST_ASSIGN_OR_RETURN(const reward::v1::ScoreResponse answer, context.services().Score(request));
-    if (answer.items_size() != request.items_size()) {
-      return absl::InternalError(
-          absl::StrCat("reward answered ", answer.items_size(), " of ", request.items_size(), " items"));
+    std::string result;
+    ALMOST_RETURN_IF_ERROR(AppendJsonLine({{"dropped", pairs.dropped}, {"scorer", scorer}}, &result));
+    for (size_t i = 0; i < pairs.lines.size(); ++i) {
+      ordered_json line = pairs.lines[i];
+      line["drop_reason"] = reasons[i];
+      ALMOST_RETURN_IF_ERROR(AppendJsonLine(line, &result));
     }
-    ordered_json result = {{"digest", answer.model_digest()}, {"numerics_id", answer.numerics_id()}};
-    result["drop_reasons"] = ordered_json::array();
-    for (int i = 0; i < answer.items_size(); i += 2) {
-      const auto& chosen = answer.items(i);
-      const auto& rejected = answer.items(i + 1);
-      const bool scored = chosen.has_result() && rejected.has_result();
-      const bool agrees = scored && chosen.result().raw_score() > rejected.result().raw_score();
-      result["drop_reasons"].push_back(agrees ? "" : scored ? "scorer_disagrees" : "scorer_error");
-    }
-    return result.dump();
+    return result;
   }
 
   absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) override {
-    std::vector<std::string> reasons(pairs_.size());
-    ALMOST_RETURN_IF_ERROR(results.ForEach([&](int64_t item, const absl::StatusOr<std::string>& result) {
-      const size_t first = static_cast<size_t>(item * kChunk);
-      if (!result.ok()) {
-        std::fill(reasons.begin() + first, reasons.begin() + std::min(first + kChunk, pairs_.size()),
-                  "scorer_error");
+    StageOutput output;
+    // Twice over the results: which of them are drawn is known when all have been seen.
+    std::vector<std::string> reasons;
+    ALMOST_RETURN_IF_ERROR(ForEachLine(results, [&](const ordered_json& line) -> absl::Status {
+      if (line.contains("prompt")) {
+        reasons.push_back(line.at("drop_reason"));
         return absl::OkStatus();
       }
-      const ordered_json answer = ordered_json::parse(*result);
-      if (std::pair<std::string, std::string>(answer.at("digest"), answer.at("numerics_id")) != scorer_) {
-        return absl::FailedPreconditionError(
-            "comparisons.agreeing_scorer: its weights or numerics changed while pairs were scored");
+      for (const auto& [reason, count] : line.at("dropped").items()) {
+        output.figures[absl::StrCat("dropped_", reason)] += count.get<double>();
       }
-      size_t pair = first;
-      for (const ordered_json& reason : answer.at("drop_reasons")) reasons[pair++] = reason;
-      return absl::OkStatus();
+      const ordered_json& scorer = line.at("scorer");
+      if (scorer.is_null() || scorer == ordered_json{scorer_.first, scorer_.second}) return absl::OkStatus();
+      return absl::FailedPreconditionError(
+          "comparisons.agreeing_scorer: its weights or numerics changed while pairs were scored");
     }));
+    for (size_t i = 0; i < kComparisonDropReasons.size(); ++i) {
+      if (of_whole_set_.dropped[i] == 0) continue;
+      output.figures[absl::StrCat("dropped_", std::string(Name(kComparisonDropReasons[i])))] =
+          static_cast<double>(of_whole_set_.dropped[i]);
+    }
     LimitPairs(context.recipe(), reasons);
 
-    StageOutput output;
-    output.figures = figures_;
     std::string kept_lines;
     std::string dropped_lines;
-    for (size_t i = 0; i < pairs_.size(); ++i) {
-      if (reasons[i].empty()) {
+    size_t pair = 0;
+    ALMOST_RETURN_IF_ERROR(ForEachLine(results, [&](const ordered_json& line) -> absl::Status {
+      if (!line.contains("prompt")) return absl::OkStatus();
+      const std::string& reason = reasons[pair++];
+      ordered_json published = line;
+      published.erase("drop_reason");
+      if (reason.empty()) {
         output.figures["kept"] += 1;
-        ALMOST_RETURN_IF_ERROR(AppendJsonLine(pairs_[i], &kept_lines));
-        continue;
+        return AppendJsonLine(published, &kept_lines);
       }
-      output.figures[absl::StrCat("dropped_", reasons[i])] += 1;
-      ordered_json line = pairs_[i];
-      line["drop_reason"] = reasons[i];
-      ALMOST_RETURN_IF_ERROR(AppendJsonLine(line, &dropped_lines));
-    }
+      output.figures[absl::StrCat("dropped_", reason)] += 1;
+      published["drop_reason"] = reason;
+      return AppendJsonLine(published, &dropped_lines);
+    }));
     if (kept_lines.empty()) {
       return absl::FailedPreconditionError(
           "no comparison was kept: see the figures dropped_… for the reasons, and responses.filter");
@@ -180,6 +167,136 @@ class ComparisonStage : public Stage {
   }
 
  private:
+  // [configuration of order_][prompt of a stretch], and each one's id in responses.jsonl.
+  struct Table {
+    int64_t first_prompt = 0;
+    std::vector<std::vector<std::optional<SynthesisResponse>>> texts;
+    std::vector<std::vector<int64_t>> ids;
+  };
+  struct Pairs {
+    std::vector<ordered_json> lines;
+    ordered_json dropped = ordered_json::object();
+  };
+
+  bool NeedsWholeSet() const { return rule_.length == PairRule::Length::kWorld; }
+  int64_t NumChunks() const { return NumPromptChunks(static_cast<int64_t>(prompts_.size())); }
+
+  Table MakeTable(int64_t first_prompt, int64_t num_prompts) const {
+    const auto size = static_cast<size_t>(num_prompts);
+    return {first_prompt,
+            {order_.size(), std::vector<std::optional<SynthesisResponse>>(size)},
+            {order_.size(), std::vector<int64_t>(size, -1)}};
+  }
+
+  // Puts a line of responses.jsonl in its place.
+  absl::Status Take(const ordered_json& line, Table& table) const {
+    const auto place = std::find(order_.begin(), order_.end(), line.at("config").get<std::string>());
+    if (place == order_.end()) return absl::OkStatus();
+    const auto configuration = static_cast<size_t>(place - order_.begin());
+    const auto prompt = static_cast<size_t>(line.at("prompt_id").get<int64_t>() - table.first_prompt);
+    if (prompt >= table.ids[configuration].size()) {
+      return absl::DataLossError(absl::StrCat("responses.jsonl: no prompt ", line.at("prompt_id").dump()));
+    }
+    table.texts[configuration][prompt] = {line.at("response"), line.at("bad_reason") != ""};
+    table.ids[configuration][prompt] = line.at("id");
+    return absl::OkStatus();
+  }
+
+  // The pairs of a chunk's prompts.
+  absl::StatusOr<Pairs> Synthesize(StageContext& context, int64_t chunk) const {
+    const int64_t first = chunk * kPromptChunk;
+    const int64_t end = std::min(first + kPromptChunk, static_cast<int64_t>(prompts_.size()));
+    Pairs pairs;
+    if (NeedsWholeSet()) {
+      const std::vector<Comparison>& all = of_whole_set_.comparisons;  // by prompt
+      const auto is_before = [first](const Comparison& each) {
+        return static_cast<int64_t>(each.prompt_index) < first;
+      };
+      for (auto each = std::partition_point(all.begin(), all.end(), is_before);
+           each != all.end() && static_cast<int64_t>(each->prompt_index) < end; ++each) {
+        pairs.lines.push_back(Line(*each, 0, responses_));
+      }
+      return pairs;
+    }
+    Table table = MakeTable(first, end - first);
+    for (int64_t c = 0; context.followed() != nullptr && c < num_configurations_; ++c) {
+      const absl::StatusOr<std::string> result = context.followed()->Result(c * NumChunks() + chunk);
+      if (absl::IsInvalidArgument(result.status()) || absl::IsOutOfRange(result.status())) continue;
+      ALMOST_RETURN_IF_ERROR(result.status());
+      ALMOST_RETURN_IF_ERROR(
+          ForEachJsonLine("the journal's responses", *result,
+                          [&](int64_t, const ordered_json& line) { return Take(line, table); }));
+    }
+    for (size_t c = 0; context.followed() == nullptr && c < order_.size(); ++c) {
+      std::copy_n(responses_.texts[c].begin() + first, end - first, table.texts[c].begin());
+      std::copy_n(responses_.ids[c].begin() + first, end - first, table.ids[c].begin());
+    }
+    ALMOST_ASSIGN_OR_RETURN(const SynthesizedComparisons made,
+                            SynthesizeComparisons(rubric_, table.texts, rule_));
+    for (size_t i = 0; i < kComparisonDropReasons.size(); ++i) {
+      if (made.dropped[i] > 0) pairs.dropped[std::string(Name(kComparisonDropReasons[i]))] = made.dropped[i];
+    }
+    for (const Comparison& each : made.comparisons) pairs.lines.push_back(Line(each, first, table));
+    return pairs;
+  }
+
+  ordered_json Line(const Comparison& comparison, int64_t first_prompt, const Table& table) const {
+    const size_t prompt = static_cast<size_t>(first_prompt) + comparison.prompt_index;
+    return {{"prompt", prompts_[prompt]},
+            {"chosen", comparison.chosen},
+            {"rejected", comparison.rejected},
+            {"meta", comparison.meta},
+            {"prompt_id", prompt},
+            {"chosen_id", table.ids[comparison.better][comparison.prompt_index]},
+            {"rejected_id", table.ids[comparison.worse][comparison.prompt_index]}};
+  }
+
+  // Whether the scorer agrees with each pair, and who it was.
+  static absl::Status AskScorer(StageContext& context, const std::vector<ordered_json>& pairs,
+                                std::vector<std::string>& reasons, ordered_json& scorer) {
+    for (size_t first = 0; first < pairs.size(); first += kPairsPerCall) {
+      const size_t end = std::min(first + kPairsPerCall, pairs.size());
+      reward::v1::ScoreRequest request;
+      request.set_model(context.recipe().comparisons().agreeing_scorer());
+      for (size_t i = first; i < end; ++i) {
+        for (const char* const side : {"chosen", "rejected"}) {
+          reward::v1::ScoreItem& each = *request.add_items();
+          each.set_prompt(pairs[i].at("prompt").get<std::string>());
+          each.set_response(pairs[i].at(side).get<std::string>());
+        }
+      }
+      ALMOST_ASSIGN_OR_RETURN(const reward::v1::ScoreResponse answer, context.services().Score(request));
+      if (answer.items_size() != request.items_size()) {
+        return absl::InternalError(
+            absl::StrCat("reward answered ", answer.items_size(), " of ", request.items_size(), " items"));
+      }
+      const ordered_json who = {answer.model_digest(), answer.numerics_id()};
+      if (!scorer.is_null() && scorer != who) {
+        return absl::FailedPreconditionError(
+            "comparisons.agreeing_scorer: its weights or numerics changed while pairs were scored");
+      }
+      scorer = who;
+      for (size_t i = first; i < end; ++i) {
+        const auto& chosen = answer.items(static_cast<int>(2 * (i - first)));
+        const auto& rejected = answer.items(static_cast<int>(2 * (i - first) + 1));
+        const bool scored = chosen.has_result() && rejected.has_result();
+        const bool agrees = scored && chosen.result().raw_score() > rejected.result().raw_score();
+        reasons[i] = agrees ? "" : scored ? "scorer_disagrees" : "scorer_error";
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // Every line of every item, in order. An item that was set aside has none.
+  static absl::Status ForEachLine(const ItemResults& results,
+                                  const std::function<absl::Status(const ordered_json&)>& use) {
+    return results.ForEach([&](int64_t, const absl::StatusOr<std::string>& result) {
+      if (!result.ok()) return absl::OkStatus();
+      return ForEachJsonLine("the journal's comparisons", *result,
+                             [&](int64_t, const ordered_json& line) { return use(line); });
+    });
+  }
+
   // Draws max_pairs of those left.
   static void LimitPairs(const v1::Recipe& recipe, std::vector<std::string>& reasons) {
     std::vector<size_t> left;
@@ -193,14 +310,24 @@ class ComparisonStage : public Stage {
     for (const size_t i : random.Sample(left.size(), limit)) reasons[left[i]].clear();
   }
 
+  const PairRule rule_;
+  Rubric rubric_;
+  std::vector<std::string> order_;              // the rubric's configurations
+  int64_t num_configurations_ = 0;              // that answer, ranked or not
   std::pair<std::string, std::string> scorer_;  // digest and numerics of the agreeing scorer
   std::vector<std::string> prompts_;
-  std::vector<ordered_json> pairs_;
-  std::map<std::string, double> figures_;
+  Table responses_;                      // of all prompts; empty while it follows
+  SynthesizedComparisons of_whole_set_;  // where the rule looks at the whole set
+  // While it follows; written by NumItems only.
+  std::vector<int64_t> num_ended_;  // by chunk: configurations that have answered
+  size_t num_seen_ = 0;
+  int64_t num_ready_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Stage> MakeComparisonStage() { return std::make_unique<ComparisonStage>(); }
+std::unique_ptr<Stage> MakeComparisonStage(const v1::Recipe& recipe) {
+  return std::make_unique<ComparisonStage>(recipe);
+}
 
 }  // namespace almost::orchestrator

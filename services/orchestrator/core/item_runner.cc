@@ -1,7 +1,7 @@
 #include "services/orchestrator/core/item_runner.h"
 
 #include <algorithm>
-#include <limits>
+#include <cstddef>
 #include <thread>
 #include <utility>
 
@@ -13,6 +13,11 @@ namespace almost::orchestrator {
 namespace {
 
 constexpr int64_t kResultsPage = 64;
+constexpr int64_t kRecoveredPage = 10'000;
+// Intents are journaled so far ahead of the work that it never waits for the disk.
+constexpr size_t kIntentsPerWorker = 16;
+// Results that wait for the disk; with more, the work waits for it.
+constexpr size_t kMaxUnjournaled = 1024;
 
 // An error of the item's own content: the same again would fail the same.
 bool IsOfTheItem(const absl::Status& status) {
@@ -31,92 +36,155 @@ ItemRunner::ItemRunner(Journal* journal, Stage* stage, StageContext* context, st
       listener_(std::move(listener)),
       stage_id_(stage->id()) {}
 
-absl::Status ItemRunner::Recover() {
-  ALMOST_ASSIGN_OR_RETURN(
-      const std::vector<ItemRecord> items,
-      journal_->GetItems(context_->run_id(), stage_id_, 0, std::numeric_limits<int64_t>::max(), false));
-  const absl::MutexLock lock(&mutex_);
-  for (const ItemRecord& item : items) {
-    if (item.state != ItemState::kDone) continue;
-    ended_.resize(std::max(ended_.size(), static_cast<size_t>(item.item) + 1));
-    ended_[static_cast<size_t>(item.item)] = true;
-    ++num_done_;
+absl::StatusOr<std::vector<int64_t>> ItemRunner::Recover() {
+  std::vector<int64_t> done;
+  for (int64_t first = 0;;) {
+    ALMOST_ASSIGN_OR_RETURN(
+        const std::vector<ItemRecord> page,
+        journal_->GetItems(context_->run_id(), stage_id_, first, kRecoveredPage, /*results=*/false));
+    if (page.empty()) break;
+    first = page.back().item + 1;
+    const absl::MutexLock lock(&mutex_);
+    for (const ItemRecord& item : page) {
+      if (item.state != ItemState::kDone) continue;
+      ended_.resize(std::max(ended_.size(), static_cast<size_t>(item.item) + 1));
+      ended_[static_cast<size_t>(item.item)] = true;
+      ++num_done_;
+      done.push_back(item.item);
+    }
   }
-  return absl::OkStatus();
+  return done;
 }
 
 absl::Status ItemRunner::Run(int64_t num_items) {
-  std::vector<int64_t> todo;
+  size_t num_threads = 0;
   {
     const absl::MutexLock lock(&mutex_);
     ended_.resize(std::max(ended_.size(), static_cast<size_t>(num_items)));
-    for (int64_t item = 0; item < num_items; ++item) {
-      if (!ended_[static_cast<size_t>(item)]) todo.push_back(item);
+    todo_.clear();
+    next_ = num_intended_ = 0;
+    for (int64_t position = 0; position < num_items; ++position) {
+      const int64_t item = stage_->ItemAt(position, num_items);
+      if (!ended_[static_cast<size_t>(item)]) todo_.push_back(item);
     }
+    num_threads = std::min(todo_.size(), static_cast<size_t>(options_.concurrent_items));
+    num_workers_ = static_cast<int>(num_threads);
   }
-  absl::Mutex mutex;
-  size_t next = 0;
-  absl::Status failure;
-  const auto work = [&, trace = CurrentTrace()] {
-    const TraceScope scope(trace);
-    while (true) {
-      int64_t item = 0;
-      {
-        const absl::MutexLock lock(&mutex);
-        if (!failure.ok() || next == todo.size()) return;
-        item = todo[next++];
-      }
-      absl::Status status =
-          stop_.stop_requested() ? absl::CancelledError("the run was stopped") : RunItem(item, num_items);
-      if (status.ok()) continue;
-      const absl::MutexLock lock(&mutex);
-      if (failure.ok()) failure = std::move(status);
-      stop_.request_stop();
-    }
-  };
-  {
-    const size_t num_threads = std::min(todo.size(), static_cast<size_t>(options_.concurrent_items));
-    std::vector<std::jthread> threads;
-    for (size_t i = 0; i < num_threads; ++i) threads.emplace_back(work);
+  std::vector<std::jthread> threads;
+  for (size_t i = 0; i < num_threads; ++i) {
+    threads.emplace_back([this, num_items, trace = CurrentTrace()] {
+      const TraceScope scope(trace);
+      Work();
+      const absl::MutexLock lock(&mutex_);
+      --num_workers_;
+    });
   }
-  return failure;
+  if (const absl::Status status = JournalGroups(num_items); !status.ok()) Fail(status);
+  threads.clear();
+  const absl::MutexLock lock(&mutex_);
+  return failure_;
 }
 
-absl::Status ItemRunner::RunItem(int64_t item, int64_t num_items) {
-  const std::string& run = context_->run_id();
-  JournalBatch intent;
-  intent.StartItem(run, stage_id_, item, absl::StrCat(run, "/", stage_id_, "/", item));
-  ALMOST_RETURN_IF_ERROR(journal_->Commit(intent));
-
-  absl::StatusOr<std::string> result = stage_->RunItem(*context_, item);
-  if (absl::IsCancelled(result.status())) return result.status();
-  listener_.ended(result.status());
-  if (!result.ok() && !IsOfTheItem(result.status())) return result.status();
-
-  JournalBatch batch;
-  bool has_event = false;
+void ItemRunner::Fail(absl::Status status) {
   {
     const absl::MutexLock lock(&mutex_);
-    ended_[static_cast<size_t>(item)] = true;
-    if (result.ok()) {
-      ++num_done_;
-    } else {
-      if (num_set_aside_++ == 0) first_set_aside_ = Annotate(result.status(), absl::StrCat("item ", item));
-    }
-    has_event = listener_.progress(num_done_, num_set_aside_, num_items, batch);
+    if (failure_.ok()) failure_ = std::move(status);
   }
-  if (result.ok()) {
-    batch.FinishItem(run, stage_id_, item, *std::move(result));
-  } else {
-    batch.SetItemAside(run, stage_id_, item, result.status());
-  }
-  ALMOST_RETURN_IF_ERROR(journal_->Commit(batch));
-  if (has_event) listener_.committed();
-  return CheckSetAside(num_items);
+  stop_.request_stop();
 }
 
-absl::Status ItemRunner::CheckSetAside(int64_t num_items) {
-  const absl::MutexLock lock(&mutex_);
+void ItemRunner::Work() {
+  while (true) {
+    int64_t item = 0;
+    {
+      const absl::MutexLock lock(&mutex_);
+      const auto may_go_on = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+        return !failure_.ok() || next_ == todo_.size() ||
+               (next_ < num_intended_ && finished_.size() < kMaxUnjournaled);
+      };
+      mutex_.Await(absl::Condition(&may_go_on));
+      if (!failure_.ok() || next_ == todo_.size()) return;
+      item = todo_[next_++];
+    }
+    absl::StatusOr<std::string> result = RunItem(item);
+    if (absl::IsCancelled(result.status())) return Fail(result.status());
+    listener_.ended(result.status());
+    if (!result.ok() && !IsOfTheItem(result.status())) return Fail(result.status());
+    const absl::MutexLock lock(&mutex_);
+    finished_.push_back({item, std::move(result)});
+  }
+}
+
+absl::StatusOr<std::string> ItemRunner::RunItem(int64_t item) {
+  if (stop_.stop_requested()) return absl::CancelledError("the run was stopped");
+  if (stage_->only_waits()) return stage_->RunItem(*context_, item);
+  auto slot = [this] {
+    const CostMeter::Busy waiting(&context_->services().meter(), CostMeter::Device::kNone);
+    return options_.slots->Acquire(context_->run_id(), options_.priority, stop_.get_token());
+  }();
+  ALMOST_RETURN_IF_ERROR(slot.status());
+  return stage_->RunItem(*context_, item);
+}
+
+absl::Status ItemRunner::JournalGroups(int64_t num_items) {
+  const std::string& run = context_->run_id();
+  const auto window = static_cast<size_t>(options_.concurrent_items) * kIntentsPerWorker;
+  while (true) {
+    std::vector<Finished> group;
+    std::vector<int64_t> intents;
+    JournalBatch batch;
+    bool has_event = false;
+    absl::Status too_many;
+    {
+      const absl::MutexLock lock(&mutex_);
+      const auto wants_intents = [this, window]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+        return failure_.ok() && num_intended_ < todo_.size() && num_intended_ < next_ + window / 2;
+      };
+      const auto has_work = [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+        return !finished_.empty() || wants_intents() || num_workers_ == 0;
+      };
+      mutex_.Await(absl::Condition(&has_work));
+      group = std::exchange(finished_, {});
+      if (wants_intents()) {
+        const size_t end = std::min(next_ + window, todo_.size());
+        intents.assign(todo_.begin() + static_cast<std::ptrdiff_t>(num_intended_),
+                       todo_.begin() + static_cast<std::ptrdiff_t>(end));
+      }
+      if (group.empty() && intents.empty()) return absl::OkStatus();  // no worker is left
+      for (const Finished& each : group) {
+        if (each.result.ok()) {
+          ++num_done_;
+        } else if (num_set_aside_++ == 0) {
+          first_set_aside_ = Annotate(each.result.status(), absl::StrCat("item ", each.item));
+        }
+      }
+      if (!group.empty()) has_event = listener_.progress(num_done_, num_set_aside_, num_items, batch);
+      too_many = CheckSetAside(num_items);
+    }
+    std::vector<int64_t> items;
+    for (Finished& each : group) {
+      items.push_back(each.item);
+      if (each.result.ok()) {
+        batch.FinishItem(run, stage_id_, each.item, *std::move(each.result));
+      } else {
+        batch.SetItemAside(run, stage_id_, each.item, each.result.status());
+      }
+    }
+    for (const int64_t item : intents) {
+      batch.StartItem(run, stage_id_, item, absl::StrCat(run, "/", stage_id_, "/", item));
+    }
+    ALMOST_RETURN_IF_ERROR(journal_->Commit(batch));
+    {
+      const absl::MutexLock lock(&mutex_);
+      for (const int64_t item : items) ended_[static_cast<size_t>(item)] = true;
+      num_intended_ += intents.size();
+    }
+    if (!items.empty()) listener_.committed(items, has_event);
+    if (!too_many.ok()) Fail(too_many);
+  }
+}
+
+absl::Status ItemRunner::CheckSetAside(int64_t num_items) const {
   if (static_cast<double>(num_set_aside_) <= options_.max_set_aside_share * static_cast<double>(num_items)) {
     return absl::OkStatus();
   }

@@ -11,24 +11,29 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "common/storage/journal.h"
+#include "services/orchestrator/core/item_slots.h"
 #include "services/orchestrator/core/stage.h"
 
 namespace almost::orchestrator {
 
-// Does a stage's items several at once, each journaled before and after. Used by one thread.
+// Does a stage's items several at once, each journaled before and after, many of them in one transaction:
+// what is done goes on while what has been done is journaled. Used by one thread.
 class ItemRunner {
  public:
   struct Options {
     int concurrent_items = 8;
     double max_set_aside_share = 0.01;
+    int priority = 0;            // of the run
+    ItemSlots* slots = nullptr;  // shared with other runs
   };
-  // Told of each ended item, from any thread.
   struct Listener {
+    // Told of each ended item, from any thread, before it is journaled.
     std::function<void(const absl::Status& status)> ended;
-    // The counts now. May add an event to `batch`; then `committed` is called when it is on disk.
+    // The counts when a group is about to be journaled. May add an event to `batch`; returns whether it did.
     std::function<bool(int64_t num_done, int64_t num_set_aside, int64_t num_items, JournalBatch& batch)>
         progress;
-    std::function<void()> committed;
+    // These items' results are on disk, and the event that `progress` added.
+    std::function<void(const std::vector<int64_t>& items, bool has_event)> committed;
   };
 
   // All outlive the runner. `stop`: what stops the stage's calls; the runner requests it when an item fails
@@ -36,17 +41,27 @@ class ItemRunner {
   ItemRunner(Journal* journal, Stage* stage, StageContext* context, std::stop_source stop,
              const Options& options, Listener listener);
 
-  // Asks the journal which items are done.
-  absl::Status Recover();
+  // Asks the journal which items are done, and returns them.
+  absl::StatusOr<std::vector<int64_t>> Recover();
 
-  // Does the items below `num_items` that are not. kCancelled: stopped. kFailedPrecondition: too many were
-  // set aside; names the first. Otherwise the error that fails the stage. Finished items are journaled
-  // whatever happens to others.
+  // Does the items below `num_items` that are not, in the order of Stage::ItemAt. kCancelled: stopped.
+  // kFailedPrecondition: too many were set aside; names the first. Otherwise the error that fails the stage.
+  // Finished items are journaled whatever happens to others.
   absl::Status Run(int64_t num_items);
 
  private:
-  absl::Status RunItem(int64_t item, int64_t num_items);
-  absl::Status CheckSetAside(int64_t num_items);
+  struct Finished {
+    int64_t item;
+    absl::StatusOr<std::string> result;
+  };
+
+  // Takes item after item whose intent is journaled.
+  void Work();
+  absl::StatusOr<std::string> RunItem(int64_t item);
+  // Journals results and intents until nothing is left to do, or to wait for.
+  absl::Status JournalGroups(int64_t num_items);
+  void Fail(absl::Status status);
+  absl::Status CheckSetAside(int64_t num_items) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   Journal* const journal_;
   Stage* const stage_;
@@ -56,11 +71,18 @@ class ItemRunner {
   const Listener listener_;
   const std::string stage_id_;
 
-  absl::Mutex mutex_;
-  std::vector<bool> ended_ ABSL_GUARDED_BY(mutex_);  // by item: done or set aside
+  mutable absl::Mutex mutex_;
+  std::vector<bool> ended_ ABSL_GUARDED_BY(mutex_);  // by item: done or set aside, and journaled
   int64_t num_done_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t num_set_aside_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status first_set_aside_ ABSL_GUARDED_BY(mutex_);
+  // Of the present Run.
+  std::vector<int64_t> todo_ ABSL_GUARDED_BY(mutex_);
+  size_t next_ ABSL_GUARDED_BY(mutex_) = 0;          // of todo_: not begun yet
+  size_t num_intended_ ABSL_GUARDED_BY(mutex_) = 0;  // of todo_: their intents are journaled
+  int num_workers_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<Finished> finished_ ABSL_GUARDED_BY(mutex_);  // not journaled yet
+  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
 };
 
 // What a stage's items came to, read from the journal a page at a time.

@@ -4,10 +4,12 @@
 #include <limits>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/ids.h"
 #include "common/base/status_macros.h"
+#include "common/storage/env.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "services/orchestrator/core/run_plan.h"
@@ -17,6 +19,7 @@ namespace {
 
 constexpr absl::Duration kCancelWait = absl::Seconds(10);
 constexpr int64_t kEventsPage = 256;
+constexpr absl::string_view kArtifacts = "artifacts/";
 
 // Equal recipes have equal bytes.
 std::string Serialize(const v1::Recipe& recipe) {
@@ -41,6 +44,7 @@ absl::StatusOr<v1::Recipe> ParseRecipe(const RunRecord& record) {
 v1::CreateRunRequest Settings(const v1::CreateRunRequest& request) {
   v1::CreateRunRequest settings;
   settings.set_recompute(request.recompute());
+  settings.set_priority(request.priority());
   return settings;
 }
 
@@ -49,6 +53,7 @@ v1::Run Shown(const RunRecord& record) {
   v1::CreateRunRequest settings;
   settings.ParseFromString(record.settings);
   run.set_recompute(settings.recompute());
+  run.set_priority(settings.priority());
   run.set_name(absl::StrCat("runs/", record.id));
   run.set_state(static_cast<v1::RunState>(record.state));
   if (!record.error.empty()) run.mutable_error()->ParseFromString(record.error);
@@ -64,7 +69,13 @@ bool AtWork(int64_t state) { return state == v1::RUN_STATE_RUNNING || state == v
 }  // namespace
 
 Orchestrator::Orchestrator(const RunEnvironment& environment, RecipeCheck check)
-    : environment_(environment), check_(std::move(check)) {}
+    : slots_(environment.total_items),
+      environment_([this, &environment] {
+        RunEnvironment own = environment;
+        own.slots = &slots_;
+        return own;
+      }()),
+      check_(std::move(check)) {}
 
 Orchestrator::~Orchestrator() {
   const absl::MutexLock lock(&mutex_);
@@ -232,6 +243,67 @@ absl::StatusOr<v1::Run> Orchestrator::Resume(absl::string_view id) {
   environment_.observer->StateChanged(record.id, before, v1::RUN_STATE_RUNNING);
   ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
   return Get(id);
+}
+
+absl::Status Orchestrator::Delete(absl::string_view id) {
+  const absl::MutexLock start_lock(&start_mutex_);
+  ALMOST_ASSIGN_OR_RETURN(const RunRecord record, environment_.journal->GetRun(id));
+  const std::shared_ptr<RunExecution> active = Active(id);
+  if ((active != nullptr && !active->ended()) || AtWork(record.state)) {
+    return absl::FailedPreconditionError(absl::StrCat("run \"", id, "\" is at work; cancel it first"));
+  }
+  // The folder first: should that fail, the run is still there to be deleted again.
+  ALMOST_RETURN_IF_ERROR(Env::Posix()->Remove(environment_.store->root() / "runs" / record.id));
+  JournalBatch batch;
+  batch.DeleteRun(record.id);
+  ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
+  if (active != nullptr) {
+    environment_.observer->StateChanged(record.id, static_cast<v1::RunState>(record.state),
+                                        v1::RUN_STATE_UNSPECIFIED);
+  }
+  const absl::MutexLock lock(&mutex_);
+  active_.erase(record.id);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::set<std::string>> Orchestrator::KeptArtifacts(absl::Duration candidates) const {
+  Journal& journal = *environment_.journal;
+  std::set<std::string> kept;
+  const absl::Time now = absl::Now();
+  for (int64_t before = 0;;) {
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<RunRecord> runs, journal.ListRuns(before, 100));
+    if (runs.empty()) return kept;
+    before = runs.back().number;
+    for (const RunRecord& listed : runs) {
+      const absl::StatusOr<RunRecord> record = journal.GetRun(listed.id);
+      if (absl::IsNotFound(record.status())) continue;  // deleted meanwhile
+      ALMOST_RETURN_IF_ERROR(record.status());
+      ALMOST_ASSIGN_OR_RETURN(const v1::Recipe recipe, ParseRecipe(*record));
+      for (const v1::VanillaModel& model : recipe.models()) {
+        if (absl::StartsWith(model.source(), kArtifacts))
+          kept.insert(model.source().substr(kArtifacts.size()));
+      }
+      const std::vector<std::unique_ptr<Stage>> own = environment_.make_stages(recipe);
+      ALMOST_ASSIGN_OR_RETURN(const std::vector<StageRecord> stages, journal.GetStages(listed.id));
+      for (const StageRecord& stage : stages) {
+        ALMOST_ASSIGN_OR_RETURN(const StageProgress progress, StageProgress::FromRecord(stage));
+        for (const auto& [name, digest] : progress.artifacts) {
+          if (name != "candidates" || now - record->end_time < candidates) kept.insert(digest);
+        }
+        // A model that was trained and is not published yet: its stage's only item says which.
+        const bool trains = std::any_of(own.begin(), own.end(), [&](const std::unique_ptr<Stage>& each) {
+          return each->id() == absl::string_view(stage.stage) && each->only_waits();
+        });
+        if (!trains || stage.state == v1::STAGE_STATE_SUCCEEDED) continue;
+        ALMOST_ASSIGN_OR_RETURN(const std::vector<ItemRecord> items,
+                                journal.GetItems(listed.id, stage.stage, 0, 1, /*results=*/true));
+        for (const ItemRecord& item : items) {
+          const auto result = nlohmann::json::parse(item.result, nullptr, /*allow_exceptions=*/false);
+          if (result.is_object()) kept.insert(result.value("digest", ""));
+        }
+      }
+    }
+  }
 }
 
 absl::StatusOr<std::vector<v1::RunEvent>> Orchestrator::Events(absl::string_view id, int64_t after_sequence,

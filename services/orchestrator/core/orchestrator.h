@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -30,8 +31,9 @@ class Orchestrator {
   // Goes on with every run that the journal says is at work. Call once, before anything else.
   absl::Status Recover();
 
-  // The recipe's defaults are filled in. Durable when it returns. Id and recipe as in a run that exists return
-  // that run. kAlreadyExists: the id with another recipe. Otherwise as ValidateId and the recipe check.
+  // The recipe's defaults are filled in. Durable when it returns. Id and recipe as in a run that exists
+  // return that run. kAlreadyExists: the id with another recipe. Otherwise as ValidateId and the recipe
+  // check.
   absl::StatusOr<v1::Run> Create(const v1::CreateRunRequest& request);
   // kNotFound names the run, here and below.
   absl::StatusOr<v1::Run> Get(absl::string_view id) const;
@@ -41,6 +43,14 @@ class Orchestrator {
   absl::StatusOr<v1::Run> Cancel(absl::string_view id);
   // kFailedPrecondition: it is at work or has succeeded.
   absl::StatusOr<v1::Run> Resume(absl::string_view id);
+
+  // Forgets a run that has ended; its artifacts are the store's to collect. kFailedPrecondition: it is at
+  // work.
+  absl::Status Delete(absl::string_view id);
+  // What garbage collection must keep, with all that it was made from: what any run has made, or names as a
+  // model to begin with. Of runs that ended longer than `candidates` ago, the candidates that were not chosen
+  // are not among it.
+  absl::StatusOr<std::set<std::string>> KeptArtifacts(absl::Duration candidates) const;
 
   // Events after `after_sequence`; waits up to `timeout` for the first. Empty when none came. `ended` tells
   // whether no more will. An end that the journal could not take comes too, under the last one's sequence.
@@ -61,6 +71,7 @@ class Orchestrator {
   absl::StatusOr<v1::Run> FromJournal(absl::string_view id) const;
   absl::Status Start(RunRecord record);
 
+  ItemSlots slots_;
   const RunEnvironment environment_;
   const RecipeCheck check_;
   absl::Mutex start_mutex_;  // one Create, Resume or Recover at a time

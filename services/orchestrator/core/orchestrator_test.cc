@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <optional>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -13,6 +15,7 @@
 #include "common/storage/fault_env.h"
 #include "common/storage/faulting_disk.h"
 #include "services/orchestrator/core/lineage.h"
+#include "services/orchestrator/core/recipe_check.h"
 #include "services/orchestrator/core/retrying_services.h"
 #include "services/orchestrator/core/scripted_services.h"
 #include "services/orchestrator/core/stages.h"
@@ -66,8 +69,10 @@ class OrchestratorTest : public ::testing::Test {
     environment.make_stages = [](const v1::Recipe& recipe) { return MakeStages(recipe, {"reward:1"}); };
     environment.retry.first_backoff = absl::Milliseconds(1);
     environment.retry.max_backoff = absl::Milliseconds(2);
+    environment.retry.retries_per_second = 1000;
     environment.retry.pause_after = absl::Milliseconds(20);
     environment.progress_interval = absl::ZeroDuration();
+    environment.concurrent_items = concurrent_items_;
     orchestrator_ =
         std::make_unique<Orchestrator>(environment, [](const v1::Recipe&) { return absl::OkStatus(); });
     return orchestrator_->Recover();
@@ -76,7 +81,7 @@ class OrchestratorTest : public ::testing::Test {
                                  bool recompute = false) {
     v1::CreateRunRequest request;
     request.set_run_id(id);
-    *request.mutable_recipe() = recipe;
+    *request.mutable_recipe() = WithDefaults(recipe);
     request.set_validate_only(validate_only);
     request.set_recompute(recompute);
     return orchestrator_->Create(request);
@@ -110,6 +115,7 @@ class OrchestratorTest : public ::testing::Test {
   }
 
   const fs::path folder_;
+  int concurrent_items_ = 8;
   FaultEnv env_;
   RunObserver observer_;
   std::shared_ptr<ArtifactStore> store_;
@@ -195,6 +201,86 @@ TEST_F(OrchestratorTest, EqualSeedsGiveEqualHashesAndOthersDoNot) {
   for (const auto& [name, digest] : first) EXPECT_NE(other.at(name), digest) << name;
 }
 
+// With the paper's pairs, which depend on their prompt alone, and a scorer that has to agree.
+v1::Recipe PaperRecipe() {
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_comparisons()->set_rule(v1::ComparisonStage::RULE_PAPER);
+  recipe.mutable_comparisons()->set_agreeing_scorer("models/as-is");
+  recipe.mutable_comparisons()->set_max_pairs(20);
+  return recipe;
+}
+
+TEST_F(OrchestratorTest, ComparisonsStartWhileResponsesStillCome) {
+  concurrent_items_ = 1;  // items in their order
+  ASSERT_TRUE(Start().ok());
+  types::v1::LoadModelRequest scorer;
+  scorer.set_name("models/as-is");
+  scorer.set_source("as-is");
+  ASSERT_TRUE(services_->LoadModel({}, ModelHost::kReward, scorer).ok());
+  absl::Notification scored;
+  std::atomic<int> generated{0};
+  services_->SetScript([&](absl::string_view method, const CallOptions&) -> absl::Status {
+    if (method == "Score" && !scored.HasBeenNotified()) scored.Notify();
+    // The first chunk of the prompts has all its three answers; the second one's last waits.
+    if (method == "Generate" && ++generated == 6) {
+      EXPECT_TRUE(scored.WaitForNotificationWithTimeout(absl::Seconds(30)));
+    }
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(Create("r", PaperRecipe()).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  EXPECT_EQ(generated, 6);
+  const auto hashes = Hashes("r");
+  const v1::Run run = orchestrator_->Get("r").value();
+  EXPECT_GT(run.stages(2).figures().at("dropped_scorer_disagrees"), 0);
+  EXPECT_EQ(run.stages(2).figures().at("kept"), 20);
+  EXPECT_TRUE(journal_->GetItems("r", "responses", 0, 10, true)->front().result.empty());
+
+  // The same from responses that were there before.
+  Reset();
+  ASSERT_TRUE(Start().ok());
+  ASSERT_TRUE(services_->LoadModel({}, ModelHost::kReward, scorer).ok());
+  v1::Recipe other = PaperRecipe();
+  other.mutable_comparisons()->set_max_pairs(10);
+  ASSERT_TRUE(Create("other", other).ok());
+  ASSERT_EQ(WaitForEnd("other"), v1::RUN_STATE_SUCCEEDED);
+  ASSERT_TRUE(Create("r", PaperRecipe()).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(orchestrator_->Get("r")->stages(1).cached_from(), "runs/other");
+  EXPECT_EQ(orchestrator_->Get("r")->stages(2).cached_from(), "");
+  EXPECT_EQ(Hashes("r"), hashes);
+}
+
+TEST_F(OrchestratorTest, AStageThatFailsEndsTheOneItFollows) {
+  ASSERT_TRUE(Start().ok());
+  types::v1::LoadModelRequest scorer;
+  scorer.set_name("models/as-is");
+  scorer.set_source("as-is");
+  ASSERT_TRUE(services_->LoadModel({}, ModelHost::kReward, scorer).ok());
+  absl::Notification failed;
+  std::atomic<int> generated{0};
+  std::atomic<bool> fails{true};
+  services_->SetScript([&](absl::string_view method, const CallOptions& options) -> absl::Status {
+    if (method == "Score" && fails) return absl::FailedPreconditionError("another scorer");
+    if (method != "Generate" || ++generated != 6 || !fails) return absl::OkStatus();
+    // The last answer does not come before the run ends.
+    const std::stop_callback on_stop(options.stop, [&failed] { failed.Notify(); });
+    EXPECT_TRUE(failed.WaitForNotificationWithTimeout(absl::Seconds(30)));
+    return absl::CancelledError("stopped");
+  });
+  concurrent_items_ = 1;
+  Stop();
+  ASSERT_TRUE(Start().ok());
+  ASSERT_TRUE(Create("r", PaperRecipe()).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  EXPECT_EQ(orchestrator_->Get("r")->error().message(), "comparisons: another scorer");
+  EXPECT_EQ(orchestrator_->Get("r")->stages(1).state(), v1::STAGE_STATE_WAITING);
+  EXPECT_EQ(orchestrator_->Get("r")->stages(2).state(), v1::STAGE_STATE_FAILED);
+  fails = false;
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+}
+
 // The ids of the stages that were done, not taken over.
 std::vector<std::string> Done(const v1::Run& run) {
   std::vector<std::string> done;
@@ -217,8 +303,8 @@ TEST_F(OrchestratorTest, AStageThatHasBeenDoneIsTakenOver) {
   EXPECT_EQ(again.stages(1).cached_from(), "runs/r");
   EXPECT_EQ(again.stages(1).figures().at("responses"), first.stages(1).figures().at("responses"));
   EXPECT_EQ(again.stages(1).items_done(), first.stages(1).items_done());
-  EXPECT_TRUE(fs::exists(store_->root() / "runs/again/sft/curves.jsonl"));
-  EXPECT_TRUE(fs::exists(store_->root() / "runs/again/rl/model/model.safetensors"));
+  EXPECT_TRUE(fs::exists(folder_ / "store/runs/again/sft/curves.jsonl"));
+  EXPECT_TRUE(fs::exists(folder_ / "store/runs/again/rl/model/model.safetensors"));
   // In the journal too.
   Stop();
   ASSERT_TRUE(Start().ok());
@@ -252,7 +338,7 @@ TEST_F(OrchestratorTest, ChangingOneFilterDoesAgainOnlyWhatFollowsIt) {
 
 TEST_F(OrchestratorTest, OtherNumericsOrALostArtifactAreReasonsToDoAStageAgain) {
   const auto hashes = UndisturbedHashes();
-  fs::remove_all(store_->root() / "artifacts" / hashes.at("sft/model"));
+  fs::remove(folder_ / "store/objects" / hashes.at("sft/model"));  // its manifest
   ASSERT_TRUE(Create("lost", ScriptedRecipe(7)).ok());
   ASSERT_EQ(WaitForEnd("lost"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("lost")->error().message();
   EXPECT_THAT(Done(*orchestrator_->Get("lost")), ElementsAre("sft", "report"));
@@ -261,6 +347,83 @@ TEST_F(OrchestratorTest, OtherNumericsOrALostArtifactAreReasonsToDoAStageAgain) 
   ASSERT_TRUE(Create("other", ScriptedRecipe(7)).ok());
   ASSERT_EQ(WaitForEnd("other"), v1::RUN_STATE_SUCCEEDED);
   EXPECT_THAT(Done(*orchestrator_->Get("other")), Contains("prompts"));
+}
+
+TEST_F(OrchestratorTest, ADeletedRunLeavesWhatOthersReferTo) {
+  const auto hashes = UndisturbedHashes();
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_comparisons()->set_min_rank_gap(2);
+  ASSERT_TRUE(Create("gap", recipe).ok());
+  ASSERT_EQ(WaitForEnd("gap"), v1::RUN_STATE_SUCCEEDED);
+  const auto gap = Hashes("gap");
+  ASSERT_EQ(gap.at("responses/responses"), hashes.at("responses/responses"));
+
+  ASSERT_TRUE(orchestrator_->Delete("r").ok());
+  EXPECT_EQ(orchestrator_->Get("r").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(orchestrator_->Delete("r").code(), absl::StatusCode::kNotFound);
+  EXPECT_FALSE(fs::exists(folder_ / "store/runs/r"));
+  const std::set<std::string> kept = orchestrator_->KeptArtifacts(absl::InfiniteDuration()).value();
+  for (const auto& [name, digest] : gap) EXPECT_TRUE(kept.contains(digest)) << name;
+  EXPECT_FALSE(kept.contains(hashes.at("sft/model")));
+  EXPECT_TRUE(store_->Get(hashes.at("sft/model")).ok());  // until garbage is collected
+  const std::string candidates = gap.at("demonstrations/candidates");
+  EXPECT_FALSE(orchestrator_->KeptArtifacts(absl::ZeroDuration())->contains(candidates));
+
+  // Its id is free, and what it did is still known.
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_THAT(Done(*orchestrator_->Get("r")), ElementsAre("report"));
+  EXPECT_EQ(Hashes("r"), hashes);
+
+  services_->HoldJobs(true);
+  v1::Recipe based = ScriptedRecipe(8);
+  based.mutable_models(1)->set_source("artifacts/base");
+  ASSERT_TRUE(Create("working", based).ok());
+  EXPECT_EQ(orchestrator_->Delete("working").code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(orchestrator_->KeptArtifacts(absl::InfiniteDuration())->contains("base"));
+}
+
+TEST(RetryBudgetTest, GivesABurstAndThenSoManyASecond) {
+  RetryPolicy policy;
+  policy.retry_burst = 3;
+  policy.retries_per_second = 2;
+  RetryBudget budget(policy);
+  const absl::Time start = absl::FromUnixSeconds(1000);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(budget.Take(start), absl::ZeroDuration());
+  EXPECT_EQ(budget.Take(start), absl::Seconds(0.5));
+  EXPECT_EQ(budget.Take(start), absl::Seconds(1));  // behind the one before
+  EXPECT_EQ(budget.Take(start + absl::Seconds(1.5)), absl::ZeroDuration());
+  EXPECT_EQ(budget.Take(start + absl::Seconds(100)), absl::ZeroDuration());
+  EXPECT_EQ(budget.Take(start), absl::ZeroDuration());  // the clock was set back
+}
+
+TEST(ItemSlotsTest, TheHighestPriorityGoesFirstAndEqualsShare) {
+  ItemSlots slots(2);
+  std::optional<ItemSlots::Slot> first(slots.Acquire("a", 0, {}).value());
+  const ItemSlots::Slot second = slots.Acquire("a", 0, {}).value();
+  std::vector<std::string> order;
+  absl::Mutex mutex;
+  std::vector<std::jthread> threads;
+  const auto until_waiting = [&](int num) {
+    while (slots.num_waiting() < num) std::this_thread::yield();
+  };
+  for (const auto& [run, priority] : {std::pair("a", 0), std::pair("b", 0), std::pair("c", 5)}) {
+    threads.emplace_back([&, name = std::string(run), priority = priority] {
+      const auto slot = slots.Acquire(name, priority, {});
+      const absl::MutexLock lock(&mutex);
+      order.push_back(name);
+    });
+    until_waiting(static_cast<int>(threads.size()));
+  }
+  std::stop_source stop;
+  std::jthread stopped(
+      [&] { EXPECT_TRUE(absl::IsCancelled(slots.Acquire("d", 9, stop.get_token()).status())); });
+  until_waiting(4);
+  stop.request_stop();
+  stopped.join();
+  first.reset();
+  threads.clear();
+  EXPECT_THAT(order, ElementsAre("c", "b", "a"));
 }
 
 TEST_F(OrchestratorTest, CountsWhatTheServicesDid) {
@@ -333,10 +496,19 @@ TEST_F(OrchestratorTest, SaysWhenTheSameStageCameToSomethingElse) {
 }
 
 // The process dies at a write to its journal, at every one in turn; the next process ends the run with the
-// same artifacts.
-TEST_F(OrchestratorTest, ACrashBetweenAnyTwoRecordsChangesNothing) {
+// same artifacts. Where comparisons follow the responses, and where they do not.
+class OrchestratorCrashTest : public OrchestratorTest, public ::testing::WithParamInterface<bool> {};
+
+INSTANTIATE_TEST_SUITE_P(Following, OrchestratorCrashTest, ::testing::Bool());
+
+TEST_P(OrchestratorCrashTest, ACrashBetweenAnyTwoRecordsChangesNothing) {
+  v1::Recipe recipe = ScriptedRecipe(7);
+  if (GetParam()) recipe.mutable_comparisons()->set_rule(v1::ComparisonStage::RULE_PAPER);
   FaultingDisk::FailAt(1 << 30, SQLITE_IOERR_WRITE);
-  const auto hashes = UndisturbedHashes();
+  ASSERT_TRUE(Start().ok());
+  ASSERT_TRUE(Create("r", recipe).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  const auto hashes = Hashes("r");
   const int num_writes = FaultingDisk::writes();
   ASSERT_GT(num_writes, 100);
   // A record is some pairs of writes (a frame's head and body): an odd stride meets every kind.
@@ -344,12 +516,12 @@ TEST_F(OrchestratorTest, ACrashBetweenAnyTwoRecordsChangesNothing) {
   for (int write = 0; write < num_writes; write += 3) {
     Reset();
     FaultingDisk::FailAt(write, SQLITE_IOERR_WRITE);
-    if (Start().ok() && Create("r", ScriptedRecipe(7)).ok()) WaitForEnd("r");
+    if (Start().ok() && Create("r", recipe).ok()) WaitForEnd("r");
     if (FaultingDisk::writes() > write) ++crashes;
     Stop();
     FaultingDisk::FailAt(-1, SQLITE_OK);
     ASSERT_TRUE(Start().ok()) << write;
-    ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok()) << write;
+    ASSERT_TRUE(Create("r", recipe).ok()) << write;
     ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED)
         << write << ": " << orchestrator_->Get("r")->error().message();
     ASSERT_EQ(Hashes("r"), hashes) << write;
@@ -428,7 +600,9 @@ TEST_F(OrchestratorTest, KeepsModelsInMemoryWhileNobodyAsksForThem) {
   RetryPolicy policy;
   policy.restore_every = absl::Milliseconds(1);
   const auto ignore = [](const absl::Status&) {};
-  RetryingServices stage(services_.get(), policy, std::stop_token(), ignore, ignore);
+  CostMeter meter;
+  RetryBudget budget(policy);
+  RetryingServices stage(services_.get(), policy, &budget, std::stop_token(), &meter, ignore, ignore);
   types::v1::LoadModelRequest request;
   request.set_name("models/RM");
   request.set_source("RM");
@@ -536,10 +710,8 @@ TEST_F(OrchestratorTest, CreateIsHarmlessToRepeat) {
   ASSERT_TRUE(Start().ok());
   ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   EXPECT_TRUE(Create("r", ScriptedRecipe(7)).ok());
-  EXPECT_EQ(Create("r", ScriptedRecipe(8)).status().code(),
-            absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(Create("../r", ScriptedRecipe(7)).status().code(),
-            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Create("r", ScriptedRecipe(8)).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(Create("../r", ScriptedRecipe(7)).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(orchestrator_->Get("nothing").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(Create("v", ScriptedRecipe(7), /*validate_only=*/true)->stages_size(), 8);
   EXPECT_EQ(orchestrator_->Get("v").status().code(), absl::StatusCode::kNotFound);

@@ -67,6 +67,7 @@ class ReportStage : public Stage {
       }
       data["stages"].push_back({{"id", stage.id()},
                                 {"seconds", stage.seconds()},
+                                {"own_seconds", stage.own_seconds()},
                                 {"items_done", stage.items_done()},
                                 {"items_failed", stage.items_failed()},
                                 {"cached_from", stage.cached_from()},

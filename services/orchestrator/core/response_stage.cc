@@ -15,7 +15,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr int64_t kChunk = 64;  // prompts of an item; no answer depends on it
 constexpr double kMaxErrorShare = 0.05;
 
 // An item's result is its lines of responses.jsonl.
@@ -69,11 +68,17 @@ class ResponseStage : public Stage {
     return static_cast<int64_t>(configurations_.size()) * NumChunks();
   }
 
+  // All configurations' answers to a chunk before those to the next: whoever follows can begin with it.
+  int64_t ItemAt(int64_t position, int64_t num_items) const override {
+    const auto num_configurations = static_cast<int64_t>(configurations_.size());
+    return position % num_configurations * (num_items / num_configurations) + position / num_configurations;
+  }
+
   absl::StatusOr<std::string> RunItem(StageContext& context, int64_t item) override {
     const int64_t number = item / NumChunks();
     const FewShotConfiguration& configuration = configurations_[static_cast<size_t>(number)];
-    const int64_t first = item % NumChunks() * kChunk;
-    const int64_t end = std::min(first + kChunk, NumPrompts());
+    const int64_t first = item % NumChunks() * kPromptChunk;
+    const int64_t end = std::min(first + kPromptChunk, NumPrompts());
     const PlacedModel& model = context.model(configuration.model());
     generation::v1::GenerateRequest request;
     request.set_model(model.name);
@@ -143,7 +148,7 @@ class ResponseStage : public Stage {
 
  private:
   int64_t NumPrompts() const { return static_cast<int64_t>(prompts_.size()); }
-  int64_t NumChunks() const { return (NumPrompts() + kChunk - 1) / kChunk; }
+  int64_t NumChunks() const { return NumPromptChunks(NumPrompts()); }
 
   std::vector<ModelNeed> needs_;
   std::vector<std::string> prompts_;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
 
@@ -37,10 +38,20 @@ bool IsTransient(const absl::Status& status) {
          absl::IsResourceExhausted(status) || absl::IsAborted(status);
 }
 
-RetryingServices::RetryingServices(Services* services, const RetryPolicy& policy, std::stop_token stop,
-                                   CostMeter* meter, PauseListener on_pause, RetryListener on_retry)
+absl::Duration RetryBudget::Take(absl::Time now) {
+  const absl::MutexLock lock(&mutex_);
+  const absl::Duration since = now - std::exchange(filled_, now);
+  // A clock that was set back fills nothing.
+  left_ = std::min(burst_, left_ + per_second_ * std::max(0.0, absl::ToDoubleSeconds(since))) - 1;
+  return left_ >= 0 ? absl::ZeroDuration() : absl::Seconds(-left_ / per_second_);
+}
+
+RetryingServices::RetryingServices(Services* services, const RetryPolicy& policy, RetryBudget* budget,
+                                   std::stop_token stop, CostMeter* meter, PauseListener on_pause,
+                                   RetryListener on_retry)
     : services_(services),
       policy_(policy),
+      budget_(budget),
       stop_(std::move(stop)),
       meter_(meter),
       on_pause_(std::move(on_pause)),
@@ -60,7 +71,8 @@ absl::Status RetryingServices::BackOff(int attempt, const absl::Status& why) {
   if (pauses) on_pause_(why);
   const absl::Duration backoff =
       std::min(policy_.max_backoff, policy_.first_backoff * static_cast<double>(1 << std::min(attempt, 16)));
-  if (!SleepUnlessStopped(backoff * Jitter(), stop_)) return absl::CancelledError("the run was stopped");
+  const absl::Duration wait = std::max(backoff * Jitter(), budget_->Take(absl::Now()));
+  if (!SleepUnlessStopped(wait, stop_)) return absl::CancelledError("the run was stopped");
   return absl::OkStatus();
 }
 
@@ -77,6 +89,7 @@ void RetryingServices::Succeeded() {
 template <typename T>
 absl::StatusOr<T> RetryingServices::Retry(absl::Duration timeout, bool needs_models,
                                           const std::function<absl::StatusOr<T>(const CallOptions&)>& call) {
+  const CostMeter::Busy waiting(meter_, CostMeter::Device::kNone);
   int restores = 0;
   for (int attempt = 0;; ++attempt) {
     if (stop_.stop_requested()) return absl::CancelledError("the run was stopped");
@@ -185,11 +198,10 @@ absl::StatusOr<generation::v1::TokenizeResponse> RetryingServices::Tokenize(
 }
 
 absl::StatusOr<reward::v1::ScoreResponse> RetryingServices::Score(const reward::v1::ScoreRequest& request) {
-  auto answer =
-      Retry<reward::v1::ScoreResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
-        const CostMeter::Busy busy = At(ModelHost::kReward);
-        return Checked(request.model(), services_->Score(options, request));
-      });
+  auto answer = Retry<reward::v1::ScoreResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
+    const CostMeter::Busy busy = At(ModelHost::kReward);
+    return Checked(request.model(), services_->Score(options, request));
+  });
   if (!answer.ok()) return answer;
   v1::Cost cost;
   cost.set_scored_items(std::count_if(answer->items().begin(), answer->items().end(),
@@ -267,10 +279,9 @@ absl::Status RetryingServices::CancelJob(const trainer::v1::CancelJobRequest& re
 
 absl::StatusOr<judge::v1::CompareResponse> RetryingServices::Compare(
     absl::string_view target, const judge::v1::CompareRequest& request) {
-  auto answer =
-      Retry<judge::v1::CompareResponse>(policy_.call_timeout, false, [&](const CallOptions& options) {
-        return services_->Compare(options, target, request);
-      });
+  auto answer = Retry<judge::v1::CompareResponse>(
+      policy_.call_timeout, false,
+      [&](const CallOptions& options) { return services_->Compare(options, target, request); });
   if (!answer.ok()) return answer;
   v1::Cost cost;
   cost.set_judged_items(answer->items_size());

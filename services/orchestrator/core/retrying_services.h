@@ -20,6 +20,9 @@ namespace almost::orchestrator {
 struct RetryPolicy {
   absl::Duration first_backoff = absl::Milliseconds(200);
   absl::Duration max_backoff = absl::Seconds(10);
+  // Tries after the first, of all calls of a run together: so many at once, then so many a second.
+  double retry_burst = 20;
+  double retries_per_second = 2;
   // Without any answer for so long, the run counts as paused.
   absl::Duration pause_after = absl::Seconds(15);
   // Of one try of an ordinary call, of a call that brings a model into memory, and of a simulator's stream.
@@ -28,6 +31,23 @@ struct RetryPolicy {
   absl::Duration stream_timeout = absl::Minutes(10);
   // How often a stage's models are put where they are missing: on a host that has restarted, or is new.
   absl::Duration restore_every = absl::Seconds(2);
+};
+
+// A run's budget of retries, so that many items do not press a service that is coming back. Thread-safe.
+class RetryBudget {
+ public:
+  explicit RetryBudget(const RetryPolicy& policy)
+      : burst_(policy.retry_burst), per_second_(policy.retries_per_second), left_(burst_) {}
+
+  // Takes one retry, to be made after the duration returned.
+  absl::Duration Take(absl::Time now);
+
+ private:
+  const double burst_;
+  const double per_second_;
+  absl::Mutex mutex_;
+  double left_ ABSL_GUARDED_BY(mutex_);  // below 0: promised to those who wait
+  absl::Time filled_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
 };
 
 // Whether the same call may succeed later: kUnavailable, kDeadlineExceeded, kResourceExhausted, kAborted.
@@ -43,9 +63,9 @@ class RetryingServices {
   using PauseListener = std::function<void(const absl::Status& status)>;
   using RetryListener = std::function<void(const absl::Status& status)>;
 
-  // `services` and `meter` outlive this; `meter` is told what the answers cost.
-  RetryingServices(Services* services, const RetryPolicy& policy, std::stop_token stop, CostMeter* meter,
-                   PauseListener on_pause, RetryListener on_retry);
+  // `services`, `budget` and `meter` outlive this; `meter` is told what the answers cost.
+  RetryingServices(Services* services, const RetryPolicy& policy, RetryBudget* budget, std::stop_token stop,
+                   CostMeter* meter, PauseListener on_pause, RetryListener on_retry);
 
   absl::StatusOr<generation::v1::GenerateResponse> Generate(const generation::v1::GenerateRequest& request);
   absl::StatusOr<generation::v1::ScoreCompletionsResponse> ScoreCompletions(
@@ -92,6 +112,7 @@ class RetryingServices {
 
   Services* const services_;
   const RetryPolicy policy_;
+  RetryBudget* const budget_;
   const std::stop_token stop_;
   CostMeter* const meter_;
   const PauseListener on_pause_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <set>
 #include <utility>
 
@@ -28,9 +29,46 @@ google::rpc::Status ErrorProto(const absl::Status& status) {
 
 }  // namespace
 
+// The items of the stage at `index`, for the one after it.
+class RunExecution::Feed : public FollowedItems {
+ public:
+  Feed(RunExecution* run, size_t index, std::string run_id)
+      : run_(run), index_(index), run_id_(std::move(run_id)) {}
+
+  absl::StatusOr<std::vector<int64_t>> Next(size_t num_seen) override {
+    const CostMeter::Busy waiting(run_->meters_[index_ + 1].get(), CostMeter::Device::kNone);
+    const absl::MutexLock lock(&run_->mutex_);
+    const AtWork& followed = run_->at_work_[index_];
+    const auto settled = [&]() ABSL_SHARED_LOCKS_REQUIRED(run_->mutex_) {
+      return followed.ended_items.size() > num_seen || followed.all_ended || run_->halted_;
+    };
+    run_->mutex_.Await(absl::Condition(&settled));
+    if (run_->halted_) return Stopped();
+    return std::vector<int64_t>(followed.ended_items.begin() + static_cast<std::ptrdiff_t>(num_seen),
+                                followed.ended_items.end());
+  }
+
+  absl::StatusOr<std::string> Result(int64_t item) override {
+    const std::string stage(run_->stages_[index_]->id());
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<ItemRecord> found,
+                            run_->environment_.journal->GetItems(run_id_, stage, item, 1, /*results=*/true));
+    if (found.size() != 1 || found[0].item != item || found[0].state == ItemState::kStarted) {
+      return absl::DataLossError(
+          absl::StrCat("the journal has no result of item ", item, " of ", run_id_, "/", stage));
+    }
+    if (found[0].state == ItemState::kSetAside) return found[0].error;
+    return found[0].result;
+  }
+
+ private:
+  RunExecution* const run_;
+  const size_t index_;
+  const std::string run_id_;
+};
+
 class RunExecution::Context : public StageContext {
  public:
-  Context(RunExecution* run, size_t index, std::stop_token stop)
+  Context(RunExecution* run, size_t index, bool following, std::stop_token stop)
       : run_(run),
         index_(index),
         run_id_([run] {
@@ -38,11 +76,13 @@ class RunExecution::Context : public StageContext {
           return run->record_.id;
         }()),
         services_(
-            run->environment_.services, run->environment_.retry, std::move(stop), run->meters_[index].get(),
-            [run](const absl::Status& why) { run->SetPaused(why); },
+            run->environment_.services, run->environment_.retry, &run->retries_, std::move(stop),
+            run->meters_[index].get(), [run](const absl::Status& why) { run->SetPaused(why); },
             [run, index](const absl::Status& why) {
               run->environment_.observer->Retried(run->stages_[index]->id(), why);
-            }) {}
+            }) {
+    if (following) feed_.emplace(run, index - 1, run_id_);
+  }
 
   const std::string& run_id() const override { return run_id_; }
   const v1::Recipe& recipe() const override { return run_->recipe_; }
@@ -70,6 +110,8 @@ class RunExecution::Context : public StageContext {
     }
     return run_->environment_.store->Get(artifact->second);
   }
+
+  FollowedItems* followed() override { return feed_.has_value() ? &*feed_ : nullptr; }
 
   std::vector<v1::Stage> Stages() const override {
     const absl::MutexLock lock(&run_->mutex_);
@@ -107,6 +149,7 @@ class RunExecution::Context : public StageContext {
   const size_t index_;
   const std::string run_id_;
   RetryingServices services_;
+  std::optional<Feed> feed_;
   std::map<std::string, PlacedModel, std::less<>> models_;
   std::atomic<bool> reports_{false};
 };
@@ -121,10 +164,12 @@ RunExecution::RunExecution(const RunEnvironment& environment, RunRecord record, 
         return settings;
       }()),
       stages_(environment_.make_stages(recipe_)),
+      retries_(environment_.retry),
       record_(std::move(record)),
       num_events_(num_events) {
   for (const std::unique_ptr<Stage>& stage : stages_) {
     meters_.push_back(std::make_unique<CostMeter>());
+    at_work_.emplace_back();
     StageProgress& progress = progress_.emplace_back();
     const auto known = std::find_if(stages.begin(), stages.end(), [&](const StageProgress& each) {
       return each.shown.id() == std::string(stage->id());
@@ -151,6 +196,16 @@ void RunExecution::RequestStop(StopKind kind) {
     cancelled_ = cancelled_ || kind == StopKind::kCancel;
   }
   stop_.request_stop();
+  Halt(absl::OkStatus());
+}
+
+void RunExecution::Halt(const absl::Status& why) {
+  {
+    const absl::MutexLock lock(&mutex_);
+    halted_ = true;
+    if (failure_.ok()) failure_ = why;
+  }
+  halt_.request_stop();
 }
 
 bool RunExecution::WaitUntilEnded(absl::Duration timeout) const {
@@ -181,8 +236,10 @@ void RunExecution::SetItems(size_t index, int64_t num_done, int64_t num_set_asid
 v1::Stage RunExecution::Shown(size_t index) const {
   v1::Stage stage = progress_[index].shown;
   if (stage.state() == v1::STAGE_STATE_RUNNING) {
-    stage.set_seconds(stage.seconds() +
-                      std::chrono::duration<double>(std::chrono::steady_clock::now() - stage_start_).count());
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - at_work_[index].start).count();
+    stage.set_seconds(stage.seconds() + seconds);
+    stage.set_own_seconds(stage.own_seconds() + std::max(0.0, seconds - meters_[index]->WaitedSeconds()));
     AddTo(meters_[index]->Total(), stage.mutable_cost());
   }
   return stage;
@@ -205,6 +262,7 @@ v1::Run RunExecution::Snapshot() const {
   }
   run.set_summary_json(record_.summary);
   run.set_recompute(settings_.recompute());
+  run.set_priority(settings_.priority());
   return run;
 }
 
@@ -250,8 +308,8 @@ bool RunExecution::AddProgressEvent(JournalBatch& batch, size_t index) {
   v1::RunEvent event;
   const absl::MutexLock lock(&mutex_);
   const auto now = std::chrono::steady_clock::now();
-  if (absl::FromChrono(now - last_progress_event_) < environment_.progress_interval) return false;
-  last_progress_event_ = now;
+  if (absl::FromChrono(now - at_work_[index].last_event) < environment_.progress_interval) return false;
+  at_work_[index].last_event = now;
   event.set_state(static_cast<v1::RunState>(record_.state));
   *event.mutable_stage() = Shown(index);
   batch.AddEvent(record_.id, event.SerializeAsString());
@@ -330,33 +388,83 @@ absl::Status RunExecution::Execute() {
       const absl::MutexLock lock(&mutex_);
       if (progress_[index].shown.state() == v1::STAGE_STATE_SUCCEEDED) continue;
     }
-    const absl::Status status = RunStage(*stages_[index], index);
-    environment_.observer->Used(stages_[index]->id(), meters_[index]->TakeNew());
-    if (status.ok()) continue;
-    const bool stopped = stop_.stop_requested();
-    JournalBatch batch;
-    v1::Stage shown;
+    const absl::Status status = DoStage(index, /*following=*/false);
+    if (stop_.stop_requested()) return Stopped();
     {
       const absl::MutexLock lock(&mutex_);
-      shown = Shown(index);
-      shown.set_state(stopped ? v1::STAGE_STATE_WAITING : v1::STAGE_STATE_FAILED);
-      progress_[index].shown = shown;
-      batch.PutStage(record_.id, progress_[index].ToRecord());
+      ALMOST_RETURN_IF_ERROR(failure_);
     }
-    const absl::string_view message = stopped ? "stage stopped" : status.message();
-    CommitWithEvent(std::move(batch), &shown, message).IgnoreError();
-    return stopped ? Stopped() : Annotate(status, shown.id());
+    ALMOST_RETURN_IF_ERROR(status);
   }
   return absl::OkStatus();
 }
 
-absl::Status RunExecution::RunStage(Stage& stage, size_t index) {
+bool RunExecution::IsFollowed(size_t index) const {
+  return index + 1 < stages_.size() && stages_[index + 1]->follows() == stages_[index]->id() &&
+         progress_[index + 1].shown.state() != v1::STAGE_STATE_SUCCEEDED;
+}
+
+absl::Status RunExecution::DoStage(size_t index, bool following) {
+  std::jthread follower;
+  const auto begun = [&] {
+    follower = std::jthread([this, index, trace = CurrentTrace()] {
+      const TraceScope scope(trace);
+      DoStage(index + 1, /*following=*/true)
+          .IgnoreError();  // what it came to stands in progress_ and failure_
+    });
+  };
+  const absl::Status status = RunStage(*stages_[index], index, following, begun);
+  environment_.observer->Used(stages_[index]->id(), meters_[index]->TakeNew());
+  if (status.ok()) return status;
   JournalBatch batch;
   v1::Stage shown;
+  bool stopped = stop_.stop_requested();
   {
     const absl::MutexLock lock(&mutex_);
-    stage_start_ = std::chrono::steady_clock::now();
-    last_progress_event_ = {};
+    stopped = stopped || (halted_ && absl::IsCancelled(status));  // another stage has failed
+    shown = Shown(index);
+    shown.set_state(stopped ? v1::STAGE_STATE_WAITING : v1::STAGE_STATE_FAILED);
+    progress_[index].shown = shown;
+    batch.PutStage(record_.id, progress_[index].ToRecord());
+  }
+  if (!stopped) Halt(Annotate(status, shown.id()));
+  const absl::string_view message = stopped ? "stage stopped" : status.message();
+  CommitWithEvent(std::move(batch), &shown, message).IgnoreError();
+  return status;
+}
+
+absl::Status RunExecution::AwaitPublished(size_t index) {
+  const CostMeter::Busy waiting(meters_[index + 1].get(), CostMeter::Device::kNone);
+  const absl::MutexLock lock(&mutex_);
+  const auto settled = [this, index]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+    return progress_[index].shown.state() == v1::STAGE_STATE_SUCCEEDED || halted_;
+  };
+  mutex_.Await(absl::Condition(&settled));
+  return progress_[index].shown.state() == v1::STAGE_STATE_SUCCEEDED ? absl::OkStatus() : Stopped();
+}
+
+absl::Status RunExecution::Identify(Stage& stage, Context& context, std::optional<StageIdentity>* identity,
+                                    std::string* key) {
+  ALMOST_ASSIGN_OR_RETURN(*identity, stage.Identity(context));
+  if (!identity->has_value()) return absl::OkStatus();
+  std::map<std::string, std::pair<std::string, std::string>> models;
+  for (const ModelNeed& need : stage.models()) {
+    const PlacedModel& model = context.model(need.role);
+    models[need.role] = {model.digest, model.numerics_id};
+  }
+  *key = StageKey(stage, **identity, recipe_, models);
+  return absl::OkStatus();
+}
+
+absl::Status RunExecution::RunStage(Stage& stage, size_t index, bool following,
+                                    const std::function<void()>& begun) {
+  JournalBatch batch;
+  v1::Stage shown;
+  bool is_followed = false;
+  {
+    const absl::MutexLock lock(&mutex_);
+    at_work_[index].start = std::chrono::steady_clock::now();
+    is_followed = IsFollowed(index);
     progress_[index].shown.set_state(v1::STAGE_STATE_RUNNING);
     progress_[index].shown.set_items_failed(0);
     shown = progress_[index].shown;
@@ -367,26 +475,26 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index) {
 
   // An item that fails for good ends its stage, and with it the tries of the others.
   std::stop_source stage_stop;
-  const std::stop_callback forward(stop_.get_token(), [&stage_stop] { stage_stop.request_stop(); });
-  Context context(this, index, stage_stop.get_token());
+  const std::stop_callback forward(halt_.get_token(), [&stage_stop] { stage_stop.request_stop(); });
+  Context context(this, index, following, stage_stop.get_token());
   environment_.observer->StageChanged(context.run_id(), shown);
   ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, context));
-  ALMOST_ASSIGN_OR_RETURN(const std::optional<StageIdentity> identity, stage.Identity(context));
+  std::optional<StageIdentity> identity;
   std::string key;
-  if (identity.has_value()) {
-    std::map<std::string, std::pair<std::string, std::string>> models;
-    for (const ModelNeed& need : stage.models()) {
-      const PlacedModel& model = context.model(need.role);
-      models[need.role] = {model.digest, model.numerics_id};
-    }
-    key = StageKey(stage, *identity, recipe_, models);
-    if (!settings_.recompute()) {
+  if (!following) {
+    ALMOST_RETURN_IF_ERROR(Identify(stage, context, &identity, &key));
+    if (identity.has_value() && !settings_.recompute()) {
       ALMOST_ASSIGN_OR_RETURN(const bool taken, TakeOver(stage, index, key));
       if (taken) return absl::OkStatus();
     }
   }
   ALMOST_RETURN_IF_ERROR(stage.Begin(context));
   const JournaledResults results(environment_.journal, context.run_id(), shown.id());
+  ItemRunner::Options options;
+  options.concurrent_items = environment_.concurrent_items;
+  options.max_set_aside_share = environment_.max_set_aside_share;
+  options.priority = settings_.priority();
+  options.slots = environment_.slots;
   ItemRunner::Listener listener;
   listener.ended = [&](const absl::Status& status) { environment_.observer->ItemEnded(shown.id(), status); };
   listener.progress = [&](int64_t num_done, int64_t num_set_aside, int64_t num_items,
@@ -394,18 +502,43 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index) {
     if (!context.reports()) SetItems(index, num_done, num_set_aside, num_items);
     return AddProgressEvent(progress, index);
   };
-  listener.committed = [this] { EventCommitted(); };
-  ItemRunner items(environment_.journal, &stage, &context, stage_stop,
-                   {environment_.concurrent_items, environment_.max_set_aside_share}, std::move(listener));
-  ALMOST_RETURN_IF_ERROR(items.Recover());
+  const auto hand_on = [&](const std::vector<int64_t>& items) {
+    if (!is_followed) return;
+    const absl::MutexLock lock(&mutex_);
+    std::vector<int64_t>& ended = at_work_[index].ended_items;
+    ended.insert(ended.end(), items.begin(), items.end());
+  };
+  listener.committed = [&](const std::vector<int64_t>& items, bool has_event) {
+    if (has_event) EventCommitted();
+    hand_on(items);
+  };
+  ItemRunner items(environment_.journal, &stage, &context, stage_stop, options, std::move(listener));
+  ALMOST_ASSIGN_OR_RETURN(const std::vector<int64_t> done, items.Recover());
+  hand_on(done);
+  if (is_followed) begun();
   for (int64_t announced = -1;;) {
-    if (stop_.stop_requested()) return Stopped();
+    if (stage_stop.stop_requested()) return Stopped();
     ALMOST_ASSIGN_OR_RETURN(const int64_t num_items, stage.NumItems(context, results));
     if (num_items <= announced) break;
     announced = num_items;
     ALMOST_RETURN_IF_ERROR(items.Run(num_items));
   }
+  {
+    const absl::MutexLock lock(&mutex_);
+    at_work_[index].all_ended = true;
+  }
+  if (following) {
+    ALMOST_RETURN_IF_ERROR(AwaitPublished(index - 1));
+    ALMOST_RETURN_IF_ERROR(Identify(stage, context, &identity, &key));
+  }
   return Publish(stage, index, context, results, identity, key);
+}
+
+void RunExecution::DropResults(size_t index, JournalBatch& batch) const {
+  if (!IsFollowed(index)) batch.DropResults(record_.id, std::string(stages_[index]->id()));
+  if (!stages_[index]->follows().empty()) {
+    batch.DropResults(record_.id, std::string(stages_[index]->follows()));
+  }
 }
 
 absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, const std::string& key) {
@@ -433,16 +566,17 @@ absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, const st
   {
     const absl::MutexLock lock(&mutex_);
     StageProgress& progress = progress_[index];
-    const double seconds = Shown(index).seconds();
+    const v1::Stage now = Shown(index);
     progress.shown = outcome.shown;
     progress.shown.set_state(v1::STAGE_STATE_SUCCEEDED);
-    progress.shown.set_seconds(seconds);
+    progress.shown.set_seconds(now.seconds());
+    progress.shown.set_own_seconds(now.own_seconds());
     progress.shown.set_cached_from(absl::StrCat("runs/", outcome.run));
     progress.shown.clear_cost();
     progress.artifacts = outcome.artifacts;
     shown = progress.shown;
     batch.PutStage(run, progress.ToRecord());
-    batch.DropResults(run, shown.id());
+    DropResults(index, batch);
   }
   environment_.observer->StageChanged(run, shown);
   ALMOST_RETURN_IF_ERROR(
@@ -497,7 +631,7 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
     progress.artifacts = std::move(published);
     shown = progress.shown;
     batch.PutStage(record_.id, progress.ToRecord());
-    batch.DropResults(record_.id, shown.id());
+    DropResults(index, batch);
     if (identity.has_value()) {
       StageOutcome outcome = {record_.id, progress.artifacts, {}, StageSize(shown.id(), recipe_), shown};
       for (const auto& [path, contents] : output.run_files) outcome.run_files.push_back(path);
@@ -518,11 +652,18 @@ absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, Context& cont
   const std::map<std::string, std::string> artifacts = Artifacts();
   std::set<Placement> needed_now;
   std::set<Placement> needed_later;
-  for (size_t i = index; i < stages_.size(); ++i) {
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    v1::StageState state;
+    {
+      const absl::MutexLock lock(&mutex_);
+      state = progress_[i].shown.state();
+    }
+    if (state == v1::STAGE_STATE_SUCCEEDED) continue;
+    const bool now = state == v1::STAGE_STATE_RUNNING;
     for (const ModelNeed& need : stages_[i]->models()) {
       const auto request = LoadRequest(need, recipe_, artifacts);
       if (i == index) ALMOST_RETURN_IF_ERROR(request.status());
-      if (request.ok()) (i == index ? needed_now : needed_later).insert({need.host, request->name()});
+      if (request.ok()) (now ? needed_now : needed_later).insert({need.host, request->name()});
     }
   }
   const std::string holder = absl::StrCat("runs/", context.run_id());

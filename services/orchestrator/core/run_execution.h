@@ -20,6 +20,7 @@
 #include "common/storage/journal.h"
 #include "nlohmann/json.hpp"
 #include "services/orchestrator/core/cost_meter.h"
+#include "services/orchestrator/core/item_slots.h"
 #include "services/orchestrator/core/model_placement.h"
 #include "services/orchestrator/core/stage.h"
 #include "services/orchestrator/core/stage_progress.h"
@@ -30,6 +31,7 @@ namespace almost::orchestrator {
 class RunObserver {
  public:
   virtual ~RunObserver() = default;
+  // From UNSPECIFIED: new here; to UNSPECIFIED: deleted.
   virtual void StateChanged(const std::string& /*run*/, v1::RunState /*from*/, v1::RunState /*to*/) {}
   virtual void StageChanged(const std::string& /*run*/, const v1::Stage& /*stage*/) {}
   // `cost` is what has come since the last call for that stage of the run.
@@ -51,14 +53,17 @@ struct RunEnvironment {
   // A recipe's stages in the order of the method.
   std::function<std::vector<std::unique_ptr<Stage>>(const v1::Recipe&)> make_stages;
   RetryPolicy retry;
-  int concurrent_items = 8;           // of one run
+  int concurrent_items = 8;           // of one stage of a run
+  int total_items = 32;               // of all runs
+  ItemSlots* slots = nullptr;         // total_items of them; the Orchestrator's
   double max_set_aside_share = 0.01;  // of a stage's items; more fail the stage
   absl::Duration progress_interval = absl::Milliseconds(500);
   nlohmann::json provenance;  // written beside every artifact, with the time
 };
 
-// One run at work: its stages one after the other, each one's items side by side. What is journaled is enough
-// to go on from anywhere, so that losing this object (or the process) loses no more than items under way.
+// One run at work: its stages one after the other, or beside the one they follow; each one's items side by
+// side. What is journaled is enough to go on from anywhere, so that losing this object (or the process) loses
+// no more than items under way.
 class RunExecution {
  public:
   enum class StopKind {
@@ -66,7 +71,8 @@ class RunExecution {
     kCancel,    // the run ends as cancelled
   };
 
-  // Starts at once. `record.settings` is a CreateRunRequest without id and recipe. `stages`: what the journal knows of them.
+  // Starts at once. `record.settings` is a CreateRunRequest without id and recipe. `stages`: what the journal
+  // knows of them.
   RunExecution(const RunEnvironment& environment, RunRecord record, v1::Recipe recipe,
                std::vector<StageProgress> stages, int64_t num_events);
   // Stops it for a restart, waiting for calls under way to end.
@@ -83,11 +89,35 @@ class RunExecution {
 
  private:
   class Context;
+  class Feed;
+  // What this process knows of a stage at work besides its progress.
+  struct AtWork {
+    std::chrono::steady_clock::time_point start;
+    std::chrono::steady_clock::time_point last_event;
+    // For the stage that follows it: its items that have ended, in the order in which they did.
+    std::vector<int64_t> ended_items;
+    bool all_ended = false;
+  };
 
   void Main();
   absl::Status Execute();
-  absl::Status RunStage(Stage& stage, size_t index);
+  // Runs a stage and, once it has begun, the one that follows it; journals its end. `following`: the stage
+  // before it is at work. A failure halts the run.
+  absl::Status DoStage(size_t index, bool following);
+  absl::Status RunStage(Stage& stage, size_t index, bool following, const std::function<void()>& begun);
+  // Whether `index` is taken up by a stage that follows it and has not published.
+  bool IsFollowed(size_t index) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Its identity and the key of it; empty for one that is always done.
+  absl::Status Identify(Stage& stage, Context& context, std::optional<StageIdentity>* identity,
+                        std::string* key);
+  // kCancelled: the run was halted first.
+  absl::Status AwaitPublished(size_t index);
+  // Ends all stages' work; `why` is the run's error if it is the first, OK if the run is to stop.
+  void Halt(const absl::Status& why);
   absl::Status PlaceModels(Stage& stage, size_t index, Context& context);
+  // The stage is publishing: what its items, and those of one it follows, came to is in artifacts. Kept as
+  // long as a stage that follows it may want them.
+  void DropResults(size_t index, JournalBatch& batch) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Takes over what a stage of the same key left, if the store still has all of it.
   absl::StatusOr<bool> TakeOver(Stage& stage, size_t index, const std::string& key);
   // `identity` and `key` are unset for a stage that is always done.
@@ -110,15 +140,18 @@ class RunExecution {
   const v1::Recipe recipe_;
   const v1::CreateRunRequest settings_;  // without id and recipe
   const std::vector<std::unique_ptr<Stage>> stages_;
-  std::stop_source stop_;
+  RetryBudget retries_;
+  std::stop_source stop_;  // somebody asked for it
+  std::stop_source halt_;  // that, or a stage has failed
 
   mutable absl::Mutex mutex_;
   RunRecord record_ ABSL_GUARDED_BY(mutex_);
   absl::Status error_ ABSL_GUARDED_BY(mutex_);
   std::vector<StageProgress> progress_ ABSL_GUARDED_BY(mutex_);  // like stages_
-  std::vector<std::unique_ptr<CostMeter>> meters_;                // like stages_: since this process began
-  std::chrono::steady_clock::time_point stage_start_ ABSL_GUARDED_BY(mutex_);
-  std::chrono::steady_clock::time_point last_progress_event_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::unique_ptr<CostMeter>> meters_;               // like stages_: since this process began
+  std::vector<AtWork> at_work_ ABSL_GUARDED_BY(mutex_);          // like stages_
+  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
+  bool halted_ ABSL_GUARDED_BY(mutex_) = false;
   int64_t num_events_ ABSL_GUARDED_BY(mutex_);
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;

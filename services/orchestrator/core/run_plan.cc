@@ -24,8 +24,9 @@ class PlanContext : public StageContext {
   PlanContext(const RunEnvironment& environment, const v1::Recipe& recipe)
       : environment_(environment),
         recipe_(recipe),
+        retries_(environment.retry),
         services_(
-            environment.services, environment.retry, stop_.get_token(), &meter_,
+            environment.services, environment.retry, &retries_, stop_.get_token(), &meter_,
             [this](const absl::Status& why) {
               if (why.ok()) return;
               away_ = why;
@@ -49,6 +50,7 @@ class PlanContext : public StageContext {
     return digest->second;
   }
   std::map<std::string, std::string> Artifacts() const override { return artifacts_; }
+  FollowedItems* followed() override { return nullptr; }
   std::vector<v1::Stage> Stages() const override { return {}; }
   bool cancel_requested() const override { return false; }
   void Report(const std::map<std::string, double>&, int64_t, int64_t) override {}
@@ -75,7 +77,7 @@ class PlanContext : public StageContext {
       ALMOST_ASSIGN_OR_RETURN(const types::v1::Model model, Ask(need.host, *request));
       Describe(model, *request, &planned);
       PlacedModel& placed = models_[need.role];
-      placed = {request->name(),         model.digest(),         model.numerics_id(), "",
+      placed = {request->name(),        model.digest(),       model.numerics_id(), "",
                 model.context_tokens(), model.prompt_format()};
       if (need.stage.empty()) {
         vanilla_[need.recipe_model] = model.digest();
@@ -117,8 +119,7 @@ class PlanContext : public StageContext {
     const auto known = known_.find(placement);
     if (known != known_.end()) return known->second;
     const CallOptions options = {environment_.retry.load_timeout, stop_.get_token()};
-    ALMOST_ASSIGN_OR_RETURN(types::v1::Model model,
-                            environment_.services->LoadModel(options, host, request));
+    ALMOST_ASSIGN_OR_RETURN(types::v1::Model model, environment_.services->LoadModel(options, host, request));
     if (!environment_.placement->IsHeld(placement)) {
       types::v1::UnloadModelRequest unload;
       unload.set_name(request.name());
@@ -132,6 +133,7 @@ class PlanContext : public StageContext {
   const std::string run_id_;
   absl::Status away_;
   std::stop_source stop_;
+  RetryBudget retries_;
   CostMeter meter_;
   RetryingServices services_;
   std::map<Placement, types::v1::Model> known_;

@@ -60,6 +60,17 @@ class ItemResults {
       const = 0;
 };
 
+// The items of the stage that another one follows, as they end. Used by one thread at a time.
+class FollowedItems {
+ public:
+  virtual ~FollowedItems() = default;
+  // Those that have ended, in the order in which they did, without the first `num_seen`. Waits for one; none:
+  // all have ended. kCancelled: the run was stopped, or the stage has failed.
+  virtual absl::StatusOr<std::vector<int64_t>> Next(size_t num_seen) = 0;
+  // What an ended item came to, as ItemResults has it. Thread-safe.
+  virtual absl::StatusOr<std::string> Result(int64_t item) = 0;
+};
+
 // What a stage may see and use of its run. Thread-safe; lives as long as the stage.
 class StageContext {
  public:
@@ -78,6 +89,8 @@ class StageContext {
   virtual absl::StatusOr<std::string> VanillaDigest(absl::string_view id) const = 0;
   // Every artifact published so far: "stage/name" -> digest.
   virtual std::map<std::string, std::string> Artifacts() const = 0;
+  // The items of Stage::follows(); null when that stage had published before this one began.
+  virtual FollowedItems* followed() = 0;
   // Every stage of the run as GetRun shows it, in the method's order, the present one included.
   virtual std::vector<v1::Stage> Stages() const = 0;
   // Whether the run was cancelled, not merely stopped for a restart: jobs elsewhere are to be cancelled too.
@@ -87,8 +100,8 @@ class StageContext {
                       int64_t items_total) = 0;
 };
 
-// What the content of a stage's artifacts is a function of, besides Stage::version() and its models' numerics.
-// All of it stands in their manifests.
+// What the content of a stage's artifacts is a function of, besides Stage::version() and its models'
+// numerics. All of it stands in their manifests.
 struct StageIdentity {
   nlohmann::json recipe;                      // the part of the recipe
   std::map<std::string, std::string> inputs;  // name -> digest
@@ -126,6 +139,10 @@ class Stage {
   virtual int64_t version() const { return 1; }
   virtual std::vector<ModelNeed> models() const { return {}; }
 
+  // The stage just before it whose items it takes as they end, instead of waiting for what that stage
+  // publishes. Its Identity is then asked for after its items are done.
+  virtual absl::string_view follows() const { return ""; }
+
   // What its artifacts depend on; none: it is always done, as one that leaves no artifacts. Changes nothing.
   virtual absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) = 0;
 
@@ -135,6 +152,12 @@ class Stage {
   // How many items there are, given that all that were announced before are in `done`. Where an item depends
   // on those before it, only the next one is announced.
   virtual absl::StatusOr<int64_t> NumItems(StageContext& context, const ItemResults& done) = 0;
+
+  // The item that is begun as the `position`-th of `num_items`. A permutation; results stay in item order.
+  virtual int64_t ItemAt(int64_t position, int64_t /*num_items*/) const { return position; }
+
+  // Whether an item only waits for a job that is queued elsewhere: it then takes no slot from other runs.
+  virtual bool only_waits() const { return false; }
 
   // Does one item and returns its result, the bytes that the journal keeps. Thread-safe. May run twice with
   // the same answer expected; a job elsewhere is therefore created under an id derived from run, stage and

@@ -16,9 +16,11 @@ namespace almost::orchestrator {
 using nlohmann::json;
 
 OutcomeRecord StageOutcome::ToRecord(std::string key, std::string pace) const {
-  const json detail = {
-      {"run", run},   {"artifacts", artifacts},  {"run_files", run_files},
-      {"size", size}, {"shown", ToJson(shown)}};
+  const json detail = {{"run", run},
+                       {"artifacts", artifacts},
+                       {"run_files", run_files},
+                       {"size", size},
+                       {"shown", ToJson(shown)}};
   return {std::move(key), shown.id(), std::move(pace), detail.dump()};
 }
 
@@ -32,7 +34,8 @@ absl::StatusOr<StageOutcome> StageOutcome::FromRecord(const OutcomeRecord& recor
     detail.at("size").get_to(outcome.size);
     google::protobuf::util::JsonParseOptions options;
     options.ignore_unknown_fields = true;
-    if (google::protobuf::util::JsonStringToMessage(detail.at("shown").dump(), &outcome.shown, options).ok()) {
+    if (google::protobuf::util::JsonStringToMessage(detail.at("shown").dump(), &outcome.shown, options)
+            .ok()) {
       return outcome;
     }
   } catch (const json::exception&) {
@@ -67,9 +70,8 @@ std::string StageKey(const Stage& stage, const StageIdentity& identity, const v1
 }
 
 double StageSize(absl::string_view stage, const v1::Recipe& recipe) {
-  const double prompts = recipe.prompts().given_prompts().empty()
-                             ? recipe.prompts().num_prompts()
-                             : recipe.prompts().given_prompts_size();
+  const double prompts = recipe.prompts().given_prompts().empty() ? recipe.prompts().num_prompts()
+                                                                  : recipe.prompts().given_prompts_size();
   const auto of = [prompts](int32_t num_prompts) {
     return num_prompts > 0 ? std::min<double>(num_prompts, prompts) : prompts;
   };
@@ -92,8 +94,8 @@ double StageSize(absl::string_view stage, const v1::Recipe& recipe) {
     const v1::EvaluationStage& evaluation = recipe.evaluation();
     const double questions =
         evaluation.world_questions() > 0 ? evaluation.world_questions() : evaluation.prompts_size();
-    const double grid = evaluation.grid_prompts() > 0 ? std::min<double>(evaluation.grid_prompts(), questions)
-                                                      : questions;
+    const double grid =
+        evaluation.grid_prompts() > 0 ? std::min<double>(evaluation.grid_prompts(), questions) : questions;
     return questions * (std::max(evaluation.best_of(), 1) + recipe.has_sft() + recipe.has_rl()) +
            grid * evaluation.grid_size();
   }

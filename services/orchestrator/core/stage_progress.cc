@@ -14,6 +14,7 @@ StageRecord StageProgress::ToRecord() const {
                  {"items_total", shown.items_total()},
                  {"items_failed", shown.items_failed()},
                  {"seconds", shown.seconds()},
+                 {"own_seconds", shown.own_seconds()},
                  {"figures", json::object()},
                  {"cached_from", shown.cached_from()},
                  {"cost", ToJson(shown.cost())},
@@ -34,10 +35,12 @@ absl::StatusOr<StageProgress> StageProgress::FromRecord(const StageRecord& recor
     progress.shown.set_items_total(detail.at("items_total"));
     progress.shown.set_items_failed(detail.at("items_failed"));
     progress.shown.set_seconds(detail.at("seconds"));
+    progress.shown.set_own_seconds(detail.value("own_seconds", 0.0));
     progress.shown.set_cached_from(detail.value("cached_from", ""));
     // Not there in what version 1 of the journal's schema holds.
     if (detail.contains("cost") &&
-        !google::protobuf::util::JsonStringToMessage(detail["cost"].dump(), progress.shown.mutable_cost()).ok()) {
+        !google::protobuf::util::JsonStringToMessage(detail["cost"].dump(), progress.shown.mutable_cost())
+             .ok()) {
       return absl::DataLossError(absl::StrCat("the journal's record of stage ", record.stage, ": its cost"));
     }
     for (const auto& [name, value] : detail.at("figures").items()) {

@@ -13,7 +13,7 @@ std::vector<std::unique_ptr<Stage>> MakeStages(const v1::Recipe& recipe, const S
   std::vector<std::unique_ptr<Stage>> stages;
   if (prompts) stages.push_back(MakePromptStage(recipe));
   if (responses) stages.push_back(MakeResponseStage(recipe));
-  if (comparisons) stages.push_back(MakeComparisonStage());
+  if (comparisons) stages.push_back(MakeComparisonStage(recipe));
   if (reward_model) stages.push_back(MakeRewardModelStage());
   if (demonstrations) stages.push_back(MakeDemonstrationStage(recipe));
   if (sft) stages.push_back(MakeSftStage());

@@ -13,12 +13,19 @@ struct StageSettings {
   std::string reward_target;  // where the trainer finds the reward service
 };
 
+// Prompts of an item of the response stage, whose item c * chunks + n is configuration c's answers to the
+// n-th chunk; and of the comparison stage. No answer depends on it.
+inline constexpr int64_t kPromptChunk = 64;
+inline int64_t NumPromptChunks(int64_t num_prompts) {
+  return (num_prompts + kPromptChunk - 1) / kPromptChunk;
+}
+
 // Mines prompts round by round, or takes the recipe's. METHOD.md section 1.
 std::unique_ptr<Stage> MakePromptStage(const v1::Recipe& recipe);
 // An item is a configuration's answers to a chunk of the prompts. Section 2.
 std::unique_ptr<Stage> MakeResponseStage(const v1::Recipe& recipe);
-// Pairs from the ranking; where a scorer has to agree, an item is a chunk of pairs. Section 3.
-std::unique_ptr<Stage> MakeComparisonStage();
+// Pairs from the ranking; an item is the pairs of a chunk of the prompts. Section 3.
+std::unique_ptr<Stage> MakeComparisonStage(const v1::Recipe& recipe);
 // A training job each. Sections 4, 6 and 7.
 std::unique_ptr<Stage> MakeRewardModelStage();
 std::unique_ptr<Stage> MakeSftStage();

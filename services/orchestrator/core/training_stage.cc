@@ -52,6 +52,8 @@ std::string VanillaSource(const v1::Recipe& recipe, absl::string_view id) {
 // so that asking for it again is harmless. The only item's result is {digest, figures, curves}.
 class TrainingStage : public Stage {
  public:
+  bool only_waits() const override { return true; }
+
   // The trainer tells the numerics that a job would have.
   absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
     trainer::v1::CreateJobRequest request;

@@ -205,6 +205,12 @@ grpc::Status OrchestratorService::ResumeRun(grpc::ServerContext*, const v1::Resu
   return id.ok() ? Answer(orchestrator_->Resume(*id), response) : ToGrpc(id.status());
 }
 
+grpc::Status OrchestratorService::DeleteRun(grpc::ServerContext*, const v1::DeleteRunRequest* request,
+                                            v1::DeleteRunResponse*) {
+  const auto id = IdOf("name", "runs/", request->name());
+  return ToGrpc(id.ok() ? orchestrator_->Delete(*id) : id.status());
+}
+
 grpc::Status OrchestratorService::WatchRun(grpc::ServerContext* context, const v1::WatchRunRequest* request,
                                            grpc::ServerWriter<v1::RunEvent>* writer) {
   return ToGrpc(Watch(*orchestrator_, *request, *context, *writer));

@@ -22,6 +22,8 @@ class OrchestratorService : public v1::OrchestratorService::Service {
                          v1::Run* response) override;
   grpc::Status ResumeRun(grpc::ServerContext*, const v1::ResumeRunRequest* request,
                          v1::Run* response) override;
+  grpc::Status DeleteRun(grpc::ServerContext* context, const v1::DeleteRunRequest* request,
+                         v1::DeleteRunResponse* response) override;
   grpc::Status WatchRun(grpc::ServerContext* context, const v1::WatchRunRequest* request,
                         grpc::ServerWriter<v1::RunEvent>* writer) override;
   grpc::Status ListArtifacts(grpc::ServerContext*, const v1::ListArtifactsRequest* request,

@@ -224,9 +224,12 @@ class Trainer(Client):
 class Orchestrator(Client):
     _stub_class = OrchestratorServiceStub
 
-    async def create_run(self, run_id: str, recipe: Recipe, *, validate_only: bool = False) -> orchestrator.Run:
-        """Starts a run; almost.read_recipe reads a recipe from its YAML."""
-        request = orchestrator.CreateRunRequest(run_id=run_id, recipe=recipe, validate_only=validate_only)
+    async def create_run(self, run_id: str, recipe: Recipe, *, validate_only: bool = False, recompute: bool = False,
+                         priority: int = 0) -> orchestrator.Run:
+        """Starts a run; almost.read_recipe reads a recipe from its YAML. With validate_only the answer's stages have a
+        plan."""
+        request = orchestrator.CreateRunRequest(run_id=run_id, recipe=recipe, validate_only=validate_only,
+                                                recompute=recompute, priority=priority)
         return await self._call(self.stub.CreateRun, request)
 
     async def get_run(self, name: str) -> orchestrator.Run:
@@ -237,6 +240,10 @@ class Orchestrator(Client):
 
     async def cancel_run(self, name: str) -> orchestrator.Run:
         return await self._call(self.stub.CancelRun, orchestrator.CancelRunRequest(name=name))
+
+    async def delete_run(self, name: str) -> orchestrator.DeleteRunResponse:
+        """Forgets a run that has ended; its artifacts go when nothing else refers to them."""
+        return await self._call(self.stub.DeleteRun, orchestrator.DeleteRunRequest(name=name))
 
     async def resume_run(self, name: str) -> orchestrator.Run:
         return await self._call(self.stub.ResumeRun, orchestrator.ResumeRunRequest(name=name))
