@@ -11,26 +11,6 @@
 namespace almost::engine {
 namespace {
 
-// Reads tensors as float32 and keeps the first failure.
-class Reader {
- public:
-  explicit Reader(const ModelFolder& folder) : folder_(folder) {}
-
-  std::vector<float> operator()(const std::string& name, std::initializer_list<int64_t> shape) {
-    const absl::StatusOr<TensorView> view = folder_.Tensor(name, std::vector<int64_t>(shape));
-    if (view.ok()) return view->ToFloat();
-    if (status_.ok()) status_ = view.status();
-    int64_t count = 1;
-    for (const int64_t extent : shape) count *= extent;
-    return std::vector<float>(count);
-  }
-  const absl::Status& status() const { return status_; }
-
- private:
-  const ModelFolder& folder_;
-  absl::Status status_;
-};
-
 std::vector<float> Concatenate(const std::vector<std::vector<float>>& parts) {
   std::vector<float> all;
   for (const std::vector<float>& part : parts) all.insert(all.end(), part.begin(), part.end());
@@ -107,83 +87,155 @@ int64_t KvCache::BlockBytes(const ModelConfig& config) {
          sizeof(float);
 }
 
+// Reads tensors as float32 and keeps the first failure.
+class CpuModel::Reader {
+ public:
+  explicit Reader(const ModelFolder& folder) : folder_(folder) {}
+
+  std::vector<float> operator()(const std::string& name, std::initializer_list<int64_t> shape) {
+    const absl::StatusOr<TensorView> view = folder_.Tensor(name, std::vector<int64_t>(shape));
+    if (view.ok()) return view->ToFloat();
+    if (status_.ok()) status_ = view.status();
+    int64_t count = 1;
+    for (const int64_t extent : shape) count *= extent;
+    return std::vector<float>(count);
+  }
+  Norm Normalization(const std::string& name, const ModelConfig& config) {
+    Norm norm{(*this)(name + ".weight", {config.hidden_size}), {}};
+    if (config.layer_norm) norm.bias = (*this)(name + ".bias", {config.hidden_size});
+    return norm;
+  }
+  const absl::Status& status() const { return status_; }
+
+ private:
+  const ModelFolder& folder_;
+  absl::Status status_;
+};
+
+CpuModel::Layer CpuModel::ReadLlamaLayer(Reader& read, const ModelConfig& c, int number) {
+  const int d = c.hidden_size, q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
+  const int f = c.intermediate_size;
+  const std::string at = absl::StrCat(c.names().layers, number, ".");
+  const std::string attention = at + "self_attn.", mlp = at + "mlp.";
+  Layer layer;
+  layer.input_norm = read.Normalization(at + "input_layernorm", c);
+  layer.post_attention_norm = read.Normalization(at + "post_attention_layernorm", c);
+  layer.qkv = PackedMatrix::Stack(
+      {read(attention + "q_proj.weight", {q, d}), read(attention + "k_proj.weight", {kv, d}),
+       read(attention + "v_proj.weight", {kv, d})},
+      d);
+  layer.output = PackedMatrix(read(attention + "o_proj.weight", {d, q}), d, q);
+  layer.up =
+      PackedMatrix::Stack({read(mlp + "gate_proj.weight", {f, d}), read(mlp + "up_proj.weight", {f, d})}, d);
+  layer.down = PackedMatrix(read(mlp + "down_proj.weight", {d, f}), d, f);
+  if (c.attention_bias) {
+    layer.qkv_bias = Concatenate({read(attention + "q_proj.bias", {q}), read(attention + "k_proj.bias", {kv}),
+                                  read(attention + "v_proj.bias", {kv})});
+  }
+  if (c.attention_output_bias) layer.output_bias = read(attention + "o_proj.bias", {d});
+  if (c.mlp_bias) {
+    layer.up_bias = Concatenate({read(mlp + "gate_proj.bias", {f}), read(mlp + "up_proj.bias", {f})});
+    layer.down_bias = read(mlp + "down_proj.bias", {d});
+  }
+  if (c.qk_norm) {
+    layer.query_norm = read(attention + "q_norm.weight", {c.head_dim});
+    layer.key_norm = read(attention + "k_norm.weight", {c.head_dim});
+  }
+  return layer;
+}
+
+CpuModel::Layer CpuModel::ReadNeoXLayer(Reader& read, const ModelConfig& c, int number) {
+  const int d = c.hidden_size, f = c.intermediate_size;
+  const std::string at = absl::StrCat(c.names().layers, number, ".");
+  const std::string attention = at + "attention.", mlp = at + "mlp.";
+  // The file has q, k and v of the first head, then of the second, …; `width` numbers a row.
+  const auto by_kind = [&](const std::vector<float>& by_head, int width) {
+    std::vector<float> out;
+    const size_t part = size_t(c.head_dim) * width;
+    for (int kind = 0; kind < 3; ++kind) {
+      for (int h = 0; h < c.num_heads; ++h) {
+        const auto begin = by_head.begin() + static_cast<std::ptrdiff_t>((3 * h + kind) * part);
+        out.insert(out.end(), begin, begin + static_cast<std::ptrdiff_t>(part));
+      }
+    }
+    return out;
+  };
+  Layer layer;
+  layer.input_norm = read.Normalization(at + "input_layernorm", c);
+  layer.post_attention_norm = read.Normalization(at + "post_attention_layernorm", c);
+  layer.qkv = PackedMatrix(by_kind(read(attention + "query_key_value.weight", {3 * d, d}), d), 3 * d, d);
+  layer.output = PackedMatrix(read(attention + "dense.weight", {d, d}), d, d);
+  layer.up = PackedMatrix(read(mlp + "dense_h_to_4h.weight", {f, d}), f, d);
+  layer.down = PackedMatrix(read(mlp + "dense_4h_to_h.weight", {d, f}), d, f);
+  if (c.attention_bias) {
+    layer.qkv_bias = by_kind(read(attention + "query_key_value.bias", {3 * d}), 1);
+    layer.output_bias = read(attention + "dense.bias", {d});
+  }
+  layer.up_bias = read(mlp + "dense_h_to_4h.bias", {f});
+  layer.down_bias = read(mlp + "dense_4h_to_h.bias", {d});
+  return layer;
+}
+
 absl::StatusOr<std::unique_ptr<const CpuModel>> CpuModel::Load(const ModelFolder& folder) {
   if (!CpuIsSupported()) {
     return absl::FailedPreconditionError("the CPU engine needs a processor with AVX2 and FMA");
   }
   std::unique_ptr<CpuModel> model(new CpuModel);
   const ModelConfig& c = model->config_ = folder.config();
+  const ModelConfig::Names& names = c.names();
   Reader read(folder);
-  const int d = c.hidden_size, q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
-  model->embedding_ = read("model.embed_tokens.weight", {c.vocab_size, d});
+  model->embedding_ = read(names.embedding, {c.vocab_size, c.hidden_size});
   for (int i = 0; i < c.num_layers; ++i) {
-    const std::string at = absl::StrCat("model.layers.", i, ".");
-    const std::string attention = at + "self_attn.", mlp = at + "mlp.";
-    Layer layer;
-    layer.input_norm = read(at + "input_layernorm.weight", {d});
-    layer.post_attention_norm = read(at + "post_attention_layernorm.weight", {d});
-    layer.qkv = PackedMatrix::Stack(
-        {read(attention + "q_proj.weight", {q, d}), read(attention + "k_proj.weight", {kv, d}),
-         read(attention + "v_proj.weight", {kv, d})},
-        d);
-    layer.output = PackedMatrix(read(attention + "o_proj.weight", {d, q}), d, q);
-    layer.gate_up = PackedMatrix::Stack({read(mlp + "gate_proj.weight", {c.intermediate_size, d}),
-                                         read(mlp + "up_proj.weight", {c.intermediate_size, d})},
-                                        d);
-    layer.down =
-        PackedMatrix(read(mlp + "down_proj.weight", {d, c.intermediate_size}), d, c.intermediate_size);
-    if (c.attention_bias) {
-      layer.qkv_bias =
-          Concatenate({read(attention + "q_proj.bias", {q}), read(attention + "k_proj.bias", {kv}),
-                       read(attention + "v_proj.bias", {kv})});
-    }
-    if (c.attention_output_bias) layer.output_bias = read(attention + "o_proj.bias", {d});
-    if (c.mlp_bias) {
-      layer.gate_up_bias = Concatenate({read(mlp + "gate_proj.bias", {c.intermediate_size}),
-                                        read(mlp + "up_proj.bias", {c.intermediate_size})});
-      layer.down_bias = read(mlp + "down_proj.bias", {d});
-    }
-    if (c.qk_norm) {
-      layer.query_norm = read(attention + "q_norm.weight", {c.head_dim});
-      layer.key_norm = read(attention + "k_norm.weight", {c.head_dim});
-    }
-    model->layers_.push_back(std::move(layer));
+    model->layers_.push_back(c.is_neox() ? ReadNeoXLayer(read, c, i) : ReadLlamaLayer(read, c, i));
     ALMOST_RETURN_IF_ERROR(read.status());
   }
-  model->final_norm_ = read("model.norm.weight", {d});
+  model->final_norm_ = read.Normalization(names.final_norm, c);
   if (c.reward_head) {
     // The official code calls its head v_head.
     const bool official =
-        !folder.tensors().contains("score.weight") && folder.tensors().contains("v_head.weight");
-    model->reward_head_ = read(official ? "v_head.weight" : "score.weight", {1, d});
+        !folder.tensors().contains(names.reward_head) && folder.tensors().contains("v_head.weight");
+    model->reward_head_ = read(official ? "v_head.weight" : names.reward_head, {1, c.hidden_size});
   } else if (c.tie_word_embeddings) {
-    model->head_ = PackedMatrix(model->embedding_, c.vocab_size, d);
+    model->head_ = PackedMatrix(model->embedding_, c.vocab_size, c.hidden_size);
   } else {
-    model->head_ = PackedMatrix(read("lm_head.weight", {c.vocab_size, d}), c.vocab_size, d);
+    model->head_ =
+        PackedMatrix(read(names.language_head, {c.vocab_size, c.hidden_size}), c.vocab_size, c.hidden_size);
   }
   ALMOST_RETURN_IF_ERROR(read.status());
 
-  const int half = c.head_dim / 2;
+  const int half = c.rotary.num_dims() / 2;
+  const double sharpness = c.rotary.attention_factor;
   model->cosines_.resize(size_t(c.max_positions) * half);
   model->sines_.resize(size_t(c.max_positions) * half);
   for (int position = 0; position < c.max_positions; ++position) {
     for (int i = 0; i < half; ++i) {
       // As transformers: the angle is rounded to float before its cosine is taken.
-      const float angle = static_cast<float>(position) * static_cast<float>(c.rope_inverse_frequencies[i]);
-      model->cosines_[size_t(position) * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
-      model->sines_[size_t(position) * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
+      const float angle = static_cast<float>(position) * static_cast<float>(c.rotary.inverse_frequencies[i]);
+      const size_t at = size_t(position) * half + i;
+      model->cosines_[at] = static_cast<float>(std::cos(static_cast<double>(angle)) * sharpness);
+      model->sines_[at] = static_cast<float>(std::sin(static_cast<double>(angle)) * sharpness);
     }
   }
   return std::unique_ptr<const CpuModel>(std::move(model));
+}
+
+void CpuModel::Normalize(const float* x, const Norm& norm, int rows, float* out) const {
+  const float eps = static_cast<float>(config_.norm_eps);
+  if (config_.layer_norm) {
+    LayerNorm(x, norm.weight.data(), norm.bias.data(), eps, rows, config_.hidden_size, out);
+  } else {
+    RmsNorm(x, norm.weight.data(), eps, rows, config_.hidden_size, out);
+  }
 }
 
 void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
                        std::vector<float>& hidden) const {
   const ModelConfig& c = config_;
   const int d = c.hidden_size, q_width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
-  const int qkv_width = q_width + 2 * kv_width, half = c.head_dim / 2;
+  const int qkv_width = q_width + 2 * kv_width, half = c.rotary.num_dims() / 2;
   const int queries_per_head = c.num_heads / c.num_kv_heads;
-  const float eps = static_cast<float>(c.rms_norm_eps);
+  const bool gated = c.mlp == MlpKind::kSiluGated;
+  const int up_width = (gated ? 2 : 1) * c.intermediate_size;
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
 
   int rows = 0, longest = 0;
@@ -191,8 +243,8 @@ void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
     rows += static_cast<int>(chunk.tokens.size());
     longest = std::max(longest, chunk.first_position + static_cast<int>(chunk.tokens.size()));
   }
-  std::vector<float> x(size_t(rows) * d), normed(size_t(rows) * d), qkv, attended(size_t(rows) * q_width),
-      gate_up, activated(size_t(rows) * c.intermediate_size);
+  std::vector<float> x(size_t(rows) * d), normed(size_t(rows) * d), qkv, attended(size_t(rows) * q_width), up,
+      activated(gated ? size_t(rows) * c.intermediate_size : 0);
   const std::vector<AttentionGroup> groups =
       GroupRows(chunks, std::max(1, kQueriesAtOnce / queries_per_head));
   const size_t scores_stride = (size_t(longest) + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
@@ -208,7 +260,7 @@ void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
   }
   for (int l = 0; l < c.num_layers; ++l) {
     const Layer& layer = layers_[l];
-    RmsNorm(x.data(), layer.input_norm.data(), eps, rows, d, normed.data());
+    Normalize(x.data(), layer.input_norm, rows, normed.data());
     FillRows(layer.qkv_bias, rows, qkv_width, qkv);
     MatMulAdd(normed.data(), rows, layer.qkv, qkv.data());
 
@@ -223,10 +275,10 @@ void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
         for (int h = 0; h < c.num_heads + c.num_kv_heads; ++h) {
           float* head = token_qkv + h * c.head_dim;
           if (c.qk_norm) {
-            RmsNorm(head, (h < c.num_heads ? layer.query_norm : layer.key_norm).data(), eps, 1, c.head_dim,
-                    head);
+            RmsNorm(head, (h < c.num_heads ? layer.query_norm : layer.key_norm).data(),
+                    static_cast<float>(c.norm_eps), 1, c.head_dim, head);
           }
-          Rotate(head, cosines, sines, c.head_dim);
+          Rotate(head, cosines, sines, 2 * half);
         }
         const int block = chunk.blocks[position / kBlockTokens], slot = position % kBlockTokens;
         for (int h = 0; h < c.num_kv_heads; ++h) {
@@ -259,15 +311,22 @@ void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
         for (int i = 0; i < d; ++i) x[size_t(r) * d + i] += bias[i];
       }
     };
+    if (c.parallel_residual) Normalize(x.data(), layer.post_attention_norm, rows, normed.data());
     add_bias(layer.output_bias);
     MatMulAdd(attended.data(), rows, layer.output, x.data());
 
-    RmsNorm(x.data(), layer.post_attention_norm.data(), eps, rows, d, normed.data());
-    FillRows(layer.gate_up_bias, rows, 2 * c.intermediate_size, gate_up);
-    MatMulAdd(normed.data(), rows, layer.gate_up, gate_up.data());
-    SiluMul(gate_up.data(), rows, c.intermediate_size, activated.data());
+    if (!c.parallel_residual) Normalize(x.data(), layer.post_attention_norm, rows, normed.data());
+    FillRows(layer.up_bias, rows, up_width, up);
+    MatMulAdd(normed.data(), rows, layer.up, up.data());
+    if (gated) {
+      SiluMul(up.data(), rows, c.intermediate_size, activated.data());
+    } else if (c.mlp == MlpKind::kGelu) {
+      Gelu(up.data(), up.size());
+    } else {
+      GeluTanh(up.data(), up.size());
+    }
     add_bias(layer.down_bias);
-    MatMulAdd(activated.data(), rows, layer.down, x.data());
+    MatMulAdd(gated ? activated.data() : up.data(), rows, layer.down, x.data());
   }
 
   row = x.data();
@@ -275,8 +334,7 @@ void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
     row += chunk.tokens.size() * d;
     const size_t before = hidden.size();
     hidden.resize(before + size_t(chunk.num_outputs) * d);
-    RmsNorm(row - size_t(chunk.num_outputs) * d, final_norm_.data(), eps, chunk.num_outputs, d,
-            hidden.data() + before);
+    Normalize(row - size_t(chunk.num_outputs) * d, final_norm_, chunk.num_outputs, hidden.data() + before);
   }
 }
 

@@ -45,8 +45,10 @@ struct SequenceChunk {
   int num_outputs = 0;          // hidden states wanted, of the chunk's last tokens
 };
 
-// A decoder-only transformer of the Llama family in float32, weights packed for the kernels. Immutable after
-// Load and thread-safe: several threads may run chunks of different sequences side by side.
+// A decoder-only transformer of the Llama or GPT-NeoX family in float32, weights packed for the kernels. The
+// families differ in what a layer is read from; computed is one shape of layer, with a few choices of
+// ModelConfig's. Immutable after Load and thread-safe: several threads may run chunks of different sequences
+// side by side.
 class CpuModel {
  public:
   // kFailedPrecondition: this processor lacks AVX2 or FMA; kNotFound or kDataLoss name a tensor.
@@ -65,21 +67,33 @@ class CpuModel {
   const ModelConfig& config() const { return config_; }
 
  private:
+  struct Norm {
+    std::vector<float> weight, bias;  // no bias: RMSNorm
+  };
   struct Layer {
-    std::vector<float> input_norm, post_attention_norm, query_norm, key_norm;
-    std::vector<float> qkv_bias, output_bias, gate_up_bias, down_bias;  // empty: none
-    PackedMatrix qkv, output, gate_up, down;
+    Norm input_norm, post_attention_norm;
+    std::vector<float> query_norm, key_norm;                       // empty: none
+    std::vector<float> qkv_bias, output_bias, up_bias, down_bias;  // empty: none
+    PackedMatrix qkv;                                              // heads of q, then k, then v
+    PackedMatrix output;
+    PackedMatrix up;  // gate and up under each other where the MLP is gated
+    PackedMatrix down;
   };
 
+  class Reader;
+
   CpuModel() = default;
+  static Layer ReadLlamaLayer(Reader& read, const ModelConfig& config, int number);
+  static Layer ReadNeoXLayer(Reader& read, const ModelConfig& config, int number);
+  void Normalize(const float* x, const Norm& norm, int rows, float* out) const;
 
   ModelConfig config_;
   std::vector<float> embedding_;  // [V, hidden]
   std::vector<Layer> layers_;
-  std::vector<float> final_norm_;
+  Norm final_norm_;
   PackedMatrix head_;               // empty with a reward head
   std::vector<float> reward_head_;  // [hidden]
-  std::vector<float> cosines_;      // [max_positions, D/2]
+  std::vector<float> cosines_;      // [max_positions, R/2], R dimensions of a head turn
   std::vector<float> sines_;
 };
 

@@ -304,8 +304,32 @@ void RmsNorm(const float* x, const float* weight, float eps, int rows, int width
   }
 }
 
-void Rotate(float* head_D, const float* cosines, const float* sines, int head_dim) {
-  const int half = head_dim / 2;
+void LayerNorm(const float* x, const float* weight, const float* bias, float eps, int rows, int width,
+               float* out) {
+  const auto sum = [width](const auto& eight, const auto& one) {
+    __m256 lanes = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 8 <= width; i += 8) lanes = _mm256_add_ps(lanes, eight(i));
+    float total = HorizontalSum(lanes);
+    for (; i < width; ++i) total += one(i);
+    return total / static_cast<float>(width);
+  };
+  for (int row = 0; row < rows; ++row, x += width, out += width) {
+    const float mean = sum([&](int i) { return _mm256_loadu_ps(x + i); }, [&](int i) { return x[i]; });
+    const __m256 mean8 = _mm256_set1_ps(mean);
+    const float variance = sum(
+        [&](int i) {
+          const __m256 d = _mm256_sub_ps(_mm256_loadu_ps(x + i), mean8);
+          return _mm256_mul_ps(d, d);
+        },
+        [&](int i) { return (x[i] - mean) * (x[i] - mean); });
+    const float scale = 1.0f / std::sqrt(variance + eps);
+    for (int i = 0; i < width; ++i) out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+  }
+}
+
+void Rotate(float* head_D, const float* cosines, const float* sines, int num_dims) {
+  const int half = num_dims / 2;
   for (int i = 0; i < half; ++i) {
     const float a = head_D[i], b = head_D[i + half];
     head_D[i] = a * cosines[i] - b * sines[i];
@@ -342,6 +366,50 @@ void SiluMul(const float* gate_up, int rows, int width, float* out) {
       std::memcpy(out + i, result, (width - i) * sizeof(float));
     }
   }
+}
+
+namespace {
+
+// Eight at a time, the last ones padded: an element's bits do not depend on where it stands.
+template <typename Eight>
+void Map(float* x, size_t count, const Eight& eight) {
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(x + i, eight(_mm256_loadu_ps(x + i)));
+  if (i < count) {
+    float padded[8] = {};
+    std::memcpy(padded, x + i, (count - i) * sizeof(float));
+    _mm256_storeu_ps(padded, eight(_mm256_loadu_ps(padded)));
+    std::memcpy(x + i, padded, (count - i) * sizeof(float));
+  }
+}
+
+}  // namespace
+
+// With z = |x|/√2: Φ(-|x|) = erfc(z)/2, and erfc(z) = t·p(t)·exp(-z²), t = 1/(1 + 0.3275911 z)
+// (Abramowitz and Stegun 7.1.26).
+void Gelu(float* x, size_t count) {
+  Map(x, count, [](__m256 v) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
+    const __m256 z = _mm256_mul_ps(_mm256_andnot_ps(sign, v), _mm256_set1_ps(0.70710678118654752f));
+    const __m256 t = _mm256_div_ps(one, _mm256_fmadd_ps(z, _mm256_set1_ps(0.3275911f), one));
+    __m256 p = _mm256_set1_ps(1.061405429f);
+    for (const float coefficient : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) {
+      p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(coefficient));
+    }
+    const __m256 gaussian = Exp8(_mm256_xor_ps(sign, _mm256_mul_ps(z, z)));
+    const __m256 tail = _mm256_mul_ps(_mm256_set1_ps(0.5f), _mm256_mul_ps(_mm256_mul_ps(p, t), gaussian));
+    const __m256 positive = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ);
+    return _mm256_mul_ps(v, _mm256_blendv_ps(tail, _mm256_sub_ps(one, tail), positive));
+  });
+}
+
+void GeluTanh(float* x, size_t count) {
+  Map(x, count, [](__m256 v) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(v, v), _mm256_set1_ps(0.044715f), one);
+    const __m256 minus_2u = _mm256_mul_ps(_mm256_mul_ps(v, cubic), _mm256_set1_ps(-1.5957691216057308f));
+    return _mm256_div_ps(v, _mm256_add_ps(one, Exp8(minus_2u)));
+  });
 }
 
 void Attend(std::span<const AttentionQuery> queries, int shared_blocks, const HeadCache& cache, int head_dim,

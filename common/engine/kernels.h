@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <vector>
 
@@ -42,12 +43,21 @@ void MatMulAdd(const float* x_MK, int rows, const PackedMatrix& weight, float* o
 // x / sqrt(mean(x²) + eps) · weight, row by row (Zhang and Sennrich 2019). In place allowed.
 void RmsNorm(const float* x, const float* weight, float eps, int rows, int width, float* out);
 
-// Rotates the pairs (i, i + D/2) of one head by the angles whose cosines and sines are given, [D/2] each
-// (the layout of Hugging Face checkpoints). In place.
-void Rotate(float* head_D, const float* cosines, const float* sines, int head_dim);
+// (x - mean(x)) / sqrt(variance(x) + eps) · weight + bias, row by row (Ba et al. 2016, arXiv 1607.06450).
+void LayerNorm(const float* x, const float* weight, const float* bias, float eps, int rows, int width,
+               float* out);
+
+// Rotates the pairs (i, i + R/2) of a head's first R dimensions by the angles whose cosines and sines are
+// given, [R/2] each (the layout of Hugging Face checkpoints). In place.
+void Rotate(float* head_D, const float* cosines, const float* sines, int num_dims);
 
 // silu(gate) · up, where each row of `gate_up` is gate [F] then up [F]; out [rows, F].
 void SiluMul(const float* gate_up, int rows, int width, float* out);
+
+// x · Φ(x), Φ the normal distribution's; the error is under 3e-7 · |x|. In place.
+void Gelu(float* x, size_t count);
+// Its approximation x · sigmoid(2u), u = √(2/π) (x + 0.044715 x³), which is ½x (1 + tanh u). In place.
+void GeluTanh(float* x, size_t count);
 
 // exp(x) by a fixed polynomial, relative error under 2e-7; 0 below -87.3.
 void Exp(float* x, int count);

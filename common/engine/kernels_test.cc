@@ -113,6 +113,38 @@ TEST(RmsNormTest, AgreesWithDouble) {
   }
 }
 
+TEST(LayerNormTest, AgreesWithDouble) {
+  for (const int width : {1, 7, 8, 32, 60, 192}) {
+    std::vector<float> x = Random(5, 3 * width);
+    for (float& value : x) value += 2;  // a mean that matters
+    const std::vector<float> weight = Random(6, width), bias = Random(9, width);
+    std::vector<float> out(3 * width);
+    LayerNorm(x.data(), weight.data(), bias.data(), 1e-5f, 3, width, out.data());
+    for (int row = 0; row < 3; ++row) {
+      const float* values = x.data() + row * width;
+      double mean = 0, variance = 0;
+      for (int i = 0; i < width; ++i) mean += values[i] / double(width);
+      for (int i = 0; i < width; ++i) variance += (values[i] - mean) * (values[i] - mean) / width;
+      for (int i = 0; i < width; ++i) {
+        const double wanted = (values[i] - mean) / std::sqrt(variance + 1e-5) * weight[i] + bias[i];
+        EXPECT_NEAR(out[row * width + i], wanted, 2e-6 * (1 + std::abs(wanted))) << width;
+      }
+    }
+    std::vector<float> alone(width);
+    LayerNorm(x.data() + 2 * width, weight.data(), bias.data(), 1e-5f, 1, width, alone.data());
+    EXPECT_TRUE(SameBits(alone, {out.begin() + 2 * width, out.end()}));
+  }
+}
+
+TEST(RotateTest, LeavesDimensionsPastTheTurningOnes) {
+  const std::vector<float> x = Random(7, 16), ones(2, 1.0f);
+  std::vector<float> out = x;
+  Rotate(out.data(), ones.data(), ones.data(), 4);
+  EXPECT_EQ(out[0], x[0] - x[2]);
+  EXPECT_EQ(out[2], x[2] + x[0]);
+  for (int i = 4; i < 16; ++i) EXPECT_EQ(out[i], x[i]);
+}
+
 TEST(RotateTest, TurnsEachPairByItsAngle) {
   for (const int head_dim : {2, 8, 24, 32, 64}) {
     const int half = head_dim / 2;
@@ -142,6 +174,27 @@ TEST(SiluMulTest, AgreesWithDouble) {
         EXPECT_NEAR(out[row * width + i], wanted, 1e-6 * (1 + std::abs(wanted)));
       }
     }
+  }
+}
+
+TEST(GeluTest, AgreesWithDoubleAndWithItselfAlone) {
+  std::vector<float> x;
+  for (int i = -6000; i <= 6001; ++i) x.push_back(static_cast<float>(i) * 0.002f);
+  std::vector<float> exact = x, tanh = x;
+  Gelu(exact.data(), exact.size());
+  GeluTanh(tanh.data(), tanh.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double v = x[i];
+    EXPECT_NEAR(exact[i], v * 0.5 * std::erfc(-v / std::sqrt(2.0)), 3e-7 * std::abs(v)) << v;
+    const double u = std::sqrt(2.0 / std::acos(-1.0)) * (v + 0.044715 * v * v * v);
+    EXPECT_NEAR(tanh[i], 0.5 * v * (1 + std::tanh(u)), 3e-7 * std::abs(v)) << v;
+  }
+  for (const size_t i : {0u, 5u, 2999u, 12001u}) {
+    float one = x[i], other = x[i];
+    Gelu(&one, 1);
+    GeluTanh(&other, 1);
+    EXPECT_EQ(one, exact[i]);
+    EXPECT_EQ(other, tanh[i]);
   }
 }
 

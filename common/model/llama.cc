@@ -15,11 +15,6 @@ namespace {
 
 using torch::Tensor;
 
-constexpr char kEmbedding[] = "model.embed_tokens.weight";
-constexpr char kFinalNorm[] = "model.norm.weight";
-constexpr char kRewardHead[] = "score.weight";
-constexpr char kLanguageHead[] = "lm_head.weight";
-
 // Samples up to half as long again share a square: fewer calls against less padding, measured at 20-60
 // tokens.
 constexpr double kSquareSlack = 1.5;
@@ -30,16 +25,29 @@ using Shapes = std::vector<std::pair<std::string, std::vector<int64_t>>>;
 Shapes ParameterShapes(const ModelConfig& c) {
   const int64_t d = c.hidden_size, f = c.intermediate_size;
   const int64_t q = int64_t{c.num_heads} * c.head_dim, kv = int64_t{c.num_kv_heads} * c.head_dim;
-  Shapes shapes = {{kEmbedding, {c.vocab_size, d}}, {kFinalNorm, {d}}};
+  const ModelConfig::Names& names = c.names();
+  Shapes shapes = {{names.embedding, {c.vocab_size, d}}};
+  const auto norm = [&](const std::string& name) {
+    shapes.push_back({name + ".weight", {d}});
+    if (c.layer_norm) shapes.push_back({name + ".bias", {d}});
+  };
+  const auto linear = [&](const std::string& name, int64_t outputs, int64_t inputs, bool bias) {
+    shapes.push_back({name + ".weight", {outputs, inputs}});
+    if (bias) shapes.push_back({name + ".bias", {outputs}});
+  };
+  norm(names.final_norm);
   for (int i = 0; i < c.num_layers; ++i) {
-    const std::string at = absl::StrCat("model.layers.", i, ".");
+    const std::string at = absl::StrCat(names.layers, i, ".");
+    norm(at + "input_layernorm");
+    norm(at + "post_attention_layernorm");
+    if (c.is_neox()) {
+      linear(at + "attention.query_key_value", 3 * d, d, c.attention_bias);
+      linear(at + "attention.dense", d, d, c.attention_output_bias);
+      linear(at + "mlp.dense_h_to_4h", f, d, true);
+      linear(at + "mlp.dense_4h_to_h", d, f, true);
+      continue;
+    }
     const std::string attention = at + "self_attn.", mlp = at + "mlp.";
-    const auto linear = [&](const std::string& name, int64_t outputs, int64_t inputs, bool bias) {
-      shapes.push_back({name + ".weight", {outputs, inputs}});
-      if (bias) shapes.push_back({name + ".bias", {outputs}});
-    };
-    shapes.push_back({at + "input_layernorm.weight", {d}});
-    shapes.push_back({at + "post_attention_layernorm.weight", {d}});
     linear(attention + "q_proj", q, d, c.attention_bias);
     linear(attention + "k_proj", kv, d, c.attention_bias);
     linear(attention + "v_proj", kv, d, c.attention_bias);
@@ -53,9 +61,9 @@ Shapes ParameterShapes(const ModelConfig& c) {
     linear(mlp + "down_proj", d, f, c.mlp_bias);
   }
   if (c.reward_head) {
-    shapes.push_back({kRewardHead, {1, d}});
+    shapes.push_back({names.reward_head, {1, d}});
   } else if (!c.tie_word_embeddings) {
-    shapes.push_back({kLanguageHead, {c.vocab_size, d}});
+    shapes.push_back({names.language_head, {c.vocab_size, d}});
   }
   return shapes;
 }
@@ -90,12 +98,14 @@ Tensor RmsNorm(const Tensor& x, const Tensor& weight, double eps) {
   return at::rms_norm(x, {x.size(-1)}, weight, eps);
 }
 
-// The layout of Hugging Face checkpoints: dimension i turns with i + E/2. x [N, heads, E], cos and sin
-// [N, 1, E/2].
+// The layout of Hugging Face checkpoints: dimension i turns with i + R/2, those from R on stay. x
+// [N, heads, E], cos and sin [N, 1, R/2].
 Tensor Rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  const int64_t half = x.size(-1) / 2;
+  const int64_t half = cos.size(-1), rest = x.size(-1) - 2 * half;
   const Tensor first = x.narrow(-1, 0, half), second = x.narrow(-1, half, half);
-  return torch::cat({first * cos - second * sin, second * cos + first * sin}, -1);
+  std::vector<Tensor> parts = {first * cos - second * sin, second * cos + first * sin};
+  if (rest > 0) parts.push_back(x.narrow(-1, 2 * half, rest));
+  return torch::cat(parts, -1);
 }
 
 // Rows of the packed tokens into squares and back. Autograd's own backward of an index adds row by row; here
@@ -193,33 +203,38 @@ Llama::Llama(ModelConfig config, std::map<std::string, Tensor> parameters)
     const auto found = parameters_.find(name);
     return found == parameters_.end() ? Tensor() : found->second;
   };
-  embedding_ = get(kEmbedding);
-  final_norm_ = get(kFinalNorm);
-  head_ = config_.reward_head           ? get(kRewardHead)
+  const auto norm = [&](const std::string& name) { return Norm{get(name + ".weight"), get(name + ".bias")}; };
+  const auto linear = [&](const std::string& name) {
+    return Linear{get(name + ".weight"), get(name + ".bias")};
+  };
+  const ModelConfig::Names& names = config_.names();
+  embedding_ = get(names.embedding);
+  final_norm_ = norm(names.final_norm);
+  head_ = config_.reward_head           ? get(names.reward_head)
           : config_.tie_word_embeddings ? embedding_
-                                        : get(kLanguageHead);
+                                        : get(names.language_head);
   for (int i = 0; i < config_.num_layers; ++i) {
-    const std::string at = absl::StrCat("model.layers.", i, ".");
-    const std::string attention = at + "self_attn.", mlp = at + "mlp.";
+    const std::string at = absl::StrCat(names.layers, i, ".");
     Layer& layer = layers_[i];
-    layer.input_norm = get(at + "input_layernorm.weight");
-    layer.post_attention_norm = get(at + "post_attention_layernorm.weight");
+    layer.input_norm = norm(at + "input_layernorm");
+    layer.post_attention_norm = norm(at + "post_attention_layernorm");
+    if (config_.is_neox()) {
+      layer.query_key_value = linear(at + "attention.query_key_value");
+      layer.output = linear(at + "attention.dense");
+      layer.up = linear(at + "mlp.dense_h_to_4h");
+      layer.down = linear(at + "mlp.dense_4h_to_h");
+      continue;
+    }
+    const std::string attention = at + "self_attn.", mlp = at + "mlp.";
     layer.query_norm = get(attention + "q_norm.weight");
     layer.key_norm = get(attention + "k_norm.weight");
-    layer.query = get(attention + "q_proj.weight");
-    layer.key = get(attention + "k_proj.weight");
-    layer.value = get(attention + "v_proj.weight");
-    layer.output = get(attention + "o_proj.weight");
-    layer.gate = get(mlp + "gate_proj.weight");
-    layer.up = get(mlp + "up_proj.weight");
-    layer.down = get(mlp + "down_proj.weight");
-    layer.query_bias = get(attention + "q_proj.bias");
-    layer.key_bias = get(attention + "k_proj.bias");
-    layer.value_bias = get(attention + "v_proj.bias");
-    layer.output_bias = get(attention + "o_proj.bias");
-    layer.gate_bias = get(mlp + "gate_proj.bias");
-    layer.up_bias = get(mlp + "up_proj.bias");
-    layer.down_bias = get(mlp + "down_proj.bias");
+    layer.query = linear(attention + "q_proj");
+    layer.key = linear(attention + "k_proj");
+    layer.value = linear(attention + "v_proj");
+    layer.output = linear(attention + "o_proj");
+    layer.gate = linear(mlp + "gate_proj");
+    layer.up = linear(mlp + "up_proj");
+    layer.down = linear(mlp + "down_proj");
   }
 }
 
@@ -232,7 +247,7 @@ absl::StatusOr<Llama> Llama::Load(const ModelFolder& folder, torch::ScalarType d
   std::map<std::string, Tensor> parameters;
   for (const auto& [name, shape] : ParameterShapes(config)) {
     std::string stored = name;
-    if (name == kRewardHead && !folder.tensors().contains(name)) {
+    if (name == config.names().reward_head && !folder.tensors().contains(name)) {
       if (!folder.config().reward_head) {
         parameters[name] = torch::zeros(shape, dtype).requires_grad_();
         continue;
@@ -251,11 +266,13 @@ Llama Llama::Initialize(const ModelConfig& config, torch::ScalarType dtype, uint
     Tensor tensor;
     if (shape.size() == 1) {
       tensor = absl::EndsWith(name, "bias") ? torch::zeros(shape, dtype) : torch::ones(shape, dtype);
-    } else if (name == kRewardHead) {
+    } else if (name == config.names().reward_head) {
       tensor = torch::zeros(shape, dtype);
     } else {
-      double deviation = name == kEmbedding ? 0.02 : 0.7 / std::sqrt(static_cast<double>(shape[1]));
-      if (absl::EndsWith(name, "o_proj.weight") || absl::EndsWith(name, "down_proj.weight")) {
+      double deviation =
+          name == config.names().embedding ? 0.02 : 0.7 / std::sqrt(static_cast<double>(shape[1]));
+      if (absl::EndsWith(name, "o_proj.weight") || absl::EndsWith(name, "down_proj.weight") ||
+          absl::EndsWith(name, "attention.dense.weight") || absl::EndsWith(name, "dense_4h_to_h.weight")) {
         deviation /= std::sqrt(2.0 * config.num_layers);
       }
       RandomStream random(DeriveSeed(seed, name));
@@ -270,19 +287,32 @@ Llama Llama::Initialize(const ModelConfig& config, torch::ScalarType dtype, uint
   return Llama(config, std::move(parameters));
 }
 
+Tensor Llama::Normalize(const Tensor& x, const Norm& norm) const {
+  return config_.layer_norm ? at::layer_norm(x, {x.size(-1)}, norm.weight, norm.bias, config_.norm_eps)
+                            : RmsNorm(x, norm.weight, config_.norm_eps);
+}
+
+Tensor Llama::QueriesKeysValues(const Layer& layer, const Tensor& x_ND) const {
+  const int64_t n = x_ND.size(0), h = config_.num_heads, k = config_.num_kv_heads, e = config_.head_dim;
+  if (config_.is_neox()) {
+    return layer.query_key_value(x_ND).view({n, h, 3, e}).transpose(1, 2).reshape({n, 3 * h, e});
+  }
+  // One product for the three: their weights are small beside the tokens.
+  const Linear all{torch::cat({layer.query.weight, layer.key.weight, layer.value.weight}),
+                   layer.query.bias.defined()
+                       ? torch::cat({layer.query.bias, layer.key.bias, layer.value.bias})
+                       : Tensor()};
+  return all(x_ND).view({n, h + 2 * k, e});
+}
+
 Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const PackedSamples& samples,
                         const Tensor& cos, const Tensor& sin) const {
   const int64_t n = x_ND.size(0), h = config_.num_heads, k = config_.num_kv_heads, e = config_.head_dim;
-  // One product for the three: their weights are small beside the tokens.
-  const Tensor bias = layer.query_bias.defined()
-                          ? torch::cat({layer.query_bias, layer.key_bias, layer.value_bias})
-                          : Tensor();
-  const Tensor qkv =
-      torch::linear(x_ND, torch::cat({layer.query, layer.key, layer.value}), bias).view({n, h + 2 * k, e});
+  const Tensor qkv = QueriesKeysValues(layer, x_ND);
   Tensor turned;
   if (config_.qk_norm) {
-    turned = torch::cat({RmsNorm(qkv.narrow(1, 0, h), layer.query_norm, config_.rms_norm_eps),
-                         RmsNorm(qkv.narrow(1, h, k), layer.key_norm, config_.rms_norm_eps)},
+    turned = torch::cat({RmsNorm(qkv.narrow(1, 0, h), layer.query_norm, config_.norm_eps),
+                         RmsNorm(qkv.narrow(1, h, k), layer.key_norm, config_.norm_eps)},
                         1);
   } else {
     turned = qkv.narrow(1, 0, h + k);
@@ -308,28 +338,45 @@ Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const PackedSamp
   }
   Tensor y = attended.size() == 1 ? attended[0] : torch::cat(attended);
   if (squares) y = FromSquares::apply(y, samples);
-  return torch::linear(y, layer.output, layer.output_bias);
+  return layer.output(y);
+}
+
+Tensor Llama::Mlp(const Layer& layer, const Tensor& x_ND) const {
+  const Tensor up = layer.up(x_ND);
+  switch (config_.mlp) {
+    case MlpKind::kSiluGated:
+      return layer.down(torch::silu(layer.gate(x_ND)) * up);
+    case MlpKind::kGelu:
+      return layer.down(at::gelu(up));
+    case MlpKind::kGeluTanh:
+      break;
+  }
+  return layer.down(at::gelu(up, "tanh"));
 }
 
 Tensor Llama::Hidden(const PackedSamples& samples) const {
-  const int64_t half = config_.head_dim / 2;
-  // As transformers: the angle is rounded to the weights' precision before its cosine is taken.
+  // As transformers: the angle is rounded to float32 (double weights: not) before its cosine is taken.
   const torch::ScalarType dtype = embedding_.scalar_type();
-  const Tensor frequencies = torch::tensor(config_.rope_inverse_frequencies, torch::kFloat64).to(dtype);
-  const Tensor angles = (samples.positions_N.to(dtype).unsqueeze(1) * frequencies).to(torch::kFloat64);
-  const auto table = [&](const Tensor& values) { return values.to(dtype).view({-1, 1, half}); };
+  const torch::ScalarType angle_dtype = dtype == torch::kFloat64 ? dtype : torch::kFloat32;
+  const RotaryEmbedding& rotary = config_.rotary;
+  const Tensor frequencies = torch::tensor(rotary.inverse_frequencies, torch::kFloat64).to(angle_dtype);
+  const Tensor angles = (samples.positions_N.to(angle_dtype).unsqueeze(1) * frequencies).to(torch::kFloat64);
+  const auto table = [&](const Tensor& values) {
+    return (values * rotary.attention_factor).to(dtype).view({-1, 1, rotary.num_dims() / 2});
+  };
   const Tensor cos = table(angles.cos()), sin = table(angles.sin());
 
-  const double eps = config_.rms_norm_eps;
   Tensor x = torch::embedding(embedding_, samples.tokens_N);
   for (const Layer& layer : layers_) {
-    x = x + Attention(layer, RmsNorm(x, layer.input_norm, eps), samples, cos, sin);
-    const Tensor normed = RmsNorm(x, layer.post_attention_norm, eps);
-    const Tensor gate = torch::linear(normed, layer.gate, layer.gate_bias);
-    const Tensor up = torch::linear(normed, layer.up, layer.up_bias);
-    x = x + torch::linear(torch::silu(gate) * up, layer.down, layer.down_bias);
+    const Tensor attended = Attention(layer, Normalize(x, layer.input_norm), samples, cos, sin);
+    if (config_.parallel_residual) {
+      x = x + attended + Mlp(layer, Normalize(x, layer.post_attention_norm));
+    } else {
+      x = x + attended;
+      x = x + Mlp(layer, Normalize(x, layer.post_attention_norm));
+    }
   }
-  return RmsNorm(x, final_norm_, eps);
+  return Normalize(x, final_norm_);
 }
 
 Tensor Llama::Rewards(const Tensor& hidden_ND, const PackedSamples& samples) const {

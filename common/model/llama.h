@@ -15,11 +15,11 @@
 #include "common/model/model_config.h"
 #include "common/model/model_folder.h"
 
-// The Llama family on LibTorch, differentiable: what training computes with. Serving has its own kernels
-// (common/engine). Not here: key-value cache, tensor parallelism.
+// The Llama and GPT-NeoX families on LibTorch, differentiable: what training computes with. Serving has its
+// own kernels (common/engine). Not here: key-value cache, dropout, tensor parallelism.
 //
 // Shapes: N tokens of all samples, S samples, T tokens of the longest one, D hidden size, H heads,
-// K key-value heads, E head dimension, F intermediate size, V vocabulary.
+// K key-value heads, E head dimension, R dimensions of it that turn, F intermediate size, V vocabulary.
 namespace almost {
 
 // Samples packed end to end: no padding, no attention across samples, positions from 0 in each.
@@ -79,19 +79,35 @@ class Llama {
   absl::Status Save(const std::filesystem::path& folder) const;
 
  private:
+  struct Norm {
+    torch::Tensor weight, bias;
+  };
+  struct Linear {
+    torch::Tensor weight, bias;  // undefined: none
+    torch::Tensor operator()(const torch::Tensor& x) const { return torch::linear(x, weight, bias); }
+  };
   struct Layer {
-    torch::Tensor input_norm, post_attention_norm, query_norm, key_norm;
-    torch::Tensor query, key, value, output, gate, up, down;
-    torch::Tensor query_bias, key_bias, value_bias, output_bias, gate_bias, up_bias, down_bias;
+    Norm input_norm, post_attention_norm;
+    torch::Tensor query_norm, key_norm;
+    Linear query, key, value;  // the Llama family's,
+    Linear query_key_value;    // or GPT-NeoX's: q, k and v of the first head, then of the second, …
+    Linear output;
+    Linear gate;  // where the MLP is gated
+    Linear up, down;
   };
 
   Llama(ModelConfig config, std::map<std::string, torch::Tensor> parameters);
+  torch::Tensor Normalize(const torch::Tensor& x, const Norm& norm) const;
+  // Heads of q, then k, then v, [N, H + 2K, E].
+  torch::Tensor QueriesKeysValues(const Layer& layer, const torch::Tensor& x_ND) const;
   torch::Tensor Attention(const Layer& layer, const torch::Tensor& x_ND, const PackedSamples& samples,
-                          const torch::Tensor& cos_NE, const torch::Tensor& sin_NE) const;
+                          const torch::Tensor& cos_N1R, const torch::Tensor& sin_N1R) const;
+  torch::Tensor Mlp(const Layer& layer, const torch::Tensor& x_ND) const;
 
   ModelConfig config_;
   std::map<std::string, torch::Tensor> parameters_;
-  torch::Tensor embedding_, final_norm_, head_;
+  torch::Tensor embedding_, head_;
+  Norm final_norm_;
   std::vector<Layer> layers_;
 };
 

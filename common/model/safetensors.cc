@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
@@ -26,12 +27,16 @@ constexpr uint64_t kMaxHeaderBytes = 100 << 20;  // as the reference implementat
 constexpr size_t kMaxTensors = 100000;
 
 struct DTypeName {
-  DType dtype;
+  std::optional<DType>
+      dtype;  // none: integers, as masks and counters beside the weights of older checkpoints
   const char* name;
   size_t bytes;
 };
-constexpr DTypeName kDTypes[] = {
-    {DType::kF32, "F32", 4}, {DType::kF16, "F16", 2}, {DType::kBF16, "BF16", 2}, {DType::kF64, "F64", 8}};
+constexpr DTypeName kDTypes[] = {{DType::kF32, "F32", 4}, {DType::kF16, "F16", 2}, {DType::kBF16, "BF16", 2},
+                                 {DType::kF64, "F64", 8}, {{}, "BOOL", 1},         {{}, "U8", 1},
+                                 {{}, "I8", 1},           {{}, "U16", 2},          {{}, "I16", 2},
+                                 {{}, "U32", 4},          {{}, "I32", 4},          {{}, "U64", 8},
+                                 {{}, "I64", 8}};
 
 const DTypeName& Describe(DType dtype) {
   return *std::find_if(std::begin(kDTypes), std::end(kDTypes),
@@ -151,7 +156,7 @@ absl::Status SafetensorsFile::Parse(const std::string& name) {
                                                    entry["dtype"].dump(), "; supported: F32 F16 BF16 F64"));
     }
     TensorView view;
-    view.dtype = dtype->dtype;
+    if (dtype->dtype) view.dtype = *dtype->dtype;
     uint64_t expected = dtype->bytes;
     if (!entry["shape"].is_array()) return damaged("tensor ", tensor, ": shape is not a list");
     for (const json& extent : entry["shape"]) {
@@ -177,7 +182,7 @@ absl::Status SafetensorsFile::Parse(const std::string& name) {
     }
     view.bytes = data.subspan(begin, end - begin);
     ranges.emplace_back(begin, end);
-    tensors_.emplace(tensor, std::move(view));
+    if (dtype->dtype) tensors_.emplace(tensor, std::move(view));
   }
   std::sort(ranges.begin(), ranges.end());
   uint64_t covered = 0;

@@ -39,7 +39,8 @@ struct TensorToWrite {
 
 // A memory-mapped file, its header checked whole: lengths, dtypes, shape products, and that the tensors'
 // ranges cover the data without gap or overlap. A hostile or truncated file is kDataLoss naming file and
-// tensor. Immutable and thread-safe.
+// tensor; a floating-point type that is not read, kUnimplemented. Tensors of integers are checked and left
+// out: no weight is one. Immutable and thread-safe.
 class SafetensorsFile {
  public:
   static absl::StatusOr<std::unique_ptr<const SafetensorsFile>> Open(const std::filesystem::path& path);

@@ -8,8 +8,8 @@
         them in transformers. Exit 1 and a line for each that differs.
 
 Each sub-folder is a model folder with
-    expected.json         token_ids, the position of the first golden logits, greedy completions; of a reward model
-                          sequences and their scores
+    expected.json         token_ids, the position of the first golden logits, greedy completions, and how far
+                          transformers' own bfloat16 logits are off; of a reward model sequences and their scores
     expected.safetensors  logits_f32, logits_f64 [positions, vocabulary] of token_ids
 
 float32 is transformers as it is. float64 is the same modules in double precision, with the casts to float32 that
@@ -32,8 +32,8 @@ import tempfile
 import safetensors.torch
 import torch
 import transformers
-from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig,
-                          MistralConfig, Qwen2Config, Qwen3Config)
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GPTNeoXConfig,
+                          LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
@@ -44,6 +44,9 @@ SMALL = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_lay
              num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2)
 LLAMA3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=32)
+
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+NEOX = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
 
 # name: (configuration, dtype of the file, reward model, bytes a shard)
 GOLDEN = {
@@ -57,20 +60,46 @@ GOLDEN = {
     "mistral": (MistralConfig(**SMALL, head_dim=16, sliding_window=128), torch.bfloat16, False, "1GB"),
     "qwen2": (Qwen2Config(**SMALL, tie_word_embeddings=True), torch.bfloat16, False, "1GB"),
     "qwen3": (Qwen3Config(**SMALL, head_dim=24), torch.bfloat16, False, "1GB"),
+    "llama_yarn": (LlamaConfig(**SMALL, rope_theta=100.0, rope_scaling=YARN, tie_word_embeddings=True), torch.bfloat16,
+                   False, "1GB"),
+    # The context ends where the window does.
+    "mistral_window": (MistralConfig(**SMALL, sliding_window=96, tie_word_embeddings=True), torch.bfloat16, False, "1GB"),
+    "pythia": (GPTNeoXConfig(**NEOX), torch.float16, False, "1GB"),
+    # What Pythia leaves at its defaults the other way round.
+    "neox_sequential": (GPTNeoXConfig(**NEOX, rotary_pct=1.0, rotary_emb_base=1000, use_parallel_residual=False,
+                                      attention_bias=False, hidden_act="gelu_new", tie_word_embeddings=True),
+                        torch.bfloat16, False, "1GB"),
     "llama_reward": (LlamaConfig(**SMALL, num_labels=1), torch.bfloat16, True, "1GB"),
+    "pythia_reward": (GPTNeoXConfig(**NEOX, num_labels=1), torch.bfloat16, True, "1GB"),
 }
 
 # Sizes that no vector width or block divides.
 ODD = dict(vocab_size=301, hidden_size=60, intermediate_size=108, num_hidden_layers=3, num_attention_heads=6,
            num_key_value_heads=3, max_position_embeddings=512, bos_token_id=1, eos_token_id=2)
+ODD_NEOX = {k: v for k, v in ODD.items() if k != "num_key_value_heads"}
 LIVE = {
     "llama": (LlamaConfig(**ODD, rope_theta=500000.0), torch.float32, False, "100KB"),
     "llama3": (LlamaConfig(**ODD | dict(hidden_size=256, num_attention_heads=4, num_key_value_heads=1), rope_scaling=LLAMA3),
                torch.bfloat16, False, "1GB"),
     "llama_linear": (LlamaConfig(**ODD, rope_scaling=dict(rope_type="linear", factor=8.0)), torch.float16, False, "1GB"),
+    "llama_dynamic": (LlamaConfig(**ODD, rope_scaling=dict(rope_type="dynamic", factor=4.0)), torch.float16, False, "1GB"),
+    "llama_yarn": (LlamaConfig(**ODD | dict(hidden_size=240), rope_scaling=dict(
+        rope_type="yarn", factor=8.0, original_max_position_embeddings=64, beta_fast=16.0, beta_slow=2.0,
+        truncate=False)), torch.float32, False, "1GB"),
+    "qwen2_yarn": (Qwen2Config(**ODD, rope_scaling=dict(rope_type="yarn", factor=4.0, mscale=0.7, mscale_all_dim=0.3)),
+                   torch.bfloat16, False, "1GB"),
     "mistral": (MistralConfig(**ODD, head_dim=32, sliding_window=None), torch.float16, False, "1GB"),
     "qwen2": (Qwen2Config(**ODD), torch.bfloat16, False, "1GB"),
     "qwen3": (Qwen3Config(**ODD, head_dim=64, attention_bias=True), torch.float32, False, "1GB"),
+    "mistral_window": (MistralConfig(**ODD, sliding_window=301), torch.bfloat16, False, "1GB"),
+    "qwen2_window": (Qwen2Config(**ODD, use_sliding_window=True, sliding_window=310, max_window_layers=1), torch.bfloat16,
+                     False, "1GB"),
+    "pythia": (GPTNeoXConfig(**ODD_NEOX, attention_bias=False), torch.float16, False, "100KB"),
+    "neox_yarn": (GPTNeoXConfig(**ODD_NEOX | dict(hidden_size=240), rotary_pct=0.5, hidden_act="gelu_fast",
+                                rope_scaling=YARN), torch.float32, False, "1GB"),
+    "neox_sequential": (GPTNeoXConfig(**ODD_NEOX, rotary_pct=1.0, use_parallel_residual=False, tie_word_embeddings=True),
+                        torch.bfloat16, False, "1GB"),
+    "pythia_reward": (GPTNeoXConfig(**ODD_NEOX, num_labels=1), torch.float16, True, "1GB"),
     "mistral_reward": (MistralConfig(**ODD, num_labels=1, sliding_window=None), torch.float32, True, "1GB"),
     "qwen2_reward": (Qwen2Config(**ODD, num_labels=1), torch.bfloat16, True, "1GB"),
     "qwen3_reward": (Qwen3Config(**ODD, num_labels=1, head_dim=32), torch.bfloat16, True, "1GB"),
@@ -83,16 +112,16 @@ def make(folder, config, dtype, reward, shard_bytes, generator):
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
-            if "norm" in name:
+            if "norm" in name and p.ndim == 1 and name.endswith("weight"):
                 p.copy_(1 + 0.2 * noise)
             elif p.ndim == 1:
                 p.copy_(0.3 * noise)
-            elif "embed_tokens" in name:
+            elif "embed_tokens" in name or "embed_in" in name:
                 p.copy_(noise * (0.5 if config.tie_word_embeddings else 1.0))
-            elif "lm_head" in name or "score" in name:
+            elif "lm_head" in name or "embed_out" in name or "score" in name:
                 p.copy_(noise * 3 / math.sqrt(p.shape[1]))
             else:
-                p.copy_(noise * (1.6 if re.search(r"[qk]_proj", name) else 1.0) / math.sqrt(p.shape[1]))
+                p.copy_(noise * (1.6 if re.search(r"[qk]_proj|query_key_value", name) else 1.0) / math.sqrt(p.shape[1]))
     model.to(dtype).save_pretrained(folder, max_shard_size=shard_bytes)
 
 
@@ -103,11 +132,12 @@ def no_float32_inside(model):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
     def rotary(self, x, position_ids):
-        single, torch.float = torch.float, torch.float64  # what the frequencies are computed in
+        single = torch.float
+        torch.float = torch.float32 = torch.float64  # what the frequencies are computed in
         try:
             frequencies, scaling = ROPE_INIT_FUNCTIONS[self.rope_type](self.config, None)
         finally:
-            torch.float = single
+            torch.float = torch.float32 = single
         assert frequencies.dtype == torch.float64
         angles = position_ids[:, :, None].double() * frequencies
         angles = torch.cat((angles, angles), dim=-1)
@@ -130,6 +160,7 @@ class Reference:
         self.reward = AutoConfig.from_pretrained(folder).architectures[0].endswith("SequenceClassification")
         auto = AutoModelForSequenceClassification if self.reward else AutoModelForCausalLM
         self.single = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+        self.half = auto.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
         self.double = auto.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval()
 
     @torch.no_grad()
@@ -141,6 +172,13 @@ class Reference:
             double = self.double(ids, use_cache=False).logits[0]
         assert single.dtype == torch.float32 and double.dtype == torch.float64
         return single, double
+
+    @torch.no_grad()
+    def bfloat16_error(self, ids, double):
+        """Root mean square of what bfloat16 weights and activations do to the logits."""
+        half = self.half(torch.tensor([ids]), use_cache=False).logits[0]
+        assert half.dtype == torch.bfloat16
+        return (half.double() - double).square().mean().sqrt().item()
 
     def greedy(self, prompt, count):
         """The completion, or None where two tokens come so close that rounding may decide."""
@@ -179,7 +217,8 @@ def expected(folder, vocab, generator):
     assert 1 < double.std() < 6, double.std()
     assert (single - double).abs().max() < 1e-4
     first = LENGTH - LOGIT_POSITIONS
-    return ({"token_ids": ids, "first_position": first, "greedy": greedy_cases(reference, vocab, generator)},
+    return ({"token_ids": ids, "first_position": first, "greedy": greedy_cases(reference, vocab, generator),
+             "bfloat16_error": reference.bfloat16_error(ids, double)},
             {"logits_f32": single[first:].clone(), "logits_f64": double[first:].clone()})
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from make_model_goldens import no_float32_inside  # noqa: E402
 
 MODELS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "goldens", "models")
-LANGUAGE_MODELS = ["llama", "llama_gqa_llama3", "qwen2", "qwen3"]
+LANGUAGE_MODELS = ["llama", "llama_gqa_llama3", "qwen2", "qwen3", "pythia", "neox_sequential"]
 VOCAB = 96
 LENGTHS = [5, 17, 9, 30, 12, 23]
 PPO = dict(kl_coefficient=0.07, gamma=0.98, gae_lambda=0.9, clip_range=0.2, value_clip_range=0.3,
@@ -200,8 +200,9 @@ def make():
     for name in LANGUAGE_MODELS:
         losses[name] = {k: {"f64": measure(name, kind, torch.float64), "f32": measure(name, kind, torch.float32)}
                         for k, kind in kinds.items()}
-    losses["llama_reward"] = {"reward_model": {"f64": measure("llama_reward", reward_model, torch.float64),
-                                               "f32": measure("llama_reward", reward_model, torch.float32)}}
+    for name in ("llama_reward", "pythia_reward"):
+        losses[name] = {"reward_model": {"f64": measure(name, reward_model, torch.float64),
+                                         "f32": measure(name, reward_model, torch.float32)}}
     return {"sequences": sequences, "is_target": masks, "losses": losses, "optimizers": optimizers()}
 
 

@@ -81,19 +81,20 @@ TEST_P(ModelParity, GreedyCompletionsAreThoseOfTransformers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, ModelParity,
-                         testing::Values("llama", "llama_gqa_llama3", "llama_linear_biases", "mistral",
-                                         "qwen2", "qwen3"),
+                         testing::Values("llama", "llama_gqa_llama3", "llama_linear_biases", "llama_yarn",
+                                         "mistral", "mistral_window", "qwen2", "qwen3", "pythia",
+                                         "neox_sequential"),
                          [](const testing::TestParamInfo<std::string>& model) { return model.param; });
 
 class RewardParity : public testing::Test {
  protected:
   // Engine's scores of the golden sequences are transformers' to 1e-4 of their spread, about 3.
-  static void ExpectGoldenScores(const fs::path& model) {
+  static void ExpectGoldenScores(const fs::path& model, const std::string& golden) {
     const auto opened = ModelFolder::Open(model);
     ASSERT_TRUE(opened.ok()) << opened.status();
     const auto engine = Engine::Create(*opened, {});
     ASSERT_TRUE(engine.ok()) << engine.status();
-    const json expected = Expected(Goldens() / "llama_reward");
+    const json expected = Expected(Goldens() / golden);
     const auto sequences = expected["sequences"].get<std::vector<std::vector<int32_t>>>();
     const auto wanted = expected["scores_f64"].get<std::vector<double>>();
     const auto scores = (*engine)->ScoreSequences(sequences);
@@ -105,7 +106,9 @@ class RewardParity : public testing::Test {
   }
 };
 
-TEST_F(RewardParity, ScoresAreThoseOfTransformers) { ExpectGoldenScores(Goldens() / "llama_reward"); }
+TEST_F(RewardParity, ScoresAreThoseOfTransformers) {
+  for (const char* name : {"llama_reward", "pythia_reward"}) ExpectGoldenScores(Goldens() / name, name);
+}
 
 TEST_F(RewardParity, ReadsTheHeadUnderItsOfficialName) {
   const auto opened = ModelFolder::Open(Goldens() / "llama_reward");
@@ -117,7 +120,7 @@ TEST_F(RewardParity, ReadsTheHeadUnderItsOfficialName) {
   const fs::path folder = fs::path(testing::TempDir()) / "official_reward_head";
   fs::create_directories(folder);
   ASSERT_TRUE(WriteModelFolder(folder, (*opened)->config(), tensors).ok());
-  ExpectGoldenScores(folder);
+  ExpectGoldenScores(folder, "llama_reward");
 }
 
 }  // namespace

@@ -6,7 +6,9 @@ double ForwardFlops(const ModelConfig& config, std::span<const int64_t> lengths,
   const double hidden = config.hidden_size;
   const double queries = static_cast<double>(config.num_heads) * config.head_dim;
   const double keys = static_cast<double>(config.num_kv_heads) * config.head_dim;
-  const double matrices = hidden * (2 * queries + 2 * keys) + 3 * hidden * config.intermediate_size;
+  const double mlp_matrices = config.mlp == MlpKind::kSiluGated ? 3 : 2;
+  const double matrices =
+      hidden * (2 * queries + 2 * keys) + mlp_matrices * hidden * config.intermediate_size;
   double layer = 0;
   for (const int64_t length : lengths) {
     const auto tokens = static_cast<double>(length);

@@ -34,7 +34,7 @@ std::map<std::string, Tensor> TrainedParameters(const OptimizerSpec& spec,
 Optimizer::Optimizer(const OptimizerSpec& spec, std::map<std::string, Tensor> parameters) : spec_(spec) {
   for (auto& [name, leaf] : parameters) {
     Slot slot{.name = name, .parameter = leaf.detach()};
-    slot.muon = spec.muon_learning_rate > 0 && leaf.dim() == 2 && absl::StartsWith(name, "model.layers.");
+    slot.muon = spec.muon_learning_rate > 0 && leaf.dim() == 2 && absl::StrContains(name, ".layers.");
     slot.momentum = torch::zeros_like(slot.parameter);
     if (!slot.muon) {
       slot.variance = torch::zeros_like(slot.parameter);
