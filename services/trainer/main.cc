@@ -36,6 +36,7 @@ absl::StatusOr<nlohmann::json> Content(v1::JobSpec spec) {
   spec.clear_base_model();
   spec.clear_output();
   spec.clear_checkpoint_steps();
+  spec.clear_priority();
   switch (spec.kind_case()) {
     case v1::JobSpec::kPretrain:
       spec.mutable_pretrain()->clear_dataset();

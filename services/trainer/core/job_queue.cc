@@ -56,6 +56,7 @@ JobEvent EventFromJson(const json& value) {
 
 json RecordToJson(const JobRecord& record) {
   json out = {{"state", std::string(JobStateName(record.state))},
+              {"priority", record.priority},
               {"step", record.step},
               {"num_steps", record.num_steps},
               {"output_digest", record.output_digest},
@@ -69,6 +70,7 @@ json RecordToJson(const JobRecord& record) {
 
 void RecordFromJson(const json& value, JobRecord& record) {
   record.state = StateFromName(value.at("state"));
+  record.priority = value.value("priority", 0);  // of a job from before there were any
   record.step = value.at("step");
   record.num_steps = value.at("num_steps");
   record.output_digest = value.at("output_digest");
@@ -135,7 +137,7 @@ absl::Status JobQueue::Recover() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<JobRecord> JobQueue::Create(absl::string_view id, absl::string_view spec) {
+absl::StatusOr<JobRecord> JobQueue::Create(absl::string_view id, absl::string_view spec, int priority) {
   ALMOST_RETURN_IF_ERROR(ValidateId("job_id", id));
   absl::MutexLock lock(&mutex_);
   if (const auto found = jobs_.find(std::string(id)); found != jobs_.end()) {
@@ -150,6 +152,7 @@ absl::StatusOr<JobRecord> JobQueue::Create(absl::string_view id, absl::string_vi
   Job job;
   job.record.id = std::string(id);
   job.record.spec = std::string(spec);
+  job.record.priority = priority;
   job.record.create_time = absl::Now();
   ALMOST_RETURN_IF_ERROR(Record(job));
   return jobs_.emplace(job.record.id, std::move(job)).first->second.record;
@@ -241,7 +244,10 @@ std::string JobQueue::NextQueued() const {
   const Job* next = nullptr;
   for (const auto& [id, job] : jobs_) {
     if (job.record.state != JobState::kQueued) continue;
-    if (next == nullptr || job.record.create_time < next->record.create_time) next = &job;
+    const auto before = [](const JobRecord& a, const JobRecord& b) {
+      return a.priority != b.priority ? a.priority > b.priority : a.create_time < b.create_time;
+    };
+    if (next == nullptr || before(job.record, next->record)) next = &job;
   }
   return next == nullptr ? "" : next->record.id;
 }

@@ -44,6 +44,7 @@ struct JobEvent {
 struct JobRecord {
   std::string id;
   std::string spec;
+  int priority = 0;  // of those that wait, the highest begins first
   JobState state = JobState::kQueued;
   int64_t step = 0;
   int64_t num_steps = 0;
@@ -75,7 +76,8 @@ struct JobContext {
 // work_folder. An error other than kCancelled fails the job.
 using TrainFunction = std::function<absl::StatusOr<TrainedModel>(const JobContext&)>;
 
-// One device's jobs: one runs, the others wait in the order of their creation. Thread-safe.
+// One device's jobs: one runs to its end, the others wait, by priority and then in the order of their
+// creation. Thread-safe.
 class JobQueue {
  public:
   // Recovers the jobs beneath `root` (made if missing); those that were queued or running go on.
@@ -87,7 +89,7 @@ class JobQueue {
 
   // Durable when it returns. The same id and spec again returns the job as it is.
   // kAlreadyExists: the id with another spec; kInvalidArgument: not an id.
-  absl::StatusOr<JobRecord> Create(absl::string_view id, absl::string_view spec);
+  absl::StatusOr<JobRecord> Create(absl::string_view id, absl::string_view spec, int priority = 0);
   // kNotFound names the job.
   absl::StatusOr<JobRecord> Get(absl::string_view id) const;
   // Newest first.

@@ -60,6 +60,31 @@ TEST_F(JobQueueTest, RunsJobsInTheOrderOfTheirCreation) {
   EXPECT_THAT(order, testing::ElementsAre("c", "a", "b"));
 }
 
+TEST_F(JobQueueTest, TheHighestPriorityOfThoseThatWaitBeginsFirstAlsoAfterARestart) {
+  std::vector<std::string> order;
+  {
+    absl::Notification stopping;
+    auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+      stopping.Notify();
+      while (!context.stop.stop_requested()) absl::SleepFor(absl::Milliseconds(1));
+      return absl::CancelledError("stopped");
+    });
+    ASSERT_TRUE(queue->Create("running", "spec", -1).ok());
+    stopping.WaitForNotification();
+    ASSERT_TRUE(queue->Create("old", "spec").ok());
+    ASSERT_TRUE(queue->Create("young", "spec").ok());
+    ASSERT_TRUE(queue->Create("urgent", "spec", 5).ok());
+    EXPECT_EQ(queue->Get("running")->state, JobState::kRunning);  // not interrupted
+  }
+  auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+    order.push_back(context.id);
+    return ThreeSteps(context);
+  });
+  EXPECT_EQ(WaitForEnd(*queue, "running").state, JobState::kSucceeded);
+  EXPECT_EQ(queue->Get("urgent")->priority, 5);
+  EXPECT_THAT(order, testing::ElementsAre("urgent", "old", "young", "running"));
+}
+
 TEST_F(JobQueueTest, KeepsItsHistoryOverARestart) {
   {
     auto queue = *JobQueue::Open(root_, ThreeSteps);

@@ -99,7 +99,7 @@ grpc::Status TrainerService::CreateJob(grpc::ServerContext*, const v1::CreateJob
     response->set_numerics_id(numerics_(*spec));
     return grpc::Status::OK;
   }
-  return Answer(ToProtoJob(jobs_.Create(request->job_id(), bytes)), response);
+  return Answer(ToProtoJob(jobs_.Create(request->job_id(), bytes, request->spec().priority())), response);
 }
 
 grpc::Status TrainerService::GetJob(grpc::ServerContext*, const v1::GetJobRequest* request,
