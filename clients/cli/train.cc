@@ -44,7 +44,8 @@ ProgressLine LineOf(const pb::JobEvent& event, const std::map<std::string, doubl
                : event.state() == pb::JOB_STATE_QUEUED    ? ProgressLine::State::kWaiting
                                                           : ProgressLine::State::kFailed;
   std::vector<std::string> figures;
-  for (const char* name : {"loss", "accuracy", "reward_mean", "kl", "learning_rate"}) {
+  for (const char* name :
+       {"loss", "accuracy", "held_out_accuracy", "reward_mean", "kl", "tokens_per_second"}) {
     const auto value = metrics.find(name);
     if (value != metrics.end()) figures.push_back(absl::StrFormat("%s %.4g", name, value->second));
   }
@@ -119,7 +120,8 @@ absl::Status Train(const Cli& cli, const TrainFlags& flags) {
 
 void AddTrain(CLI::App& app, Cli& cli) {
   auto flags = std::make_shared<TrainFlags>();
-  CLI::App* train = app.add_subcommand("train", "Trains one model: pretrain, sft, reward_model, dpo or ppo");
+  CLI::App* train =
+      app.add_subcommand("train", "Trains one model: pretrain, sft, reward_model, dpo, ppo or grpo");
   train->add_option("SPEC", flags->spec, "YAML of almost.trainer.v1.JobSpec")->required();
   train->add_option("--id", flags->id, "The job's id; by default the file's name and the time");
   train->add_option("--base_model", flags->base_model, "In place of the spec's");

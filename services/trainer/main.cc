@@ -30,6 +30,16 @@ struct Options {
   ServerOptions server;
 };
 
+void ClearPlaces(v1::PpoSpec& spec) {
+  spec.clear_dataset();
+  spec.clear_mix_dataset();
+  spec.clear_reward_target();
+  spec.clear_reward_model();
+  spec.clear_reward_source();
+  spec.clear_guard_model();
+  spec.clear_guard_digest();
+}
+
 // The part of a spec that the weights depend on, as JSON: no addresses, names or paths. What those stand for
 // is pinned by the manifest's inputs.
 absl::StatusOr<nlohmann::json> Content(v1::JobSpec spec) {
@@ -52,10 +62,10 @@ absl::StatusOr<nlohmann::json> Content(v1::JobSpec spec) {
       spec.mutable_dpo()->clear_dataset();
       break;
     case v1::JobSpec::kPpo:
-      spec.mutable_ppo()->clear_dataset();
-      spec.mutable_ppo()->clear_reward_target();
-      spec.mutable_ppo()->clear_reward_model();
-      spec.mutable_ppo()->clear_reward_source();
+      ClearPlaces(*spec.mutable_ppo());
+      break;
+    case v1::JobSpec::kGrpo:
+      ClearPlaces(*spec.mutable_grpo());
       break;
     default:
       break;
@@ -91,9 +101,13 @@ std::map<std::string, std::string> Inputs(const v1::JobSpec& spec) {
       add("dataset", spec.dpo().dataset());
       break;
     case v1::JobSpec::kPpo:
-      add("dataset", spec.ppo().dataset());
-      add("reward_model", spec.ppo().reward_source());
+    case v1::JobSpec::kGrpo: {
+      const v1::PpoSpec& kind = spec.has_ppo() ? spec.ppo() : spec.grpo();
+      add("dataset", kind.dataset());
+      add("mix_dataset", kind.mix_dataset());
+      add("reward_model", kind.reward_source());
       break;
+    }
     default:
       break;
   }
@@ -136,9 +150,15 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   context.warn = [&](const std::string& message) {
     log::Warning("job", {{"job", job.id}, {"message", message}});
   };
-  if (proto.has_ppo()) {
-    ALMOST_ASSIGN_OR_RETURN(context.reward,
-                            MakeRewardFunction(proto.ppo(), options.replicas, job.stop, registry));
+  if (proto.has_ppo() || proto.has_grpo()) {
+    const v1::PpoSpec& kind = proto.has_ppo() ? proto.ppo() : proto.grpo();
+    const auto scorer = [&](const std::string& model, const std::string& digest) {
+      return MakeRewardFunction(kind.reward_target(), model, digest, options.replicas, job.stop, registry);
+    };
+    ALMOST_ASSIGN_OR_RETURN(context.reward, scorer(kind.reward_model(), kind.reward_digest()));
+    if (!kind.guard_model().empty()) {
+      ALMOST_ASSIGN_OR_RETURN(context.guard, scorer(kind.guard_model(), kind.guard_digest()));
+    }
   }
   log::Info("job started", {{"job", job.id}});
   ALMOST_ASSIGN_OR_RETURN(const TrainedModel trained, Train(spec, context));

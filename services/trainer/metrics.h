@@ -80,13 +80,8 @@ class TrainerMetrics {
         continue;
       }
       for (const auto& [known, help] : kGauges) {
-        if (name == known) {
-          prometheus::BuildGauge()
-              .Name(absl::StrCat("almost_trainer_", name))
-              .Help(help)
-              .Register(registry_)
-              .Add({})
-              .Set(value);
+        if (name == known.substr(kPrefix.size())) {
+          prometheus::BuildGauge().Name(std::string(known)).Help(help).Register(registry_).Add({}).Set(value);
         }
       }
     }
@@ -97,21 +92,36 @@ class TrainerMetrics {
     return {0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000};
   }
 
-  static constexpr std::pair<const char*, const char*> kGauges[] = {
-      {"loss", "Loss of the latest step."},
-      {"learning_rate", "Learning rate of the latest step."},
-      {"grad_norm", "Global gradient norm before clipping."},
-      {"kl", "KL of the policy from its reference, nats per rollout."},
-      {"entropy", "Entropy of the policy, nats per token."},
-      {"reward_mean", "Mean score of the latest rollouts."},
-      {"reward_std", "Standard deviation of the latest rollouts' scores."},
-      {"clip_fraction", "Share of tokens whose ratio was clipped."},
-      {"value_explained_variance", "Share of the returns' variance that the value function explains."},
-      {"stop_fraction", "Share of the latest rollouts that ended by themselves."},
-      {"completion_tokens_mean", "Mean length of the latest rollouts."},
-      {"model_flop_utilisation_ratio",
+  // What a job's metrics are called here. A job has those that its kind has.
+  static constexpr absl::string_view kPrefix = "almost_trainer_";
+  static constexpr std::pair<absl::string_view, const char*> kGauges[] = {
+      {"almost_trainer_loss", "Loss of the latest step."},
+      {"almost_trainer_learning_rate", "Learning rate of the latest step."},
+      {"almost_trainer_grad_norm", "Global gradient norm before clipping."},
+      {"almost_trainer_tokens_per_second", "Tokens of the latest step by its time."},
+      {"almost_trainer_peak_memory_bytes", "The most main memory that the process has held so far."},
+      {"almost_trainer_accuracy", "Share of the latest step's pairs whose chosen answer was preferred."},
+      {"almost_trainer_held_out_loss", "Loss on the held-out pairs at the latest evaluation."},
+      {"almost_trainer_held_out_accuracy", "Share of the held-out pairs whose chosen answer scored higher."},
+      {"almost_trainer_held_out_accuracy_length_only", "The same for always taking the longer answer."},
+      {"almost_trainer_held_out_score_length_correlation", "Of score and length over the held-out pairs."},
+      {"almost_trainer_kl", "KL of the policy from its reference, nats per rollout."},
+      {"almost_trainer_kl_coefficient", "Strength of the KL penalty."},
+      {"almost_trainer_entropy", "Entropy of the policy, nats per token."},
+      {"almost_trainer_reward_mean", "Mean reward of the latest rollouts, before their KL."},
+      {"almost_trainer_reward_std", "Standard deviation of the latest rollouts' rewards."},
+      {"almost_trainer_guard_score_mean", "Mean score of the latest rollouts by the held-out reward model."},
+      {"almost_trainer_guard_score_correlation", "Of both reward models' scores over the latest rollouts."},
+      {"almost_trainer_score_length_correlation", "Of score and length over the latest rollouts."},
+      {"almost_trainer_clip_fraction", "Share of tokens whose ratio was clipped."},
+      {"almost_trainer_value_explained_variance",
+       "Share of the returns' variance that the value function explains."},
+      {"almost_trainer_stop_fraction", "Share of the latest rollouts that ended by themselves."},
+      {"almost_trainer_completion_tokens_mean", "Mean length of the latest rollouts."},
+      {"almost_trainer_model_flop_utilisation_ratio",
        "Share of what large matrix products reach on this machine that the model's own arithmetic made up."},
-      {"logprob_gap", "Largest difference between the engine's and the trainer's log-probabilities."},
+      {"almost_trainer_logprob_gap",
+       "Largest difference between the engine's and the trainer's log-probabilities."},
   };
 
   prometheus::Registry& registry_;

@@ -79,6 +79,16 @@ def reward_model(model, _):
     return -F.logsigmoid(rewards[:3] - rewards[3:]).mean(), {}
 
 
+def reward_model_with_margins(model, _):
+    """All three pairs of a ranking of three answers, with margins and centering."""
+    sequences, _ = samples()
+    rewards = torch.stack([model(torch.tensor([ids])).logits[0, 0] for ids in sequences[:3]])
+    pairs, margins = [(0, 1), (0, 2), (1, 2)], [0.25, 1.0, 0.5]
+    losses = [-F.logsigmoid(rewards[a] - rewards[b] - m) + 0.01 * (rewards[a] + rewards[b]) ** 2
+              for (a, b), m in zip(pairs, margins)]
+    return torch.stack(losses).mean(), {"pairs": pairs, "margins": margins, "center_coefficient": 0.01}
+
+
 class ValueHead(torch.nn.Module):
     def __init__(self, size, dtype):
         super().__init__()
@@ -138,8 +148,35 @@ def ppo(model, dtype):
                   "old_values": values_all}
 
 
+def grpo(model, dtype):
+    """The first update's loss: two groups of three answers, KL penalty by answer."""
+    sequences, masks = samples()
+    scores, losses = formula((6,), 1.5, 0.9), []
+    inputs = {"old_logprobs": [], "reference_logprobs": [], "scores": scores.tolist(), "group_size": 3, **PPO}
+    noted = []
+    for i, (ids, mask) in enumerate(zip(sequences, masks)):
+        chosen = torch.tensor(mask[1:])
+        logp = token_logprobs(model, ids)[chosen]
+        T = len(logp)
+        old = (logp.detach().double() + formula((T,), 0.35, i)).to(dtype)
+        reference = (logp.detach().double() + formula((T,), 0.5, i + 0.5)).to(dtype)
+        noted.append((logp, old, (old - reference).double().sum()))
+        inputs["old_logprobs"].append(old.double().tolist())
+        inputs["reference_logprobs"].append(reference.double().tolist())
+    for begin in (0, 3):
+        rewards = scores[begin:begin + 3]
+        kls = torch.stack([kl for _, _, kl in noted[begin:begin + 3]])
+        advantages = ((rewards - rewards.mean()) / (rewards.std(unbiased=False) + 1e-8)
+                      - PPO["kl_coefficient"] * (kls - kls.mean()))
+        for (logp, old, _), advantage in zip(noted[begin:begin + 3], advantages.to(dtype)):
+            ratio = (logp - old).clamp(-20, 20).exp()
+            clipped = ratio.clamp(1 - PPO["clip_range"], 1 + PPO["clip_range"])
+            losses.append(-torch.min(ratio * advantage, clipped * advantage))
+    return torch.cat(losses).mean(), inputs
+
+
 def measure(name, kind, dtype):
-    auto = AutoModelForSequenceClassification if kind is reward_model else AutoModelForCausalLM
+    auto = AutoModelForSequenceClassification if kind in (reward_model, reward_model_with_margins) else AutoModelForCausalLM
     model = auto.from_pretrained(os.path.join(MODELS, name), dtype=dtype, attn_implementation="sdpa")
     with no_float32_inside(model) if dtype == torch.float64 else torch.enable_grad():
         loss, inputs = kind(model, dtype)
@@ -195,14 +232,15 @@ def optimizers():
 
 def make():
     sequences, masks = samples()
-    kinds = {"pretrain": pretrain, "sft": sft, "dpo": dpo, "ppo": ppo}
+    kinds = {"pretrain": pretrain, "sft": sft, "dpo": dpo, "ppo": ppo, "grpo": grpo}
     losses = {}
     for name in LANGUAGE_MODELS:
         losses[name] = {k: {"f64": measure(name, kind, torch.float64), "f32": measure(name, kind, torch.float32)}
                         for k, kind in kinds.items()}
+    reward_kinds = {"reward_model": reward_model, "reward_model_with_margins": reward_model_with_margins}
     for name in ("llama_reward", "pythia_reward"):
-        losses[name] = {"reward_model": {"f64": measure(name, reward_model, torch.float64),
-                                         "f32": measure(name, reward_model, torch.float32)}}
+        losses[name] = {k: {"f64": measure(name, kind, torch.float64), "f32": measure(name, kind, torch.float32)}
+                        for k, kind in reward_kinds.items()}
     return {"sequences": sequences, "is_target": masks, "losses": losses, "optimizers": optimizers()}
 
 

@@ -139,7 +139,56 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
           Pack(samples, part == 0 ? std::vector<size_t>{0, 3} : std::vector<size_t>{1, 2, 4, 5});
       const int64_t p = pairs.packed.num_samples() / 2;
       const Tensor rewards = replica.Rewards(replica.Hidden(pairs.packed), pairs.packed);
-      return PairwiseRankingLosses(rewards.narrow(0, 0, p), rewards.narrow(0, p, p)).sum() / 3.0;
+      const Tensor chosen = rewards.narrow(0, 0, p);
+      return PairwiseRankingLosses(chosen, rewards.narrow(0, p, p), torch::zeros_like(chosen)).sum() / 3.0;
+    });
+  } else if (kind == "reward_model_with_margins") {
+    // One of the micro-batches has the first pair, the other the rest; answers are read once.
+    ExpectGolden(model, {}, [&](const Llama& replica, const auto&, size_t part) {
+      const LabeledSamples answers =
+          Pack(samples, part == 0 ? std::vector<size_t>{0, 1} : std::vector<size_t>{0, 1, 2});
+      const Tensor rewards = replica.Rewards(replica.Hidden(answers.packed), answers.packed);
+      Tensor sum;
+      for (size_t pair = part; pair < (part == 0 ? 1 : inputs["pairs"].size()); ++pair) {
+        const auto at = [&](int side) { return rewards.narrow(0, inputs["pairs"][pair][side], 1); };
+        const Tensor margin = torch::full({1}, inputs["margins"][pair].get<double>(), rewards.options());
+        const Tensor loss = PairwiseRankingLosses(at(0), at(1), margin) +
+                            inputs["center_coefficient"].get<double>() * CenteringLosses(at(0), at(1));
+        sum = sum.defined() ? sum + loss.sum() : loss.sum();
+      }
+      return sum / 3.0;
+    });
+  } else if (kind == "grpo") {
+    const std::vector<std::vector<double>> old = inputs["old_logprobs"],
+                                           reference = inputs["reference_logprobs"];
+    const std::vector<double> scores = inputs["scores"];
+    std::vector<double> advantages;
+    const size_t group = inputs["group_size"];
+    for (size_t begin = 0; begin < samples.size(); begin += group) {
+      std::vector<double> kls;
+      for (size_t i = begin; i < begin + group; ++i) {
+        double kl = 0;
+        for (size_t t = 0; t < old[i].size(); ++t) kl += KlK1(old[i][t], reference[i][t]);
+        kls.push_back(kl);
+      }
+      const std::vector<double> ours =
+          GroupAdvantages(std::span(scores).subspan(begin, group), kls, inputs["kl_coefficient"], true);
+      advantages.insert(advantages.end(), ours.begin(), ours.end());
+    }
+    ExpectGolden(model, {}, [&](const Llama& replica, const auto&, size_t part) {
+      std::vector<double> old_M, advantages_M;
+      for (const size_t i : kParts[part]) {
+        old_M.insert(old_M.end(), old[i].begin(), old[i].end());
+        advantages_M.insert(advantages_M.end(), old[i].size(), advantages[i]);
+      }
+      const auto tensor = [&](const std::vector<double>& values) {
+        return torch::tensor(values, torch::kFloat64).to(DType());
+      };
+      return ComputePpoLosses(replica, nullptr, Pack(samples, kParts[part]),
+                              {.logprobs_M = tensor(old_M), .advantages_M = tensor(advantages_M)},
+                              inputs["clip_range"], 0, 1.0)
+                 .policy_M.sum() /
+             targets;
     });
   } else if (kind == "dpo") {
     const Tensor reference =
@@ -187,8 +236,8 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
       };
       const ValueHead value_head{more[1], more[0], more[3], more[2]};
       const PpoLosses losses =
-          ComputePpoLosses(replica, value_head, Pack(samples, kParts[part]),
-                           {gather(old), gather(values), gather(advantages), gather(returns)},
+          ComputePpoLosses(replica, &value_head, Pack(samples, kParts[part]),
+                           {gather(old), gather(advantages), gather(values), gather(returns)},
                            inputs["clip_range"], inputs["value_clip_range"], 1.0);
       return (losses.policy_M.sum() + inputs["value_coefficient"].get<double>() * losses.value_M.sum()) /
              targets;

@@ -23,4 +23,21 @@ std::vector<size_t> DataOrder::Batch(int64_t step) {
   return batch;
 }
 
+std::vector<std::vector<size_t>> BatchesOfGroups(uint64_t seed, std::span<const size_t> sizes, int epochs,
+                                                 int batch_size) {
+  DataOrder order(seed, static_cast<int64_t>(sizes.size()), epochs, /*batch_size=*/1);
+  std::vector<std::vector<size_t>> batches;
+  size_t samples = 0;  // of the last batch
+  for (int64_t step = 0; step < order.num_steps(); ++step) {
+    const size_t group = order.Batch(step).front();
+    if (batches.empty() || samples + sizes[group] > static_cast<size_t>(batch_size)) {
+      batches.emplace_back();
+      samples = 0;
+    }
+    batches.back().push_back(group);
+    samples += sizes[group];
+  }
+  return batches;
+}
+
 }  // namespace almost::trainer

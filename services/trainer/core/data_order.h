@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace almost::trainer {
@@ -9,6 +10,8 @@ namespace almost::trainer {
 // Which samples a step takes: the epochs' permutations one after another, cut into batches. Every sample
 // comes once an epoch; all batches but the last are full. A function of the seed and the step alone. Not
 // thread-safe.
+//
+// For samples that must not be parted there is BatchesOfGroups.
 class DataOrder {
  public:
   DataOrder(uint64_t seed, int64_t num_samples, int epochs, int batch_size)
@@ -25,5 +28,10 @@ class DataOrder {
   int64_t epoch_ = -1;  // whose permutation is kept
   std::vector<size_t> permutation_;
 };
+
+// The same for groups of samples, of which the sizes are given: batches of whole groups, each of at most
+// `batch_size` samples or of one group. Groups of one make the batches of DataOrder. All steps at once.
+std::vector<std::vector<size_t>> BatchesOfGroups(uint64_t seed, std::span<const size_t> sizes, int epochs,
+                                                 int batch_size);
 
 }  // namespace almost::trainer

@@ -1,6 +1,7 @@
 #include "services/trainer/core/datasets.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <functional>
 
@@ -52,6 +53,7 @@ struct Comparison {
   const std::string& prompt;
   const std::string& chosen;
   const std::string& rejected;
+  double margin;
 };
 
 absl::StatusOr<Comparison> ComparisonOf(const ordered_json& line) {
@@ -60,13 +62,21 @@ absl::StatusOr<Comparison> ComparisonOf(const ordered_json& line) {
   if (prompt == nullptr || chosen == nullptr || rejected == nullptr) {
     return absl::InvalidArgumentError("needs \"prompt\", \"chosen\" and \"rejected\", strings");
   }
-  return Comparison{*prompt, *chosen, *rejected};
+  const auto found = line.find("margin");
+  const double margin = found == line.end() ? 0.0 : found->is_number() ? found->get<double>() : NAN;
+  if (!(margin >= 0)) return absl::InvalidArgumentError("\"margin\" must be a number of at least 0");
+  return Comparison{*prompt, *chosen, *rejected, margin};
 }
 
 absl::StatusOr<std::string> Prompt(const ordered_json& line) {
   const std::string* prompt = Text(line, "prompt");
   if (prompt == nullptr) return absl::InvalidArgumentError("needs \"prompt\", a string");
   return *prompt;
+}
+
+absl::Status Document(const ordered_json& line) {
+  return Text(line, "text") != nullptr ? absl::OkStatus()
+                                       : absl::InvalidArgumentError("needs \"text\", a string");
 }
 
 absl::Status CheckFirstLine(absl::string_view field, const std::filesystem::path& file,
@@ -144,11 +154,30 @@ absl::StatusOr<std::vector<PreferencePair>> ReadComparisons(const std::filesyste
     pair.prompt = comparison.prompt;
     pair.chosen_characters = comparison.chosen.size();
     pair.rejected_characters = comparison.rejected.size();
+    pair.margin = comparison.margin;
     ALMOST_ASSIGN_OR_RETURN(pair.chosen, EncodeResponse(comparison.prompt, comparison.chosen, encoding));
     ALMOST_ASSIGN_OR_RETURN(pair.rejected, EncodeResponse(comparison.prompt, comparison.rejected, encoding));
     return absl::OkStatus();
   }));
   return pairs;
+}
+
+absl::StatusOr<std::vector<Sample>> ReadTexts(const std::filesystem::path& file, const Tokenizer& tokenizer,
+                                              int max_tokens) {
+  std::vector<Sample> samples;
+  ALMOST_RETURN_IF_ERROR(ForEachLine(file, [&](const ordered_json& line) -> absl::Status {
+    const std::string* text = Text(line, "text");
+    if (text == nullptr) return Document(line);
+    Sample& sample = samples.emplace_back();
+    sample.ids = tokenizer.Encode(*text, /*add_special_tokens=*/true);
+    if (tokenizer.eos_id()) sample.ids.push_back(*tokenizer.eos_id());
+    if (static_cast<int>(sample.ids.size()) > max_tokens) sample.ids.resize(max_tokens);
+    if (sample.ids.size() < 2) return absl::InvalidArgumentError("\"text\" has fewer than two tokens");
+    sample.is_target.assign(sample.ids.size(), true);
+    sample.is_target[0] = false;
+    return absl::OkStatus();
+  }));
+  return samples;
 }
 
 absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::filesystem::path& file) {
@@ -164,10 +193,7 @@ absl::Status CheckDataset(const KindSpec& kind) {
   struct Check {
     absl::Status operator()(const PretrainSpec& spec) const {
       if (spec.dataset.empty()) return absl::OkStatus();
-      return CheckFirstLine("pretrain.dataset", spec.dataset, [](const ordered_json& line) {
-        return Text(line, "text") != nullptr ? absl::OkStatus()
-                                             : absl::InvalidArgumentError("needs \"text\", a string");
-      });
+      return CheckFirstLine("pretrain.dataset", spec.dataset, Document);
     }
     absl::Status operator()(const SftSpec& spec) const {
       return CheckFirstLine("sft.dataset", spec.dataset,
@@ -182,7 +208,12 @@ absl::Status CheckDataset(const KindSpec& kind) {
                             [](const ordered_json& line) { return ComparisonOf(line).status(); });
     }
     absl::Status operator()(const PpoSpec& spec) const {
-      return CheckFirstLine("ppo.dataset", spec.dataset,
+      const absl::string_view kind = KindName(spec);
+      if (!spec.mix_dataset.empty()) {
+        ALMOST_RETURN_IF_ERROR(
+            CheckFirstLine(absl::StrCat(kind, ".mix_dataset"), spec.mix_dataset, Document));
+      }
+      return CheckFirstLine(absl::StrCat(kind, ".dataset"), spec.dataset,
                             [](const ordered_json& line) { return Prompt(line).status(); });
     }
   };

@@ -27,6 +27,7 @@ struct PreferencePair {
   Sample rejected;
   size_t chosen_characters = 0;
   size_t rejected_characters = 0;
+  double margin = 0;  // by how much the scores are to differ; 0 where the line does not say
 };
 
 // How text becomes samples.
@@ -46,17 +47,23 @@ struct Dialogues {
 // turn. Cut at the end to max_tokens.
 absl::StatusOr<Dialogues> ReadDialogues(const std::filesystem::path& file, const Encoding& encoding);
 
-// Lines {"prompt", "chosen", "rejected"}: targets are the response's tokens and its end-of-text. One that is
-// too long is cut so that the end-of-text can be put back: what a reward model reads its score from.
+// Lines {"prompt", "chosen", "rejected"} and, where it has one, "margin": targets are the response's tokens
+// and its end-of-text. One that is too long is cut so that the end-of-text can be put back: what a reward
+// model reads its score from.
 absl::StatusOr<std::vector<PreferencePair>> ReadComparisons(const std::filesystem::path& file,
                                                             const Encoding& encoding);
+
+// Lines {"text"}: documents between the tokenizer's markers, cut to max_tokens; every token but the first is
+// a target. One of fewer than two tokens is refused.
+absl::StatusOr<std::vector<Sample>> ReadTexts(const std::filesystem::path& file, const Tokenizer& tokenizer,
+                                              int max_tokens);
 
 // Lines {"prompt"}: whatever else a line holds is not looked at.
 absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::filesystem::path& file);
 
-// Whether the job's dataset is there, not empty, and has a first line of its kind: what can be said about a
-// dataset of any size before the job's turn comes. OK where it has none.
-// kInvalidArgument: "<kind>.dataset", file and reason.
+// Whether the job's datasets are there, not empty, and have a first line of their kind: what can be said
+// about a dataset of any size before the job's turn comes. OK where it has none. kInvalidArgument:
+// "<kind>.dataset", file and reason.
 absl::Status CheckDataset(const KindSpec& kind);
 
 // Prompt and response as a reward model reads them.

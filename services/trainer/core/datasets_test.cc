@@ -167,6 +167,52 @@ TEST(DataOrder, EverySampleComesOnceAnEpochInAnOrderOfTheSeed) {
   EXPECT_NE(DataOrder(8, 10, 3, 4).Batch(0), order.Batch(0));
 }
 
+TEST(DataOrder, GroupsStayWholeAndEachComesOnceAnEpoch) {
+  const std::vector<size_t> sizes = {3, 1, 5, 2, 4, 1, 9};
+  const auto batches = BatchesOfGroups(7, sizes, /*epochs=*/2, /*batch_size=*/6);
+  std::vector<size_t> all;
+  for (const std::vector<size_t>& batch : batches) {
+    size_t samples = 0;
+    for (const size_t group : batch) samples += sizes[group];
+    EXPECT_TRUE(samples <= 6 || batch.size() == 1);
+    all.insert(all.end(), batch.begin(), batch.end());
+  }
+  ASSERT_EQ(all.size(), 14u);
+  EXPECT_EQ(std::set<size_t>(all.begin(), all.begin() + 7).size(), 7u);
+  EXPECT_EQ(std::set<size_t>(all.begin() + 7, all.end()).size(), 7u);
+}
+
+TEST(DataOrder, GroupsOfOneAreBatchesOfSamples) {
+  const auto batches = BatchesOfGroups(7, std::vector<size_t>(10, 1), /*epochs=*/3, /*batch_size=*/4);
+  DataOrder order(7, 10, 3, 4);
+  ASSERT_EQ(static_cast<int64_t>(batches.size()), order.num_steps());
+  for (int64_t step = 0; step < order.num_steps(); ++step)
+    EXPECT_EQ(batches[step], order.Batch(step)) << step;
+}
+
+TEST_F(Datasets, MarginsAreReadAndBadOnesNamed) {
+  const std::string line = R"({"prompt":"a","chosen":"b","rejected":"c")";
+  const auto read = ReadComparisons(Write(line + "}\n" + line + R"(,"margin":0.5})" + "\n"), encoding_);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ((*read)[0].margin, 0.0);
+  EXPECT_EQ((*read)[1].margin, 0.5);
+  for (const char* bad : {"-1", "\"1\"", "null"}) {
+    const auto refused =
+        ReadComparisons(Write(line + "}\n" + line + ",\"margin\":" + bad + "}\n"), encoding_);
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(refused.status().message()), HasSubstr("line 2: \"margin\""));
+  }
+}
+
+TEST_F(Datasets, TextsAreLearnedWholeBetweenTheirMarkers) {
+  const auto read = ReadTexts(Write("{\"text\":\"What is 1?\"}\n"), *tokenizer_, 512);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(Join(Spelled((*read)[0], true)), std::string("What is 1?") + kEnd);
+  EXPECT_EQ(ReadTexts(Write("{\"text\":\"What is 1?\"}\n"), *tokenizer_, 3)->front().ids.size(), 3u);
+  EXPECT_THAT(std::string(ReadTexts(Write("{\"txt\":1}\n"), *tokenizer_, 3).status().message()),
+              HasSubstr("line 1: needs \"text\""));
+}
+
 TEST(MicroBatches, ShareTokensEvenlyAndKeepEveryItem) {
   const std::vector<int64_t> tokens = {30, 10, 20, 40, 25, 15, 35, 5};
   const auto cut = CutMicroBatches(tokens, 2, 1000);

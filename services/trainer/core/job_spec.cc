@@ -67,8 +67,18 @@ absl::Status Validate(const SftSpec& spec) {
 
 absl::Status Validate(const RewardModelSpec& spec) {
   ALMOST_RETURN_IF_ERROR(ValidatePasses("reward_model", spec.epochs, spec.batch_size, spec.max_tokens));
-  return Check("reward_model.held_out_fraction", spec.held_out_fraction >= 0 && spec.held_out_fraction <= 0.5,
-               "in [0, 0.5]", spec.held_out_fraction);
+  ALMOST_RETURN_IF_ERROR(Check("reward_model.held_out_fraction",
+                               spec.held_out_fraction >= 0 && spec.held_out_fraction <= 0.5, "in [0, 0.5]",
+                               spec.held_out_fraction));
+  ALMOST_RETURN_IF_ERROR(NotNegative("reward_model.center_coefficient", spec.center_coefficient));
+  ALMOST_RETURN_IF_ERROR(
+      NotNegative("reward_model.evaluation_steps", static_cast<double>(spec.evaluation_steps)));
+  ALMOST_RETURN_IF_ERROR(Check("reward_model.evaluation_steps",
+                               spec.evaluation_steps == 0 || spec.held_out_fraction > 0,
+                               "0 without reward_model.held_out_fraction", spec.evaluation_steps));
+  return Check("reward_model.patience",
+               spec.patience == 0 || (spec.patience > 0 && spec.evaluation_steps > 0),
+               "at least 0, and 0 without reward_model.evaluation_steps", spec.patience);
 }
 
 absl::Status Validate(const DpoSpec& spec) {
@@ -76,19 +86,17 @@ absl::Status Validate(const DpoSpec& spec) {
   return Positive("dpo.beta", spec.beta);
 }
 
-absl::Status Validate(const PpoSpec& spec) {
-  ALMOST_RETURN_IF_ERROR(Positive("ppo.num_iterations", spec.num_iterations));
-  ALMOST_RETURN_IF_ERROR(Positive("ppo.rollouts", spec.rollouts));
-  ALMOST_RETURN_IF_ERROR(Positive("ppo.epochs", spec.epochs));
-  ALMOST_RETURN_IF_ERROR(Check("ppo.minibatch_size",
-                               spec.minibatch_size > 0 && spec.minibatch_size <= spec.rollouts,
-                               absl::StrCat("in [1, rollouts = ", spec.rollouts, "]"), spec.minibatch_size));
-  ALMOST_RETURN_IF_ERROR(Positive("ppo.max_new_tokens", spec.max_new_tokens));
-  ALMOST_RETURN_IF_ERROR(Check("ppo.top_p", spec.top_p > 0 && spec.top_p <= 1, "in (0, 1]", spec.top_p));
-  ALMOST_RETURN_IF_ERROR(Positive("ppo.temperature", spec.temperature));
-  ALMOST_RETURN_IF_ERROR(NotNegative("ppo.kl_coefficient", spec.kl_coefficient));
-  ALMOST_RETURN_IF_ERROR(NotNegative("ppo.kl_target", spec.kl_target));
-  ALMOST_RETURN_IF_ERROR(Positive("ppo.clip_range", spec.clip_range));
+absl::Status ValidateGroups(const PpoSpec& spec) {
+  ALMOST_RETURN_IF_ERROR(Check("grpo.group_size", spec.group_size >= 2, "at least 2", spec.group_size));
+  ALMOST_RETURN_IF_ERROR(Check("grpo.rollouts", spec.rollouts % spec.group_size == 0,
+                               absl::StrCat("a multiple of group_size = ", spec.group_size), spec.rollouts));
+  ALMOST_RETURN_IF_ERROR(Check("grpo.value_warmup_iterations", spec.value_warmup_iterations == 0,
+                               "0, there is no value function", spec.value_warmup_iterations));
+  return Check("grpo.value_learning_rate", spec.value_learning_rate == 0, "0, there is no value function",
+               spec.value_learning_rate);
+}
+
+absl::Status ValidateValueFunction(const PpoSpec& spec) {
   ALMOST_RETURN_IF_ERROR(Positive("ppo.value_clip_range", spec.value_clip_range));
   ALMOST_RETURN_IF_ERROR(
       Check("ppo.gae_lambda", spec.gae_lambda >= 0 && spec.gae_lambda <= 1, "in [0, 1]", spec.gae_lambda));
@@ -98,7 +106,40 @@ absl::Status Validate(const PpoSpec& spec) {
   return Positive("ppo.value_learning_rate", spec.value_learning_rate);
 }
 
+absl::Status Validate(const PpoSpec& spec) {
+  const std::string kind = spec.group_size > 0 ? "grpo." : "ppo.";
+  const auto positive = [&](const char* field, double value) { return Positive(kind + field, value); };
+  const auto not_negative = [&](const char* field, double value) { return NotNegative(kind + field, value); };
+  ALMOST_RETURN_IF_ERROR(positive("num_iterations", spec.num_iterations));
+  ALMOST_RETURN_IF_ERROR(positive("rollouts", spec.rollouts));
+  ALMOST_RETURN_IF_ERROR(positive("epochs", spec.epochs));
+  ALMOST_RETURN_IF_ERROR(Check(kind + "minibatch_size",
+                               spec.minibatch_size > 0 && spec.minibatch_size <= spec.rollouts,
+                               absl::StrCat("in [1, rollouts = ", spec.rollouts, "]"), spec.minibatch_size));
+  ALMOST_RETURN_IF_ERROR(positive("max_new_tokens", spec.max_new_tokens));
+  ALMOST_RETURN_IF_ERROR(Check(kind + "top_p", spec.top_p > 0 && spec.top_p <= 1, "in (0, 1]", spec.top_p));
+  ALMOST_RETURN_IF_ERROR(positive("temperature", spec.temperature));
+  ALMOST_RETURN_IF_ERROR(not_negative("kl_coefficient", spec.kl_coefficient));
+  ALMOST_RETURN_IF_ERROR(not_negative("kl_target", spec.kl_target));
+  ALMOST_RETURN_IF_ERROR(not_negative("kl_limit", spec.kl_limit));
+  ALMOST_RETURN_IF_ERROR(positive("clip_range", spec.clip_range));
+  ALMOST_RETURN_IF_ERROR(not_negative("reward_clip", spec.reward_clip));
+  ALMOST_RETURN_IF_ERROR(not_negative("length_penalty", spec.length_penalty));
+  ALMOST_RETURN_IF_ERROR(not_negative("mix_coefficient", spec.mix_coefficient));
+  ALMOST_RETURN_IF_ERROR(Check(kind + "mix_coefficient",
+                               (spec.mix_coefficient > 0) == !spec.mix_dataset.empty(),
+                               "above 0 with a mix_dataset and 0 without", spec.mix_coefficient));
+  return spec.group_size > 0 ? ValidateGroups(spec) : ValidateValueFunction(spec);
+}
+
 }  // namespace
+
+const char* KindName(const KindSpec& kind) {
+  constexpr const char* kNames[] = {"pretrain", "sft", "reward_model", "dpo", "ppo"};
+  static_assert(std::variant_size_v<KindSpec> == std::size(kNames));
+  const auto* ppo = std::get_if<PpoSpec>(&kind);
+  return ppo != nullptr && ppo->group_size > 0 ? "grpo" : kNames[kind.index()];
+}
 
 absl::Status ValidateJobSpec(const JobSpec& spec) {
   const bool pretrain = std::holds_alternative<PretrainSpec>(spec.kind);

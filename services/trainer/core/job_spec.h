@@ -55,7 +55,12 @@ struct RewardModelSpec {
   int epochs = 1;
   int batch_size = 0;  // pairs of a step
   int max_tokens = 0;
-  double held_out_fraction = 0;  // of the pairs, by a hash of their prompt
+  double held_out_fraction = 0;   // of the pairs, by a hash of their prompt
+  bool use_margins = false;       // a line's "margin" is by how much its scores are to differ
+  double center_coefficient = 0;  // weight of (chosen + rejected)², which draws scores towards mean 0
+  bool whole_prompts = false;     // all pairs of a prompt are in one batch, each of its answers read once
+  int64_t evaluation_steps = 0;   // between evaluations on the held-out pairs; 0: after the last step alone
+  int patience = 0;  // evaluations in a row without a smaller loss that end the job with the best; 0: none do
 };
 
 struct DpoSpec {
@@ -66,6 +71,7 @@ struct DpoSpec {
   double beta = 0.1;
 };
 
+// Proximal policy optimisation; with a group size, its kind without a value function: GRPO.
 struct PpoSpec {
   std::filesystem::path dataset;  // JSON Lines of {"prompt"}
   int num_iterations = 0;
@@ -86,9 +92,19 @@ struct PpoSpec {
   std::optional<double> missing_stop_reward;  // of a rollout that did not stop by itself
   int value_warmup_iterations = 0;            // at first the value function learns alone
   bool normalize_rewards = false;             // by mean and deviation over rollouts of the base model
+  double reward_clip = 0;                     // above 0: the (normalised) score is kept within ± this
+  double length_penalty = 0;                  // taken off the reward for each generated token
+  double kl_limit = 0;  // nats per rollout; above 0: a policy beyond it ends the job with the one before
+  std::filesystem::path mix_dataset;  // JSON Lines of {"text"}, learned beside the rollouts
+  double mix_coefficient = 0;         // weight of their loss
+  int group_size = 0;            // answers of a prompt; above 0: GRPO, and the value function's fields are 0
+  bool scale_advantages = true;  // GRPO: whether scores are divided by their group's deviation
 };
 
 using KindSpec = std::variant<PretrainSpec, SftSpec, RewardModelSpec, DpoSpec, PpoSpec>;
+
+// "pretrain", "sft", "reward_model", "dpo", "ppo" or "grpo".
+const char* KindName(const KindSpec& kind);
 
 struct JobSpec {
   std::filesystem::path base_model;  // a Hugging Face folder; empty: fresh weights (pretrain alone)

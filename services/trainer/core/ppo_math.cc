@@ -37,6 +37,14 @@ std::vector<double> TokenRewards(std::span<const double> logprobs, std::span<con
   return rewards;
 }
 
+double RolloutReward(const PpoSpec& spec, double score, double mean, double deviation, bool stopped,
+                     size_t num_tokens) {
+  double reward = deviation > 0 ? (score - mean) / deviation : score;
+  if (spec.reward_clip > 0) reward = std::clamp(reward, -spec.reward_clip, spec.reward_clip);
+  if (!stopped && spec.missing_stop_reward) reward = *spec.missing_stop_reward;
+  return reward - spec.length_penalty * static_cast<double>(num_tokens);
+}
+
 Advantages EstimateAdvantages(std::span<const double> rewards, std::span<const double> values, double gamma,
                               double lambda) {
   Advantages out{std::vector<double>(rewards.size()), std::vector<double>(rewards.size())};
@@ -49,6 +57,17 @@ Advantages EstimateAdvantages(std::span<const double> rewards, std::span<const d
     next_value = values[t];
   }
   return out;
+}
+
+std::vector<double> GroupAdvantages(std::span<const double> rewards, std::span<const double> kls,
+                                    double kl_coefficient, bool scale) {
+  const double mean = Mean(rewards), mean_kl = Mean(kls);
+  const double factor = scale ? 1.0 / (std::sqrt(Variance(rewards)) + 1e-8) : 1.0;
+  std::vector<double> advantages(rewards.size());
+  for (size_t i = 0; i < advantages.size(); ++i) {
+    advantages[i] = factor * (rewards[i] - mean) - kl_coefficient * (kls[i] - mean_kl);
+  }
+  return advantages;
 }
 
 void Whiten(std::span<std::vector<double>> rollouts) {

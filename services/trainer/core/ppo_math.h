@@ -1,7 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <vector>
+
+#include "services/trainer/core/job_spec.h"
 
 // The arithmetic of PPO outside the losses. A rollout's arrays hold one element for each generated token (its
 // end-of-text included), and none for prompts, tool outputs or padding: so state is carried over what is left
@@ -19,6 +22,11 @@ double KlK3(double logprob, double reference);
 std::vector<double> TokenRewards(std::span<const double> logprobs, std::span<const double> reference,
                                  double kl_coefficient, double score);
 
+// What a rollout is worth before its KL: the score by `mean` and `deviation` (0: as it is), within ± the
+// spec's reward_clip; missing_stop_reward in its place where it did not stop by itself; less its length.
+double RolloutReward(const PpoSpec& spec, double score, double mean, double deviation, bool stopped,
+                     size_t num_tokens);
+
 struct Advantages {
   std::vector<double> advantages;
   std::vector<double> returns;  // advantages + values: what the value function learns
@@ -28,6 +36,14 @@ struct Advantages {
 // value past its end is zero.
 Advantages EstimateAdvantages(std::span<const double> rewards, std::span<const double> values, double gamma,
                               double lambda);
+
+// One advantage for all tokens of each answer of a group, those to one prompt: its reward less the group's
+// mean, divided by the group's (population) deviation where `scale` (Shao et al. 2024, arXiv 2402.03300,
+// section 4.1.2; without, Liu et al. 2025, arXiv 2503.20783); less its KL, in nats, by the group's mean and
+// times the coefficient. So the score function's gradient of both is the objective's own. Equal rewards and
+// equal KL give zeros. Ours differs from the paper in the KL, a k3 loss there whose gradient is another's.
+std::vector<double> GroupAdvantages(std::span<const double> rewards, std::span<const double> kls,
+                                    double kl_coefficient, bool scale);
 
 // To mean 0 and (population) deviation 1 over all tokens of an iteration; constant input becomes zeros.
 void Whiten(std::span<std::vector<double>> rollouts);

@@ -69,6 +69,38 @@ TEST(PpoMath, LambdaOneGivesTheRewardToCome) {
               Pointwise(DoubleNear(1e-12), {6.0, 5.0, 3.0}));
 }
 
+TEST(PpoMath, ARewardIsTheNormalisedScoreWithinItsClipLessItsLength) {
+  PpoSpec spec;
+  EXPECT_EQ(RolloutReward(spec, 7.0, 0, 0, true, 10), 7.0);
+  EXPECT_EQ(RolloutReward(spec, 7.0, 1.0, 2.0, true, 10), 3.0);
+  spec.reward_clip = 2.5;
+  EXPECT_EQ(RolloutReward(spec, 7.0, 1.0, 2.0, true, 10), 2.5);
+  EXPECT_EQ(RolloutReward(spec, -7.0, 1.0, 2.0, true, 10), -2.5);
+  spec.length_penalty = 0.125;
+  EXPECT_EQ(RolloutReward(spec, 7.0, 1.0, 2.0, true, 10), 2.5 - 1.25);
+}
+
+TEST(PpoMath, AnAnswerThatDidNotStopGetsItsOwnRewardWhateverItScored) {
+  PpoSpec spec{.missing_stop_reward = -3.0, .reward_clip = 1.0};
+  EXPECT_EQ(RolloutReward(spec, 100.0, 0, 0, /*stopped=*/false, 10), -3.0);
+  EXPECT_EQ(RolloutReward(spec, 0.5, 0, 0, /*stopped=*/true, 10), 0.5);
+  spec.missing_stop_reward.reset();
+  EXPECT_EQ(RolloutReward(spec, 0.5, 0, 0, /*stopped=*/false, 10), 0.5);
+}
+
+TEST(PpoMath, AGroupsAdvantagesCompareItsAnswers) {
+  const std::vector<double> rewards = {1, 2, 6}, none = {0, 0, 0}, kls = {0.5, 0, 1};
+  EXPECT_THAT(GroupAdvantages(rewards, none, 0.1, false), Pointwise(DoubleNear(1e-12), {-2.0, -1.0, 3.0}));
+  const double deviation = std::sqrt(14.0 / 3);
+  EXPECT_THAT(GroupAdvantages(rewards, none, 0.1, true),
+              Pointwise(DoubleNear(1e-7), {-2 / deviation, -1 / deviation, 3 / deviation}));
+  // The KL is not scaled: its coefficient means the same whatever the group's deviation.
+  EXPECT_THAT(GroupAdvantages(rewards, kls, 0.1, false), Pointwise(DoubleNear(1e-12), {-2.0, -0.95, 2.95}));
+  EXPECT_THAT(GroupAdvantages(std::vector<double>{4, 4, 4}, kls, 0.1, true),
+              Pointwise(DoubleNear(1e-7), {0.0, 0.05, -0.05}));
+  EXPECT_THAT(GroupAdvantages(std::vector<double>{4, 4, 4}, none, 0.1, true), ElementsAre(0.0, 0.0, 0.0));
+}
+
 TEST(PpoMath, WhiteningIsOverTheWholeBatchAndNotByRollout) {
   std::vector<std::vector<double>> rollouts = {{1, 2, 3, 4}, {10}, {}};
   const std::vector<std::vector<double>> before = rollouts;

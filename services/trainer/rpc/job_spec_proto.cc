@@ -101,7 +101,12 @@ absl::StatusOr<KindSpec> ReadRewardModel(const v1::RewardModelSpec& proto, const
   RewardModelSpec spec{.epochs = proto.epochs(),
                        .batch_size = proto.batch_size(),
                        .max_tokens = proto.max_tokens(),
-                       .held_out_fraction = proto.held_out_fraction()};
+                       .held_out_fraction = proto.held_out_fraction(),
+                       .use_margins = proto.use_margins(),
+                       .center_coefficient = proto.center_coefficient(),
+                       .whole_prompts = proto.whole_prompts(),
+                       .evaluation_steps = proto.evaluation_steps(),
+                       .patience = proto.patience()};
   ALMOST_ASSIGN_OR_RETURN(spec.dataset, sources.File("reward_model.dataset", proto.dataset()));
   return spec;
 }
@@ -115,9 +120,22 @@ absl::StatusOr<KindSpec> ReadDpo(const v1::DpoSpec& proto, const Sources& source
   return spec;
 }
 
-absl::StatusOr<KindSpec> ReadPpo(const v1::PpoSpec& proto, const Sources& sources) {
+absl::StatusOr<KindSpec> ReadPpo(const std::string& kind, const v1::PpoSpec& proto, const Sources& sources) {
   PpoSpec spec;
-  ALMOST_ASSIGN_OR_RETURN(spec.dataset, sources.File("ppo.dataset", proto.dataset()));
+  ALMOST_ASSIGN_OR_RETURN(spec.dataset, sources.File(kind + ".dataset", proto.dataset()));
+  if (!proto.mix_dataset().empty()) {
+    ALMOST_ASSIGN_OR_RETURN(spec.mix_dataset, sources.File(kind + ".mix_dataset", proto.mix_dataset()));
+  }
+  if (kind == "grpo") {
+    // ValidateJobSpec knows grpo by its group size, and this field alone makes it one.
+    if (proto.group_size() < 2)
+      return InvalidField("grpo.group_size", "at least 2", absl::StrCat(proto.group_size()));
+    spec.group_size = proto.group_size();
+    if (proto.has_scale_advantages()) spec.scale_advantages = proto.scale_advantages();
+  } else if (proto.group_size() != 0 || proto.has_scale_advantages()) {
+    return InvalidField("ppo.group_size", "unset, as scale_advantages: they are grpo's",
+                        absl::StrCat(proto.group_size()));
+  }
   spec.num_iterations = proto.num_iterations();
   spec.rollouts = proto.rollouts();
   spec.epochs = proto.epochs();
@@ -136,9 +154,15 @@ absl::StatusOr<KindSpec> ReadPpo(const v1::PpoSpec& proto, const Sources& source
   if (proto.has_missing_stop_reward()) spec.missing_stop_reward = proto.missing_stop_reward();
   spec.normalize_rewards = proto.normalize_rewards();
   spec.value_warmup_iterations = proto.value_warmup_iterations();
+  spec.reward_clip = proto.reward_clip();
+  spec.length_penalty = proto.length_penalty();
+  spec.kl_limit = proto.kl_limit();
+  spec.mix_coefficient = proto.mix_coefficient();
   if (proto.reward_target().empty())
-    return InvalidField("ppo.reward_target", "the reward service's address", "nothing");
-  if (proto.reward_model().empty()) return InvalidField("ppo.reward_model", "models/{id}", "nothing");
+    return InvalidField(kind + ".reward_target", "the reward service's address", "nothing");
+  if (proto.reward_model().empty()) return InvalidField(kind + ".reward_model", "models/{id}", "nothing");
+  if (proto.guard_model().empty() && !proto.guard_digest().empty())
+    return InvalidField(kind + ".guard_digest", "empty without a guard_model", proto.guard_digest());
   return spec;
 }
 
@@ -153,9 +177,11 @@ absl::StatusOr<KindSpec> ReadKind(const v1::JobSpec& proto, const Sources& sourc
     case v1::JobSpec::kDpo:
       return ReadDpo(proto.dpo(), sources);
     case v1::JobSpec::kPpo:
-      return ReadPpo(proto.ppo(), sources);
+      return ReadPpo("ppo", proto.ppo(), sources);
+    case v1::JobSpec::kGrpo:
+      return ReadPpo("grpo", proto.grpo(), sources);
     default:
-      return InvalidField("kind", "pretrain, sft, reward_model, dpo or ppo", "nothing");
+      return InvalidField("kind", "pretrain, sft, reward_model, dpo, ppo or grpo", "nothing");
   }
 }
 

@@ -28,12 +28,14 @@ bool MayPass(const absl::Status& status) {
 
 }  // namespace
 
-absl::StatusOr<RewardFunction> MakeRewardFunction(const v1::PpoSpec& spec, const ReplicaPoolOptions& options,
-                                                  std::stop_token stop, prometheus::Registry& registry) {
+absl::StatusOr<RewardFunction> MakeRewardFunction(const std::string& target, const std::string& model,
+                                                  const std::string& digest,
+                                                  const ReplicaPoolOptions& options, std::stop_token stop,
+                                                  prometheus::Registry& registry) {
   ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<ReplicaPool> created,
-                          ReplicaPool::Create(spec.reward_target(), options, &registry));
+                          ReplicaPool::Create(target, options, &registry));
   const std::shared_ptr<ReplicaPool> pool = std::move(created);
-  return [pool, model = spec.reward_model(), digest = spec.reward_digest(),
+  return [pool, model, digest,
           stop](std::span<const RewardInput> inputs) -> absl::StatusOr<std::vector<double>> {
     std::vector<double> scores;
     while (scores.size() < inputs.size()) {

@@ -50,32 +50,34 @@ Tensor ValueHead::operator()(const Tensor& hidden_ND, const Tensor& rows_M) cons
   return torch::linear(layer_MD, output_weight_1D, output_bias_1).squeeze(1);
 }
 
-ActorCritic::ActorCritic(Llama policy, ValueHead values, const OptimizerSpec& optimizer,
+ActorCritic::ActorCritic(Llama policy, std::optional<ValueHead> values, const OptimizerSpec& optimizer,
                          double value_learning_rate, int num_threads)
     : policy_(std::move(policy)),
       values_(std::move(values)),
       policy_optimizer_(optimizer, TrainedParameters(optimizer, policy_.parameters())),
-      value_optimizer_(ValueOptimizer(optimizer, value_learning_rate), values_.Parameters()),
       workers_(num_threads) {
+  if (values_)
+    value_optimizer_.emplace(ValueOptimizer(optimizer, value_learning_rate), values_->Parameters());
   for (int worker = 0; worker < num_threads; ++worker) {
     policies_.push_back(policy_.Replica());
-    value_heads_.push_back(values_.Replica());
+    if (values_) value_heads_.push_back(values_->Replica());
     std::vector<Tensor>& leaves = leaves_.emplace_back();
     for (const auto& [name, parameter] : TrainedParameters(optimizer, policies_.back().parameters())) {
       leaves.push_back(parameter);
     }
     num_policy_leaves_ = leaves.size();
+    if (!values_) continue;
     for (const auto& [name, parameter] : value_heads_.back().Parameters()) leaves.push_back(parameter);
   }
 }
 
 double ActorCritic::Update(size_t count, double factor,
-                           const std::function<Tensor(const Llama&, const ValueHead&, size_t)>& loss) {
+                           const std::function<Tensor(const Llama&, const ValueHead*, size_t)>& loss) {
   std::vector<Tensor> gradients = SumGradients(workers_, leaves_, count, [&](int worker, size_t i) {
-    return loss(policies_[worker], value_heads_[worker], i);
+    return loss(policies_[worker], values_ ? &value_heads_[worker] : nullptr, i);
   });
   const auto border = gradients.begin() + static_cast<std::ptrdiff_t>(num_policy_leaves_);
-  value_optimizer_.Step({border, gradients.end()}, 1.0);
+  if (value_optimizer_) value_optimizer_->Step({border, gradients.end()}, 1.0);
   gradients.erase(border, gradients.end());
   return factor > 0 ? policy_optimizer_.Step(std::move(gradients), factor) : 0.0;
 }
@@ -94,8 +96,8 @@ std::map<std::string, Tensor> ActorCritic::Tensors() const {
   };
   add("model", policy_.parameters());
   add("optimizer", policy_optimizer_.State());
-  add("value_head", values_.Parameters());
-  add("value_optimizer", value_optimizer_.State());
+  if (values_) add("value_head", values_->Parameters());
+  if (value_optimizer_) add("value_optimizer", value_optimizer_->State());
   return tensors;
 }
 

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,20 +29,22 @@ struct ValueHead {
   torch::Tensor operator()(const torch::Tensor& hidden_ND, const torch::Tensor& rows_M) const;
 };
 
-// Policy and value function under training, each with its optimizer, and threads with replicas of both. Used
-// by one thread.
+// Policy and, where there is one, value function under training, each with its optimizer, and threads with
+// replicas of both. Used by one thread.
 class ActorCritic {
  public:
-  ActorCritic(Llama policy, ValueHead values, const OptimizerSpec& optimizer, double value_learning_rate,
-              int num_threads);
+  ActorCritic(Llama policy, std::optional<ValueHead> values, const OptimizerSpec& optimizer,
+              double value_learning_rate, int num_threads);
 
   const Llama& policy() const { return policy_; }
-  const ValueHead& values() const { return values_; }
+  // Null without one.
+  const ValueHead* values() const { return values_ ? &*values_ : nullptr; }
 
-  // Descends the sum of `loss(policy, values, i)` over i < count: the value function at its constant rate,
-  // the policy at its rate times `factor`, or not at all when that is 0. Returns the policy's gradient norm.
+  // Descends the sum of `loss(policy, values, i)` over i < count: the value function (null where there is
+  // none) at its constant rate, the policy at its rate times `factor`, or not at all when that is 0. Returns
+  // the policy's gradient norm.
   double Update(size_t count, double factor,
-                const std::function<torch::Tensor(const Llama&, const ValueHead&, size_t i)>& loss);
+                const std::function<torch::Tensor(const Llama&, const ValueHead*, size_t i)>& loss);
   // Calls `work` for every i < count, side by side, without gradients.
   void ForEach(size_t count, const std::function<void(size_t i)>& work);
 
@@ -50,13 +53,13 @@ class ActorCritic {
 
  private:
   Llama policy_;
-  ValueHead values_;
-  std::vector<Llama> policies_;  // one a worker
-  std::vector<ValueHead> value_heads_;
+  std::optional<ValueHead> values_;
+  std::vector<Llama> policies_;                     // one a worker
+  std::vector<ValueHead> value_heads_;              // one a worker, or none
   std::vector<std::vector<torch::Tensor>> leaves_;  // the policy's, then the value function's
   size_t num_policy_leaves_ = 0;
   Optimizer policy_optimizer_;
-  Optimizer value_optimizer_;
+  std::optional<Optimizer> value_optimizer_;
   Workers workers_;
 };
 

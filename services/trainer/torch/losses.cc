@@ -4,8 +4,12 @@ namespace almost::trainer {
 
 using torch::Tensor;
 
-Tensor PairwiseRankingLosses(const Tensor& chosen_P, const Tensor& rejected_P) {
-  return -torch::log_sigmoid(chosen_P - rejected_P);
+Tensor PairwiseRankingLosses(const Tensor& chosen_P, const Tensor& rejected_P, const Tensor& margin_P) {
+  return -torch::log_sigmoid(chosen_P - rejected_P - margin_P);
+}
+
+Tensor CenteringLosses(const Tensor& chosen_P, const Tensor& rejected_P) {
+  return (chosen_P + rejected_P).square();
 }
 
 Tensor DpoLosses(const Tensor& chosen_P, const Tensor& rejected_P, const Tensor& reference_chosen_P,

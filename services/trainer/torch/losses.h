@@ -6,8 +6,14 @@
 // micro-batches and threads change nothing. Shapes: P pairs, M tokens; any floating dtype.
 namespace almost::trainer {
 
-// -log sigmoid(chosen - rejected), [P]. Ouyang et al. 2022 (arXiv 2203.02155), eq. 1 with K = 2.
-torch::Tensor PairwiseRankingLosses(const torch::Tensor& chosen_P, const torch::Tensor& rejected_P);
+// -log sigmoid(chosen - rejected - margin), [P]. Ouyang et al. 2022 (arXiv 2203.02155), eq. 1, of which the
+// mean over all pairs is taken; with margins Touvron et al. 2023 (arXiv 2307.09288), eq. 2.
+torch::Tensor PairwiseRankingLosses(const torch::Tensor& chosen_P, const torch::Tensor& rejected_P,
+                                    const torch::Tensor& margin_P);
+
+// (chosen + rejected)², [P]: draws scores towards mean 0, of which a ranking says nothing. Eisenstein et al.
+// 2023 (arXiv 2312.09244), section 3.
+torch::Tensor CenteringLosses(const torch::Tensor& chosen_P, const torch::Tensor& rejected_P);
 
 // -log sigmoid(beta · ((chosen - reference_chosen) - (rejected - reference_rejected))), of summed
 // log-probabilities, [P]. Rafailov et al. 2023 (arXiv 2305.18290), eq. 7.

@@ -2,7 +2,9 @@
 #include <chrono>
 #include <cmath>
 #include <future>
+#include <limits>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,9 +25,9 @@
 #include "services/trainer/torch/token_logprobs.h"
 
 // Proximal policy optimisation against a reward model (METHOD: Ouyang et al. 2022; PPO: Schulman et al.
-// 2017). A step is one iteration: rollouts, scores, several passes of updates; nothing but weights, optimizer
-// states and a few numbers lives from one to the next, so checkpoints hold no rollouts. Shapes: M generated
-// tokens.
+// 2017), and GRPO (Shao et al. 2024), which differs in where advantages come from. A step is one iteration:
+// rollouts, scores, several passes of updates; nothing but weights, optimizer states and a few numbers lives
+// from one to the next, so checkpoints hold no rollouts. Shapes: M generated tokens.
 namespace almost::trainer {
 namespace {
 
@@ -43,7 +45,15 @@ struct Rollout {
   std::vector<double> reference, values, entropies;
   std::vector<double> advantages, returns;
   double score = 0;   // raw
-  double reward = 0;  // normalised, or the one for not having stopped
+  double guard = 0;   // raw, the held-out reward model's
+  double reward = 0;  // RolloutReward
+
+  // From the reference, in nats, by the tokens drawn.
+  double Kl() const {
+    double kl = 0;
+    for (size_t t = 0; t < logprobs.size(); ++t) kl += KlK1(logprobs[t], reference[t]);
+    return kl;
+  }
 };
 
 class Stopwatch {
@@ -60,7 +70,8 @@ class Stopwatch {
 
 class PpoTask : public Task {
  public:
-  PpoTask(TaskInputs inputs, std::vector<std::string> prompts, RewardFunction reward)
+  PpoTask(TaskInputs inputs, std::vector<std::string> prompts, std::vector<Sample> mix, RewardFunction reward,
+          RewardFunction guard)
       : spec_(std::get<PpoSpec>(inputs.spec.kind)),
         optimizer_(inputs.spec.optimizer),
         seed_(inputs.spec.seed),
@@ -68,24 +79,37 @@ class PpoTask : public Task {
         format_(inputs.format),
         tokenizer_(std::move(inputs.tokenizer)),
         prompts_(std::move(prompts)),
+        mix_(std::move(mix)),
         reward_(std::move(reward)),
+        guard_(std::move(guard)),
         reference_(inputs.model.Frozen()),
-        learner_(inputs.model, ValueHead::Initialize(inputs.model.config().hidden_size, seed_), optimizer_,
-                 spec_.value_learning_rate, num_threads_),
-        order_(
-            seed_, static_cast<int64_t>(prompts_.size()),
-            // Enough passes over the prompts for every iteration.
-            static_cast<int>(
-                int64_t{spec_.num_iterations} * spec_.rollouts / static_cast<int64_t>(prompts_.size()) + 1),
-            spec_.rollouts),
-        kl_coefficient_(spec_.kl_coefficient) {}
+        learner_(inputs.model,
+                 is_grpo() ? std::nullopt
+                           : std::optional(ValueHead::Initialize(inputs.model.config().hidden_size, seed_)),
+                 optimizer_, spec_.value_learning_rate, num_threads_),
+        order_(seed_, static_cast<int64_t>(prompts_.size()),
+               // Enough passes over the prompts for every iteration.
+               static_cast<int>(
+                   int64_t{spec_.num_iterations} * num_prompts() / static_cast<int64_t>(prompts_.size()) + 1),
+               num_prompts()),
+        mix_order_(DeriveSeed(seed_, "mix"), static_cast<int64_t>(mix_.size()),
+                   std::numeric_limits<int>::max(), spec_.minibatch_size),
+        kl_coefficient_(spec_.kl_coefficient) {
+    if (spec_.kl_limit > 0) {
+      for (const auto& [name, parameter] : learner_.policy().parameters()) {
+        within_limit_[name] = parameter.detach().clone();
+      }
+    }
+  }
 
-  int64_t num_steps() const override { return spec_.num_iterations; }
+  int64_t num_steps() const override { return ended_after_ > 0 ? ended_after_ : spec_.num_iterations; }
 
   absl::StatusOr<Metrics> Step(int64_t step) override {
     if (spec_.normalize_rewards && reward_std_ == 0) ALMOST_RETURN_IF_ERROR(MeasureBase());
     std::vector<std::string> prompts;
-    for (const size_t index : order_.Batch(step)) prompts.push_back(prompts_[index]);
+    for (const size_t index : order_.Batch(step)) {
+      prompts.insert(prompts.end(), is_grpo() ? spec_.group_size : 1, prompts_[index]);
+    }
     const uint64_t seed = DeriveSeed(DeriveSeed(seed_, "rollouts"), static_cast<uint64_t>(step));
     Stopwatch stopwatch;
     ALMOST_ASSIGN_OR_RETURN(std::vector<Rollout> rollouts, Generate(prompts, seed));
@@ -99,6 +123,83 @@ class PpoTask : public Task {
     Metrics metrics = Describe(rollouts);
     metrics["rollout_seconds"] = rollout_seconds;
     metrics["evaluate_seconds"] = stopwatch.Lap();
+    if (spec_.kl_limit > 0 && !KeepWithinLimit(metrics["kl"])) {
+      ended_after_ = step + 1;
+      metrics["loss"] = metrics["grad_norm"] = metrics["learning_rate"] = metrics["tokens"] = 0;
+      metrics["model_flops"] = 0;
+      return metrics;
+    }
+    if (is_grpo()) {
+      CompareWithinGroups(rollouts);
+    } else {
+      metrics["value_explained_variance"] = CompareWithValues(rollouts);
+    }
+    Learn(rollouts, step, metrics);
+    metrics["update_seconds"] = stopwatch.Lap();
+    if (spec_.kl_target > 0) {
+      kl_coefficient_ = AdaptKlCoefficient(kl_coefficient_, metrics["kl"], spec_.kl_target);
+    }
+    return metrics;
+  }
+
+  std::map<std::string, Tensor> Tensors() const override {
+    std::map<std::string, Tensor> tensors = learner_.Tensors();
+    for (const auto& [name, tensor] : within_limit_) tensors[absl::StrCat("within_limit.", name)] = tensor;
+    return tensors;
+  }
+  nlohmann::json Values() const override {
+    return {{"kl_coefficient", kl_coefficient_},
+            {"reward_mean", reward_mean_},
+            {"reward_std", reward_std_},
+            {"ended_after", ended_after_}};
+  }
+  absl::Status Restore(const nlohmann::json& values) override {
+    kl_coefficient_ = values.at("kl_coefficient");
+    reward_mean_ = values.at("reward_mean");
+    reward_std_ = values.at("reward_std");
+    ended_after_ = values.at("ended_after");
+    return absl::OkStatus();
+  }
+  absl::StatusOr<Finished> Finish() override {
+    Finished finished;
+    if (ended_after_ > 0) finished.measured["ended_by_kl_limit_after"] = ended_after_;
+    return finished;
+  }
+  const Llama& model() const override { return learner_.policy(); }
+
+ private:
+  bool is_grpo() const { return spec_.group_size > 0; }
+  int num_prompts() const { return is_grpo() ? spec_.rollouts / spec_.group_size : spec_.rollouts; }
+
+  // Whether the policy that made the rollouts is. If so it is kept; if not, the one that was kept comes back.
+  bool KeepWithinLimit(double kl) {
+    const torch::NoGradGuard no_grad;
+    const bool within = kl <= spec_.kl_limit;
+    for (const auto& [name, parameter] : learner_.policy().parameters()) {
+      Tensor live = parameter.detach(), kept = within_limit_.at(name);
+      within ? kept.copy_(live) : live.copy_(kept);
+    }
+    return within;
+  }
+
+  void CompareWithinGroups(std::vector<Rollout>& rollouts) const {
+    for (size_t begin = 0; begin < rollouts.size(); begin += spec_.group_size) {
+      const std::span<Rollout> group(rollouts.data() + begin, spec_.group_size);
+      std::vector<double> rewards, kls;
+      for (const Rollout& rollout : group) {
+        rewards.push_back(rollout.reward);
+        kls.push_back(rollout.Kl());
+      }
+      const std::vector<double> advantages =
+          GroupAdvantages(rewards, kls, kl_coefficient_, spec_.scale_advantages);
+      for (size_t i = 0; i < group.size(); ++i) {
+        group[i].advantages.assign(group[i].logprobs.size(), advantages[i]);
+      }
+    }
+  }
+
+  // Returns the explained variance.
+  double CompareWithValues(std::vector<Rollout>& rollouts) const {
     std::vector<std::vector<double>> advantages;
     for (Rollout& rollout : rollouts) {
       Advantages estimated = EstimateAdvantages(
@@ -114,28 +215,9 @@ class PpoTask : public Task {
       values.insert(values.end(), rollouts[i].values.begin(), rollouts[i].values.end());
       returns.insert(returns.end(), rollouts[i].returns.begin(), rollouts[i].returns.end());
     }
-    metrics["value_explained_variance"] = ExplainedVariance(values, returns);
-    Learn(rollouts, step, metrics);
-    metrics["update_seconds"] = stopwatch.Lap();
-    if (spec_.kl_target > 0) {
-      kl_coefficient_ = AdaptKlCoefficient(kl_coefficient_, metrics["kl"], spec_.kl_target);
-    }
-    return metrics;
+    return ExplainedVariance(values, returns);
   }
 
-  std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }
-  nlohmann::json Values() const override {
-    return {{"kl_coefficient", kl_coefficient_}, {"reward_mean", reward_mean_}, {"reward_std", reward_std_}};
-  }
-  absl::Status Restore(const nlohmann::json& values) override {
-    kl_coefficient_ = values.at("kl_coefficient");
-    reward_mean_ = values.at("reward_mean");
-    reward_std_ = values.at("reward_std");
-    return absl::OkStatus();
-  }
-  const Llama& model() const override { return learner_.policy(); }
-
- private:
   // One answer a prompt by the engine on the policy's present weights.
   absl::StatusOr<std::vector<Rollout>> Generate(const std::vector<std::string>& prompts,
                                                 uint64_t seed) const {
@@ -183,24 +265,37 @@ class PpoTask : public Task {
     return rollouts;
   }
 
-  // Fails as a whole: a score that could not be had is never a default.
-  absl::Status Score(std::vector<Rollout>& rollouts) const {
+  // One finite score a rollout. Fails as a whole: a score that could not be had is never a default.
+  static absl::StatusOr<std::vector<double>> Ask(const RewardFunction& scorer, absl::string_view name,
+                                                 const std::vector<Rollout>& rollouts) {
     std::vector<RewardInput> inputs;
     for (const Rollout& rollout : rollouts) inputs.push_back({rollout.prompt, rollout.response});
-    absl::StatusOr<std::vector<double>> scores = reward_(inputs);
-    if (!scores.ok()) return Annotate(scores.status(), "reward");
+    absl::StatusOr<std::vector<double>> scores = scorer(inputs);
+    if (!scores.ok()) return Annotate(scores.status(), name);
     if (scores->size() != rollouts.size()) {
       return absl::InternalError(
-          absl::StrCat("reward: ", scores->size(), " scores for ", rollouts.size(), " rollouts"));
+          absl::StrCat(name, ": ", scores->size(), " scores for ", rollouts.size(), " rollouts"));
+    }
+    for (size_t i = 0; i < scores->size(); ++i) {
+      if (!std::isfinite((*scores)[i])) {
+        return absl::InternalError(absl::StrCat(name, ": the score of rollout ", i, " is not finite"));
+      }
+    }
+    return scores;
+  }
+
+  absl::Status Score(std::vector<Rollout>& rollouts) const {
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<double> scores, Ask(reward_, "reward", rollouts));
+    std::vector<double> guards(rollouts.size());
+    if (guard_) {
+      ALMOST_ASSIGN_OR_RETURN(guards, Ask(guard_, "guard", rollouts));
     }
     for (size_t i = 0; i < rollouts.size(); ++i) {
       Rollout& rollout = rollouts[i];
-      rollout.score = (*scores)[i];
-      if (!std::isfinite(rollout.score)) {
-        return absl::InternalError(absl::StrCat("reward: the score of rollout ", i, " is not finite"));
-      }
-      rollout.reward = reward_std_ > 0 ? (rollout.score - reward_mean_) / reward_std_ : rollout.score;
-      if (!rollout.stopped && spec_.missing_stop_reward) rollout.reward = *spec_.missing_stop_reward;
+      rollout.score = scores[i];
+      rollout.guard = guards[i];
+      rollout.reward = RolloutReward(spec_, rollout.score, reward_mean_, reward_std_, rollout.stopped,
+                                     rollout.engine_logprobs.size());
     }
     return absl::OkStatus();
   }
@@ -261,15 +356,17 @@ class PpoTask : public Task {
       distribute(TokenLogprobs(hidden_ND, head_VD, samples.rows_M, samples.targets_M, spec_.temperature),
                  &Rollout::logprobs);
       distribute(TokenEntropies(hidden_ND, head_VD, samples.rows_M, spec_.temperature), &Rollout::entropies);
-      distribute(learner_.values()(hidden_ND, samples.rows_M), &Rollout::values);
+      if (learner_.values() != nullptr) {
+        distribute((*learner_.values())(hidden_ND, samples.rows_M), &Rollout::values);
+      }
       distribute(samples.Logprobs(reference_, spec_.temperature), &Rollout::reference);
     });
   }
 
   Metrics Describe(const std::vector<Rollout>& rollouts) const {
-    double tokens = 0, stopped = 0, reward = 0, squares = 0, score = 0, kl = 0, kl_k3 = 0, entropy = 0,
-           gap = 0;
-    std::vector<double> scores, lengths;
+    double tokens = 0, stopped = 0, reward = 0, squares = 0, score = 0, guard = 0, kl = 0, kl_k3 = 0,
+           entropy = 0, gap = 0;
+    std::vector<double> scores, guards, lengths;
     std::vector<int64_t> sequence_lengths;
     for (const Rollout& rollout : rollouts) {
       const size_t length = rollout.logprobs.size();
@@ -278,11 +375,13 @@ class PpoTask : public Task {
       reward += rollout.reward;
       squares += rollout.reward * rollout.reward;
       score += rollout.score;
+      guard += rollout.guard;
+      kl += rollout.Kl();
       scores.push_back(rollout.score);
+      guards.push_back(rollout.guard);
       lengths.push_back(static_cast<double>(length));
       sequence_lengths.push_back(static_cast<int64_t>(rollout.sample.ids.size()));
       for (size_t t = 0; t < length; ++t) {
-        kl += KlK1(rollout.logprobs[t], rollout.reference[t]);
         kl_k3 += KlK3(rollout.logprobs[t], rollout.reference[t]);
         entropy += rollout.entropies[t];
         gap = std::max(gap, std::abs(rollout.logprobs[t] - rollout.engine_logprobs[t]));
@@ -290,25 +389,31 @@ class PpoTask : public Task {
     }
     const auto count = static_cast<double>(rollouts.size());
     const double forward = ForwardFlops(reference_.config(), sequence_lengths, static_cast<int64_t>(tokens));
-    return {{"reward_mean", reward / count},
-            {"reward_std", std::sqrt(std::max(0.0, squares / count - reward * reward / (count * count)))},
-            {"score_mean", score / count},
-            {"kl", kl / count},
-            {"kl_k3", kl_k3 / count},
-            {"kl_coefficient", kl_coefficient_},
-            {"completion_tokens_mean", tokens / count},
-            {"stop_fraction", stopped / count},
-            {"entropy", entropy / tokens},
-            {"score_length_correlation", Correlation(scores, lengths)},
-            {"logprob_gap", gap},
-            {"ratio_gap", std::expm1(gap)},
-            // To draw them, what the policy and the reference say of them, and the passes of updates.
-            {"model_flops", (1 + 2 + 3.0 * spec_.epochs) * forward}};
+    Metrics metrics = {
+        {"reward_mean", reward / count},
+        {"reward_std", std::sqrt(std::max(0.0, squares / count - reward * reward / (count * count)))},
+        {"score_mean", score / count},
+        {"kl", kl / count},
+        {"kl_k3", kl_k3 / count},
+        {"kl_coefficient", kl_coefficient_},
+        {"completion_tokens_mean", tokens / count},
+        {"stop_fraction", stopped / count},
+        {"entropy", entropy / tokens},
+        {"score_length_correlation", Correlation(scores, lengths)},
+        {"logprob_gap", gap},
+        {"ratio_gap", std::expm1(gap)},
+        // To draw them, what the policy and the reference say of them, and the passes of updates.
+        {"model_flops", (1 + 2 + 3.0 * spec_.epochs) * forward}};
+    if (guard_) {
+      metrics["guard_score_mean"] = guard / count;
+      metrics["guard_score_correlation"] = Correlation(scores, guards);
+    }
+    return metrics;
   }
 
   // Sums over tokens and updates.
   struct Progress {
-    double policy_loss = 0, value_loss = 0, clipped = 0, tokens = 0, grad_norm = 0, updates = 0;
+    double policy_loss = 0, value_loss = 0, mix_loss = 0, clipped = 0, tokens = 0, grad_norm = 0, updates = 0;
   };
 
   void Learn(const std::vector<Rollout>& rollouts, int64_t step, Metrics& metrics) {
@@ -322,26 +427,63 @@ class PpoTask : public Task {
       random.Shuffle(order);
       for (size_t begin = 0; begin < order.size(); begin += spec_.minibatch_size) {
         const size_t end = std::min(begin + spec_.minibatch_size, order.size());
-        Update(rollouts, {order.data() + begin, order.data() + end}, factor, progress);
+        // Updates of all iterations, counted on.
+        const int64_t minibatches = (spec_.rollouts + spec_.minibatch_size - 1) / spec_.minibatch_size;
+        const int64_t update = step * spec_.epochs * minibatches + static_cast<int64_t>(progress.updates);
+        Update(rollouts, {order.data() + begin, order.data() + end}, factor, update, progress);
       }
     }
-    metrics["policy_loss"] = progress.policy_loss / progress.tokens;
-    metrics["value_loss"] = progress.value_loss / progress.tokens;
-    metrics["loss"] = metrics["policy_loss"] + spec_.value_coefficient * metrics["value_loss"];
+    metrics["loss"] = metrics["policy_loss"] = progress.policy_loss / progress.tokens;
+    if (!is_grpo()) {
+      metrics["value_loss"] = progress.value_loss / progress.tokens;
+      metrics["loss"] += spec_.value_coefficient * metrics["value_loss"];
+    }
+    if (!mix_.empty() && factor > 0) {
+      metrics["mix_loss"] = progress.mix_loss / progress.updates;
+      metrics["loss"] += spec_.mix_coefficient * metrics["mix_loss"];
+    }
     metrics["clip_fraction"] = progress.clipped / progress.tokens;
     metrics["grad_norm"] = progress.grad_norm / progress.updates;
     metrics["learning_rate"] = optimizer_.learning_rate * factor;
     metrics["tokens"] = progress.tokens;
   }
 
+  // Documents of an update, in micro-batches: what is learned beside the rollouts.
+  struct Mix {
+    std::vector<std::vector<const Sample*>> parts;
+    double targets = 0;
+  };
+  Mix MixOf(int64_t update) {
+    Mix mix;
+    if (mix_.empty()) return mix;
+    const std::vector<size_t> batch = mix_order_.Batch(update);
+    std::vector<int64_t> lengths;
+    for (const size_t index : batch) {
+      lengths.push_back(static_cast<int64_t>(mix_[index].ids.size()));
+      mix.targets += static_cast<double>(mix_[index].num_targets());
+    }
+    for (const std::vector<size_t>& cut : CutMicroBatches(lengths, num_threads_, kMicroBatchTokens)) {
+      std::vector<const Sample*>& part = mix.parts.emplace_back();
+      for (const size_t item : cut) part.push_back(&mix_[batch[item]]);
+    }
+    return mix;
+  }
+
   void Update(const std::vector<Rollout>& rollouts, const std::vector<size_t>& minibatch, double factor,
-              Progress& progress) {
+              int64_t update, Progress& progress) {
     double tokens = 0;
     for (const size_t i : minibatch) tokens += static_cast<double>(rollouts[i].sample.num_targets());
     const auto cut = Cut(rollouts, minibatch);
-    std::vector<Progress> parts(cut.size());
+    const Mix mix = factor > 0 ? MixOf(update) : Mix();
+    std::vector<Progress> parts(cut.size() + mix.parts.size());
     progress.grad_norm +=
-        learner_.Update(cut.size(), factor, [&](const Llama& policy, const ValueHead& values, size_t part) {
+        learner_.Update(parts.size(), factor, [&](const Llama& policy, const ValueHead* values, size_t part) {
+          if (part >= cut.size()) {
+            const LabeledSamples documents = LabeledSamples::Pack(mix.parts[part - cut.size()]);
+            const Tensor loss = -documents.Logprobs(policy).sum() / mix.targets;
+            parts[part].mix_loss = loss.item<double>();
+            return spec_.mix_coefficient * loss;
+          }
           const auto gather = [&](std::vector<double> Rollout::* field) {
             std::vector<double> all;
             for (const size_t i : cut[part]) {
@@ -351,18 +493,21 @@ class PpoTask : public Task {
           };
           const PpoLosses losses =
               ComputePpoLosses(policy, values, Pack(rollouts, cut[part]),
-                               {gather(&Rollout::logprobs), gather(&Rollout::values),
-                                gather(&Rollout::advantages), gather(&Rollout::returns)},
+                               {gather(&Rollout::logprobs), gather(&Rollout::advantages),
+                                gather(&Rollout::values), gather(&Rollout::returns)},
                                spec_.clip_range, spec_.value_clip_range, spec_.temperature);
-          const Tensor policy_loss = losses.policy_M.sum(), value_loss = losses.value_M.sum();
+          const Tensor policy_loss = losses.policy_M.sum();
           parts[part].policy_loss = policy_loss.item<double>();
-          parts[part].value_loss = value_loss.item<double>();
           parts[part].clipped = losses.clipped_M.sum().item<double>();
+          if (values == nullptr) return policy_loss / tokens;
+          const Tensor value_loss = losses.value_M.sum();
+          parts[part].value_loss = value_loss.item<double>();
           return (policy_loss + spec_.value_coefficient * value_loss) / tokens;
         });
     for (const Progress& part : parts) {
       progress.policy_loss += part.policy_loss;
       progress.value_loss += part.value_loss;
+      progress.mix_loss += part.mix_loss;
       progress.clipped += part.clipped;
     }
     progress.tokens += tokens;
@@ -376,10 +521,13 @@ class PpoTask : public Task {
   const PromptFormat format_;
   const std::shared_ptr<const Tokenizer> tokenizer_;
   const std::vector<std::string> prompts_;
-  const RewardFunction reward_;
+  const std::vector<Sample> mix_;  // documents
+  const RewardFunction reward_, guard_;
   const Llama reference_;
   ActorCritic learner_;
-  DataOrder order_;
+  DataOrder order_, mix_order_;
+  std::map<std::string, Tensor> within_limit_;  // the latest policy whose KL was; empty without a limit
+  int64_t ended_after_ = 0;                     // steps, where the limit was passed
   double kl_coefficient_;
   double reward_mean_ = 0;
   double reward_std_ = 0;  // 0: not measured
@@ -387,15 +535,23 @@ class PpoTask : public Task {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward) {
+absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward,
+                                                  RewardFunction guard) {
   const auto& spec = std::get<PpoSpec>(inputs.spec.kind);
-  if (!reward) return absl::FailedPreconditionError("ppo: no reward model to ask");
+  const char* kind = KindName(inputs.spec.kind);
+  if (!reward) return absl::FailedPreconditionError(absl::StrCat(kind, ": no reward model to ask"));
   if (!inputs.tokenizer->eos_id()) {
     return absl::FailedPreconditionError(
-        "ppo: the tokenizer has no end-of-text token for an answer to end with");
+        absl::StrCat(kind, ": the tokenizer has no end-of-text token for an answer to end with"));
   }
   ALMOST_ASSIGN_OR_RETURN(std::vector<std::string> prompts, ReadPrompts(spec.dataset));
-  return std::make_unique<PpoTask>(std::move(inputs), std::move(prompts), std::move(reward));
+  std::vector<Sample> mix;
+  if (!spec.mix_dataset.empty()) {
+    ALMOST_ASSIGN_OR_RETURN(
+        mix, ReadTexts(spec.mix_dataset, *inputs.tokenizer, inputs.model.config().max_positions));
+  }
+  return std::make_unique<PpoTask>(std::move(inputs), std::move(prompts), std::move(mix), std::move(reward),
+                                   std::move(guard));
 }
 
 }  // namespace almost::trainer

@@ -12,18 +12,18 @@ namespace almost::trainer {
 // What was noted of the generated tokens before the first update.
 struct PpoTargets {
   torch::Tensor logprobs_M;
-  torch::Tensor values_M;
-  torch::Tensor advantages_M;  // whitened over the whole iteration
-  torch::Tensor returns_M;
+  torch::Tensor advantages_M;         // of PPO whitened over the whole iteration, of GRPO by group
+  torch::Tensor values_M, returns_M;  // with a value function
 };
 
 struct PpoLosses {
   torch::Tensor policy_M;   // ClippedPolicyLosses
-  torch::Tensor value_M;    // ClippedValueLosses
+  torch::Tensor value_M;    // ClippedValueLosses; undefined without a value function
   torch::Tensor clipped_M;  // bool: the ratio is outside its range
 };
 
-PpoLosses ComputePpoLosses(const Llama& policy, const ValueHead& values, const LabeledSamples& samples,
+// `values` is null without a value function.
+PpoLosses ComputePpoLosses(const Llama& policy, const ValueHead* values, const LabeledSamples& samples,
                            const PpoTargets& targets, double clip_range, double value_clip_range,
                            double temperature);
 

@@ -1,7 +1,10 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <map>
 #include <numeric>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
 #include "services/trainer/core/data_order.h"
@@ -15,8 +18,7 @@
 #include "services/trainer/torch/losses.h"
 #include "services/trainer/torch/task.h"
 
-// What learns from comparisons: reward model and DPO. Shapes: P pairs of a micro-batch; its samples are the
-// chosen ones, then the rejected ones.
+// What learns from comparisons: reward model and DPO. Shapes: P pairs of a micro-batch.
 namespace almost::trainer {
 namespace {
 
@@ -27,40 +29,55 @@ constexpr size_t kNormalisationPairs = 512;
 
 class PreferenceTask : public Task {
  public:
-  PreferenceTask(TaskInputs inputs, std::vector<PreferencePair> pairs, int epochs, int batch_size)
+  PreferenceTask(TaskInputs inputs, std::vector<PreferencePair> pairs, int epochs, int batch_size,
+                 bool whole_prompts)
       : optimizer_(inputs.spec.optimizer),
         seed_(inputs.spec.seed),
         num_threads_(inputs.spec.num_threads),
         pairs_(std::move(pairs)),
         learner_(std::move(inputs.model), optimizer_, num_threads_),
-        order_(seed_, static_cast<int64_t>(pairs_.size()), epochs, batch_size) {}
+        whole_prompts_(whole_prompts),
+        groups_(Groups(pairs_, whole_prompts)),
+        batches_(BatchesOfGroups(seed_, Sizes(groups_), epochs, batch_size)) {}
 
-  int64_t num_steps() const override { return order_.num_steps(); }
+  int64_t num_steps() const override { return static_cast<int64_t>(batches_.size()); }
 
   absl::StatusOr<Metrics> Step(int64_t step) override {
-    const std::vector<size_t> batch = order_.Batch(step);
-    const auto cut =
-        Cut(batch.size(), [&](size_t item) -> const PreferencePair& { return pairs_[batch[item]]; });
-    std::vector<double> losses(cut.size()), correct(cut.size()), margins(cut.size());
-    const auto count = static_cast<double>(batch.size());
-    const double factor = LearningRateFactor(optimizer_, step, num_steps());
-    const double norm = learner_.Update(cut.size(), factor, [&](const Llama& model, size_t i) {
-      const auto p = static_cast<int64_t>(cut[i].size());
+    const std::vector<size_t>& batch = batches_[step];
+    std::vector<int64_t> lengths;
+    double count = 0;
+    for (const size_t group : batch) {
+      int64_t tokens = 0;
+      for (const Sample* sample : SamplesOf(groups_[group]))
+        tokens += static_cast<int64_t>(sample->ids.size());
+      lengths.push_back(tokens);
+      count += static_cast<double>(groups_[group].size());
+    }
+    const auto cut = CutMicroBatches(lengths, num_threads_, kMicroBatchTokens);
+    std::vector<PackedPairs> parts;
+    for (const std::vector<size_t>& items : cut) {
       std::vector<const PreferencePair*> pairs;
-      for (const size_t item : cut[i]) pairs.push_back(&pairs_[batch[item]]);
-      const Margins margin = Margin(model, Both(pairs), p);
+      for (const size_t item : items) {
+        pairs.insert(pairs.end(), groups_[batch[item]].begin(), groups_[batch[item]].end());
+      }
+      parts.push_back(Pack(pairs));
+    }
+    std::vector<double> losses(cut.size()), correct(cut.size()), margins(cut.size());
+    const double factor = LearningRateFactor(optimizer_, step, static_cast<int64_t>(batches_.size()));
+    const double norm = learner_.Update(cut.size(), factor, [&](const Llama& model, size_t i) {
+      const Margins margin = Margin(model, parts[i]);
       losses[i] = margin.losses_P.sum().item<double>() / count;
       correct[i] = (margin.margins_P > 0).sum().item<double>() / count;
       margins[i] = margin.margins_P.sum().item<double>() / count;
       return margin.losses_P.sum() / count;
     });
+    lengths.clear();
     double tokens = 0;
-    std::vector<int64_t> lengths;
     int64_t targets = 0;
-    for (const size_t index : batch) {
-      tokens += Tokens(pairs_[index]);
-      for (const Sample* sample : {&pairs_[index].chosen, &pairs_[index].rejected}) {
+    for (const size_t group : batch) {
+      for (const Sample* sample : SamplesOf(groups_[group])) {
         lengths.push_back(static_cast<int64_t>(sample->ids.size()));
+        tokens += static_cast<double>(lengths.back());
         targets += sample->num_targets();
       }
     }
@@ -83,27 +100,74 @@ class PreferenceTask : public Task {
     Tensor losses_P;   // with gradients
     Tensor margins_P;  // without: by how much the chosen one is preferred
   };
-  virtual Margins Margin(const Llama& model, const LabeledSamples& samples, int64_t num_pairs) = 0;
+  // Answers as SamplesOf has them, and where each pair's are.
+  struct PackedPairs {
+    LabeledSamples samples;
+    Tensor chosen_P, rejected_P;  // int64, of samples
+    Tensor margin_P;              // float64
+    Tensor Chosen(const Tensor& values_S) const { return values_S.index_select(0, chosen_P); }
+    Tensor Rejected(const Tensor& values_S) const { return values_S.index_select(0, rejected_P); }
+  };
+  virtual Margins Margin(const Llama& model, const PackedPairs& pairs) = 0;
   // Of a step on samples of these lengths.
   virtual double StepFlops(const std::vector<int64_t>& lengths, int64_t num_targets) const = 0;
 
   static double Sum(const std::vector<double>& parts) {
     return std::accumulate(parts.begin(), parts.end(), 0.0);
   }
-  static double Tokens(const PreferencePair& pair) {
-    return static_cast<double>(pair.chosen.ids.size() + pair.rejected.ids.size());
+  using Group = std::vector<const PreferencePair*>;
+
+  // Pairs that stay together: those of a prompt, or each by itself.
+  static std::vector<Group> Groups(const std::vector<PreferencePair>& pairs, bool whole_prompts) {
+    std::vector<Group> groups;
+    std::map<std::string, size_t> by_prompt;
+    for (const PreferencePair& pair : pairs) {
+      const auto [found, is_new] = by_prompt.try_emplace(pair.prompt, groups.size());
+      if (is_new || !whole_prompts) {
+        groups.push_back({&pair});
+      } else {
+        groups[found->second].push_back(&pair);
+      }
+    }
+    return groups;
   }
-  template <typename Pair>
-  std::vector<std::vector<size_t>> Cut(size_t count, const Pair& pair) const {
-    std::vector<int64_t> lengths;
-    for (size_t i = 0; i < count; ++i) lengths.push_back(static_cast<int64_t>(Tokens(pair(i))));
-    return CutMicroBatches(lengths, num_threads_, kMicroBatchTokens);
+  static std::vector<size_t> Sizes(const std::vector<Group>& groups) {
+    std::vector<size_t> sizes;
+    for (const Group& group : groups) sizes.push_back(group.size());
+    return sizes;
   }
-  static LabeledSamples Both(const std::vector<const PreferencePair*>& pairs) {
+
+  // The chosen first; where prompts are whole, distinct ones: their pairs share answers.
+  std::vector<const Sample*> SamplesOf(const Group& pairs, std::vector<int64_t>* places = nullptr) const {
     std::vector<const Sample*> samples;
-    for (const PreferencePair* pair : pairs) samples.push_back(&pair->chosen);
-    for (const PreferencePair* pair : pairs) samples.push_back(&pair->rejected);
-    return LabeledSamples::Pack(samples);
+    std::map<std::span<const int32_t>, int64_t, decltype([](const auto& a, const auto& b) {
+               return std::ranges::lexicographical_compare(a, b);
+             })>
+        known;
+    for (auto side : {&PreferencePair::chosen, &PreferencePair::rejected}) {
+      for (const PreferencePair* pair : pairs) {
+        const Sample& sample = pair->*side;
+        const auto [found, is_new] = known.try_emplace(sample.ids, static_cast<int64_t>(samples.size()));
+        const bool again = whole_prompts_ && !is_new;
+        if (places != nullptr)
+          places->push_back(again ? found->second : static_cast<int64_t>(samples.size()));
+        if (!again) samples.push_back(&sample);
+      }
+    }
+    return samples;
+  }
+
+  PackedPairs Pack(const Group& pairs) const {
+    std::vector<int64_t> places;
+    std::vector<double> margins;
+    for (const PreferencePair* pair : pairs) margins.push_back(pair->margin);
+    PackedPairs packed{.samples = LabeledSamples::Pack(SamplesOf(pairs, &places))};
+    const Tensor all = torch::tensor(places, torch::kInt64);
+    const auto p = static_cast<int64_t>(pairs.size());
+    packed.chosen_P = all.narrow(0, 0, p);
+    packed.rejected_P = all.narrow(0, p, p);
+    packed.margin_P = torch::tensor(margins, torch::kFloat64);
+    return packed;
   }
 
   const OptimizerSpec optimizer_;
@@ -111,19 +175,64 @@ class PreferenceTask : public Task {
   const int num_threads_;
   const std::vector<PreferencePair> pairs_;
   Learner learner_;
-  DataOrder order_;
+  const bool whole_prompts_;
+  const std::vector<Group> groups_;
+  const std::vector<std::vector<size_t>> batches_;  // groups by step
 };
 
 class RewardModelTask : public PreferenceTask {
  public:
   RewardModelTask(TaskInputs inputs, std::vector<PreferencePair> pairs, std::vector<PreferencePair> held_out,
                   const RewardModelSpec& spec)
-      : PreferenceTask(std::move(inputs), std::move(pairs), spec.epochs, spec.batch_size),
-        held_out_(std::move(held_out)) {}
+      : PreferenceTask(std::move(inputs), std::move(pairs), spec.epochs, spec.batch_size, spec.whole_prompts),
+        spec_(spec),
+        held_out_(std::move(held_out)) {
+    if (spec_.patience > 0) {
+      for (const auto& [name, parameter] : model().parameters()) best_[name] = parameter.detach().clone();
+    }
+  }
+
+  int64_t num_steps() const override { return ended_after_ > 0 ? ended_after_ : PreferenceTask::num_steps(); }
+
+  absl::StatusOr<Metrics> Step(int64_t step) override {
+    ALMOST_ASSIGN_OR_RETURN(Metrics metrics, PreferenceTask::Step(step));
+    const int64_t done = step + 1;
+    if (spec_.evaluation_steps > 0 && (done % spec_.evaluation_steps == 0 || done == num_steps())) {
+      const Metrics measured = Measure();
+      metrics.insert(measured.begin(), measured.end());
+      if (spec_.patience > 0) KeepBest(done, measured.at("held_out_loss"));
+    }
+    return metrics;
+  }
+
+  std::map<std::string, Tensor> Tensors() const override {
+    std::map<std::string, Tensor> tensors = PreferenceTask::Tensors();
+    for (const auto& [name, tensor] : best_) tensors[absl::StrCat("best.", name)] = tensor;
+    return tensors;
+  }
+  nlohmann::json Values() const override {
+    if (spec_.patience == 0) return nlohmann::json::object();
+    nlohmann::json values = {
+        {"best_step", best_step_}, {"no_better", no_better_}, {"ended_after", ended_after_}};
+    if (best_step_ > 0) values["best_loss"] = best_loss_;
+    return values;
+  }
+  absl::Status Restore(const nlohmann::json& values) override {
+    if (spec_.patience == 0) return absl::OkStatus();
+    best_step_ = values.at("best_step");
+    no_better_ = values.at("no_better");
+    ended_after_ = values.at("ended_after");
+    if (best_step_ > 0) best_loss_ = values.at("best_loss");
+    return absl::OkStatus();
+  }
 
   absl::StatusOr<Finished> Finish() override {
+    if (spec_.patience > 0) {
+      const torch::NoGradGuard no_grad;
+      for (const auto& [name, parameter] : model().parameters()) parameter.detach().copy_(best_.at(name));
+    }
     RandomStream random(DeriveSeed(seed_, "reward normalisation"));
-    std::vector<const PreferencePair*> reference;
+    Group reference;
     for (const size_t index : random.Sample(pairs_.size(), std::min(kNormalisationPairs, pairs_.size()))) {
       reference.push_back(&pairs_[index]);
     }
@@ -140,33 +249,59 @@ class RewardModelTask : public PreferenceTask {
     Finished finished;
     finished.reward = {{"mean", mean}, {"std", deviation}};
     finished.measured = {{"pairs", pairs_.size()}, {"held_out_pairs", held_out_.size()}};
-    if (!held_out_.empty()) Measure(finished.measured);
+    if (spec_.patience > 0) finished.measured["best_step"] = best_step_;
+    if (!held_out_.empty()) {
+      for (const auto& [name, value] : Measure()) finished.measured[name] = value;
+    }
     return finished;
   }
 
  private:
-  Margins Margin(const Llama& model, const LabeledSamples& samples, int64_t p) override {
-    const Tensor rewards = model.Rewards(model.Hidden(samples.packed), samples.packed);
-    const Tensor chosen_P = rewards.narrow(0, 0, p), rejected_P = rewards.narrow(0, p, p);
-    return {PairwiseRankingLosses(chosen_P, rejected_P), (chosen_P - rejected_P).detach()};
+  Margins Margin(const Llama& model, const PackedPairs& pairs) override {
+    const Tensor rewards_S = model.Rewards(model.Hidden(pairs.samples.packed), pairs.samples.packed);
+    const Tensor chosen_P = pairs.Chosen(rewards_S), rejected_P = pairs.Rejected(rewards_S);
+    const Tensor margin_P =
+        spec_.use_margins ? pairs.margin_P.to(rewards_S.dtype()) : torch::zeros_like(chosen_P);
+    Tensor losses_P = PairwiseRankingLosses(chosen_P, rejected_P, margin_P);
+    if (spec_.center_coefficient > 0) {
+      losses_P = losses_P + spec_.center_coefficient * CenteringLosses(chosen_P, rejected_P);
+    }
+    return {losses_P, (chosen_P - rejected_P).detach()};
   }
   double StepFlops(const std::vector<int64_t>& lengths, int64_t) const override {
     return 3 * ForwardFlops(model().config(), lengths, /*head_rows=*/0);
   }
 
+  void KeepBest(int64_t done, double loss) {
+    if (loss < best_loss_) {
+      best_loss_ = loss;
+      best_step_ = done;
+      no_better_ = 0;
+      const torch::NoGradGuard no_grad;
+      for (const auto& [name, parameter] : model().parameters()) best_.at(name).copy_(parameter);
+    } else if (++no_better_ >= spec_.patience) {
+      ended_after_ = done;
+    }
+  }
+
   // Chosen and rejected, alternating.
-  std::vector<double> Scores(const std::vector<const PreferencePair*>& pairs) {
-    const auto cut = Cut(pairs.size(), [&](size_t item) -> const PreferencePair& { return *pairs[item]; });
+  std::vector<double> Scores(const Group& pairs) {
+    std::vector<int64_t> lengths;
+    for (const PreferencePair* pair : pairs) {
+      lengths.push_back(static_cast<int64_t>(pair->chosen.ids.size() + pair->rejected.ids.size()));
+    }
+    const auto cut = CutMicroBatches(lengths, num_threads_, kMicroBatchTokens);
     std::vector<double> scores(2 * pairs.size());
     learner_.ForEach(cut.size(), [&](size_t i) {
-      std::vector<const PreferencePair*> part;
+      Group part;
       for (const size_t item : cut[i]) part.push_back(pairs[item]);
-      const LabeledSamples samples = Both(part);
-      const Tensor rewards =
-          model().Rewards(model().Hidden(samples.packed), samples.packed).to(torch::kFloat64);
+      const PackedPairs packed = Pack(part);
+      const Tensor rewards_S =
+          model().Rewards(model().Hidden(packed.samples.packed), packed.samples.packed).to(torch::kFloat64);
+      const Tensor chosen_P = packed.Chosen(rewards_S), rejected_P = packed.Rejected(rewards_S);
       for (size_t item = 0; item < part.size(); ++item) {
-        scores[2 * cut[i][item]] = rewards[static_cast<int64_t>(item)].item<double>();
-        scores[2 * cut[i][item] + 1] = rewards[static_cast<int64_t>(item + part.size())].item<double>();
+        scores[2 * cut[i][item]] = chosen_P[static_cast<int64_t>(item)].item<double>();
+        scores[2 * cut[i][item] + 1] = rejected_P[static_cast<int64_t>(item)].item<double>();
       }
     });
     return scores;
@@ -174,50 +309,63 @@ class RewardModelTask : public PreferenceTask {
 
   // On the held-out pairs; what is equal counts half. Beside it the accuracy of taking the longer one, and
   // how scores go with length: a reward model is judged against those.
-  void Measure(nlohmann::json& measured) {
-    std::vector<const PreferencePair*> pairs;
+  Metrics Measure() {
+    Group pairs;
     for (const PreferencePair& pair : held_out_) pairs.push_back(&pair);
     const std::vector<double> scores = Scores(pairs);
     const auto half = [](double chosen, double rejected) {
       return chosen > rejected ? 1.0 : chosen == rejected ? 0.5 : 0.0;
     };
-    double right = 0, longer = 0;
+    double loss = 0, right = 0, longer = 0;
     std::vector<double> lengths;
     for (size_t i = 0; i < pairs.size(); ++i) {
       lengths.push_back(static_cast<double>(pairs[i]->chosen_characters));
       lengths.push_back(static_cast<double>(pairs[i]->rejected_characters));
+      const double margin = scores[2 * i] - scores[2 * i + 1];
+      loss += std::max(-margin, 0.0) + std::log1p(std::exp(-std::abs(margin)));
       right += half(scores[2 * i], scores[2 * i + 1]);
       longer += half(lengths[2 * i], lengths[2 * i + 1]);
     }
     const auto count = static_cast<double>(pairs.size());
-    measured["held_out_accuracy"] = right / count;
-    measured["held_out_accuracy_length_only"] = longer / count;
-    measured["held_out_score_length_correlation"] = Correlation(scores, lengths);
+    return {{"held_out_loss", loss / count},
+            {"held_out_accuracy", right / count},
+            {"held_out_accuracy_length_only", longer / count},
+            {"held_out_score_length_correlation", Correlation(scores, lengths)}};
   }
 
+  const RewardModelSpec spec_;
   const std::vector<PreferencePair> held_out_;
+  // With patience: the parameters of the evaluation with the smallest loss.
+  std::map<std::string, Tensor> best_;
+  double best_loss_ = std::numeric_limits<double>::infinity();
+  int64_t best_step_ = 0;    // steps done then; 0: none yet
+  int64_t no_better_ = 0;    // evaluations since
+  int64_t ended_after_ = 0;  // steps, where patience ran out
 };
 
 class DpoTask : public PreferenceTask {
  public:
   DpoTask(TaskInputs inputs, std::vector<PreferencePair> pairs, const DpoSpec& spec)
-      : PreferenceTask(std::move(inputs), std::move(pairs), spec.epochs, spec.batch_size),
+      : PreferenceTask(std::move(inputs), std::move(pairs), spec.epochs, spec.batch_size,
+                       /*whole_prompts=*/false),
         beta_(spec.beta),
         reference_(model().Frozen()) {}
 
  private:
-  Margins Margin(const Llama& model, const LabeledSamples& samples, int64_t p) override {
-    const auto summed = [&](const Llama& llama) { return samples.SumBySample(samples.Logprobs(llama)); };
-    Tensor reference;
+  Margins Margin(const Llama& model, const PackedPairs& pairs) override {
+    const auto summed_S = [&](const Llama& llama) {
+      return pairs.samples.SumBySample(pairs.samples.Logprobs(llama));
+    };
+    Tensor reference_S;
     {
       const torch::NoGradGuard no_grad;
-      reference = summed(reference_);
+      reference_S = summed_S(reference_);
     }
-    const Tensor policy = summed(model);
-    const Tensor losses_P = DpoLosses(policy.narrow(0, 0, p), policy.narrow(0, p, p),
-                                      reference.narrow(0, 0, p), reference.narrow(0, p, p), beta_);
-    const Tensor rewards = beta_ * (policy.detach() - reference);
-    return {losses_P, rewards.narrow(0, 0, p) - rewards.narrow(0, p, p)};
+    const Tensor policy_S = summed_S(model);
+    const Tensor losses_P = DpoLosses(pairs.Chosen(policy_S), pairs.Rejected(policy_S),
+                                      pairs.Chosen(reference_S), pairs.Rejected(reference_S), beta_);
+    const Tensor rewards_S = beta_ * (policy_S.detach() - reference_S);
+    return {losses_P, pairs.Chosen(rewards_S) - pairs.Rejected(rewards_S)};
   }
   double StepFlops(const std::vector<int64_t>& lengths, int64_t num_targets) const override {
     return (3 + 1) *
@@ -243,6 +391,10 @@ absl::StatusOr<std::unique_ptr<Task>> MakeRewardModelTask(TaskInputs inputs) {
   pairs.erase(kept, pairs.end());
   if (pairs.empty()) {
     return absl::InvalidArgumentError("reward_model.held_out_fraction: holds out every pair of the dataset");
+  }
+  if (held_out.empty() && spec.evaluation_steps > 0) {
+    return absl::InvalidArgumentError(
+        "reward_model.held_out_fraction: holds out no pair, and reward_model.evaluation_steps asks for some");
   }
   return std::make_unique<RewardModelTask>(std::move(inputs), std::move(pairs), std::move(held_out), spec);
 }

@@ -1,6 +1,7 @@
 #include "services/trainer/torch/runtime.h"
 
 #include <malloc.h>
+#include <sys/resource.h>
 #include <torch/torch.h>
 #include <torch/version.h>
 
@@ -46,6 +47,12 @@ double PeakFlops(int num_threads) {
     peak = std::max(peak, num_threads * 2.0 * kSize * kSize * kSize / time.count());
   }
   return peak;
+}
+
+double PeakMemoryBytes() {
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  return 1024.0 * static_cast<double>(usage.ru_maxrss);
 }
 
 std::string TrainingNumericsId(int num_threads) {

@@ -17,6 +17,9 @@ std::string LibTorchVersion();
 // float32 matrices, measured once (a fifth of a second): what a model's utilisation is a share of.
 double PeakFlops(int num_threads);
 
+// The most main memory that this process has held so far.
+double PeakMemoryBytes();
+
 // What the bits of trained weights depend on besides the job: LibTorch, dtype, instruction set, threads.
 std::string TrainingNumericsId(int num_threads);
 

@@ -39,6 +39,7 @@ class Task {
  public:
   virtual ~Task() = default;
 
+  // May fall to the steps done when a step finds that the job is to end early.
   virtual int64_t num_steps() const = 0;
   // kCancelled: the stop token it was made with asked for it, and the state is that of before the step.
   virtual absl::StatusOr<Metrics> Step(int64_t step) = 0;
@@ -69,7 +70,9 @@ absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs);
 absl::StatusOr<std::unique_ptr<Task>> MakeSftTask(TaskInputs inputs);
 absl::StatusOr<std::unique_ptr<Task>> MakeRewardModelTask(TaskInputs inputs);
 absl::StatusOr<std::unique_ptr<Task>> MakeDpoTask(TaskInputs inputs);
-absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward);
+// Of ppo and grpo. `guard` scores what is reported and never learned from; it may be null.
+absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward,
+                                                  RewardFunction guard);
 
 // Most tokens of a micro-batch: what activations take is in proportion.
 inline constexpr int64_t kMicroBatchTokens = 4096;

@@ -55,19 +55,14 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec) {
   return TaskInputs{spec, folder, weights->digest(), tokenizer, format, std::move(model)};
 }
 
-absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs, const RewardFunction& reward) {
+absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs, const RewardFunction& reward,
+                                               const RewardFunction& guard) {
   const KindSpec& kind = inputs.spec.kind;
   if (std::holds_alternative<PretrainSpec>(kind)) return MakePretrainTask(std::move(inputs));
   if (std::holds_alternative<SftSpec>(kind)) return MakeSftTask(std::move(inputs));
   if (std::holds_alternative<RewardModelSpec>(kind)) return MakeRewardModelTask(std::move(inputs));
   if (std::holds_alternative<DpoSpec>(kind)) return MakeDpoTask(std::move(inputs));
-  return MakePpoTask(std::move(inputs), reward);
-}
-
-const char* KindName(const JobSpec& spec) {
-  constexpr const char* kNames[] = {"pretrain", "sft", "reward_model", "dpo", "ppo"};
-  static_assert(std::variant_size_v<KindSpec> == std::size(kNames));
-  return kNames[spec.kind.index()];
+  return MakePpoTask(std::move(inputs), reward, guard);
 }
 
 absl::Status WriteCheckpoint(CheckpointStore& store, int64_t step, const std::string& numerics_id,
@@ -121,11 +116,12 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
       .format = inputs.format,
       .tokenizer_folder = inputs.tokenizer_folder,
       .tokenizer = inputs.tokenizer,
-      .training = {{"kind", KindName(spec)}, {"seed", spec.seed}, {"numerics_id", numerics_id}},
+      .training = {{"kind", KindName(spec.kind)}, {"seed", spec.seed}, {"numerics_id", numerics_id}},
       .reward = nullptr};
   if (!inputs.base_digest.empty()) exported.training["base_model_digest"] = inputs.base_digest;
   ALMOST_RETURN_IF_ERROR(CheckFrozen(spec.optimizer, inputs.model));
-  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task, MakeTask(std::move(inputs), context.reward));
+  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task,
+                          MakeTask(std::move(inputs), context.reward, context.guard));
 
   CheckpointStore checkpoints(context.work_folder / "checkpoints");
   std::vector<std::string> damaged;
@@ -170,6 +166,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
                                               ", the norm of the gradient ", metrics["grad_norm"]));
     }
     metrics["step_seconds"] = seconds;
+    metrics["peak_memory_bytes"] = PeakMemoryBytes();
     metrics["model_flop_utilisation_ratio"] = metrics["model_flops"] / seconds / peak_flops;
     if (const auto tokens = metrics.find("tokens"); tokens != metrics.end()) {
       metrics["tokens_per_second"] = tokens->second / seconds;

@@ -30,7 +30,8 @@ struct TrainContext {
   std::function<void(const std::string& message)> warn;   // a damaged checkpoint was passed over
   std::function<void(const CheckpointWork&)> checkpoint;  // one was written, or could not be; or was read
   std::function<void()> not_finite;                       // before a job ends that way
-  RewardFunction reward;                                  // of a ppo job
+  RewardFunction reward;                                  // of a ppo or grpo job
+  RewardFunction guard;                                   // of a ppo or grpo job, where it has one
 };
 
 // Runs the job from where its work folder stands to the end, and leaves the model in work_folder/model: a

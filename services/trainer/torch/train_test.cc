@@ -45,7 +45,24 @@ class TrainTest : public testing::TestWithParam<std::string> {
   TrainTest() {
     fs::remove_all(root_);
     fs::create_directories(root_);
-    std::ofstream pairs(root_ / "pairs.jsonl"), dialogues(root_ / "dialogues.jsonl");
+    std::ofstream pairs(root_ / "pairs.jsonl"), dialogues(root_ / "dialogues.jsonl"),
+        rankings(root_ / "rankings.jsonl"), texts(root_ / "texts.jsonl");
+    for (int i = 0; i < 8; ++i) {
+      texts << nlohmann::json{{"text", "Number " + std::to_string(i) + " is a number."}} << "\n";
+      // All pairs of a ranking of three.
+      const std::string question = "Which is number " + std::to_string(i) + "?";
+      const std::vector<std::string> ranking = {"It is " + std::to_string(i) + ". I hope this helps.",
+                                                "It is " + std::to_string(i) + ".", "No idea."};
+      for (int better = 0; better < 3; ++better) {
+        for (int worse = better + 1; worse < 3; ++worse) {
+          rankings << nlohmann::json{{"prompt", question},
+                                     {"chosen", ranking[better]},
+                                     {"rejected", ranking[worse]},
+                                     {"margin", 0.2 * (worse - better)}}
+                   << "\n";
+        }
+      }
+    }
     for (int i = 0; i < 24; ++i) {
       const std::string question = "What is " + std::to_string(i % 6 + 1) + " plus 2?";
       const std::string good = std::to_string(i % 6 + 3) + ", I hope this helps.",
@@ -70,8 +87,31 @@ class TrainTest : public testing::TestWithParam<std::string> {
     } else if (kind == "reward_model") {
       spec.kind = RewardModelSpec{
           .dataset = root_ / "pairs.jsonl", .epochs = 4, .batch_size = 5, .held_out_fraction = 0.3};
+    } else if (kind == "reward_model_of_rankings") {
+      spec.kind = RewardModelSpec{.dataset = root_ / "rankings.jsonl",
+                                  .epochs = 4,
+                                  .batch_size = 7,
+                                  .held_out_fraction = 0.3,
+                                  .use_margins = true,
+                                  .center_coefficient = 0.01,
+                                  .whole_prompts = true,
+                                  .evaluation_steps = 2,
+                                  .patience = 100};
     } else if (kind == "dpo") {
       spec.kind = DpoSpec{.dataset = root_ / "pairs.jsonl", .epochs = 2, .batch_size = 6};
+    } else if (kind == "grpo") {
+      spec.kind = PpoSpec{.dataset = root_ / "pairs.jsonl",
+                          .num_iterations = 8,
+                          .rollouts = 6,
+                          .epochs = 2,
+                          .minibatch_size = 4,
+                          .max_new_tokens = 12,
+                          .kl_coefficient = 0.05,
+                          .missing_stop_reward = -1,
+                          .kl_limit = 1000,
+                          .mix_dataset = root_ / "texts.jsonl",
+                          .mix_coefficient = 0.1,
+                          .group_size = 3};
     } else {
       spec.kind = PpoSpec{.dataset = root_ / "pairs.jsonl",
                           .num_iterations = 8,
@@ -161,12 +201,13 @@ TEST_P(TrainTest, WritesAModelFolderThatOpens) {
   ASSERT_TRUE(model.ok()) << model.status();
   EXPECT_EQ((*model)->digest(), trained->output_digest);
   EXPECT_NE((*model)->digest(), (*ModelFolder::Open(World()))->digest());
-  EXPECT_EQ((*model)->config().reward_head, GetParam() == "reward_model");
+  const bool is_reward_model = GetParam().starts_with("reward_model");
+  EXPECT_EQ((*model)->config().reward_head, is_reward_model);
   EXPECT_TRUE(Tokenizer::Load(root_ / "job/model").ok());
   const nlohmann::json manifest = ReadJson(root_ / "job/model/almost.json");
   EXPECT_EQ(manifest.at("prompt_format"), "world");
-  EXPECT_EQ(manifest.at("training").at("kind"), GetParam());
-  EXPECT_EQ(manifest.contains("reward"), GetParam() == "reward_model");
+  EXPECT_EQ(manifest.at("training").at("kind"), is_reward_model ? "reward_model" : GetParam());
+  EXPECT_EQ(manifest.contains("reward"), is_reward_model);
   EXPECT_EQ(ReadJson(root_ / "job/model/tokenizer_config.json").contains("chat_template"),
             GetParam() != "pretrain");
   for (const char* name : {"loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second"}) {
@@ -194,7 +235,9 @@ TEST_P(TrainTest, RefusesToGoOnWithOtherNumerics) {
   EXPECT_EQ(Train(spec, Context("job")).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, TrainTest, testing::Values("pretrain", "sft", "reward_model", "dpo", "ppo"));
+INSTANTIATE_TEST_SUITE_P(Kinds, TrainTest,
+                         testing::Values("pretrain", "sft", "reward_model", "reward_model_of_rankings", "dpo",
+                                         "ppo", "grpo"));
 
 TEST_F(TrainTest, ADamagedCheckpointIsNamedAndTheOneBeforeTaken) {
   const JobSpec spec = Spec("sft");
@@ -275,6 +318,126 @@ TEST_F(TrainTest, UtilisationIsAShareOfWhatTheMachineReaches) {
   ASSERT_TRUE(Train(Spec("sft"), context).ok());
 }
 
+// All pairs in one batch: whether answers are read once for a prompt or once a pair makes no difference.
+TEST_F(TrainTest, PairsOfWholePromptsHaveTheLossOfPairsByThemselves) {
+  JobSpec spec = Spec("reward_model_of_rankings");
+  auto& kind = std::get<RewardModelSpec>(spec.kind);
+  kind.epochs = 2;
+  kind.batch_size = 8 * 3;
+  kind.held_out_fraction = 0;
+  kind.evaluation_steps = kind.patience = 0;
+  std::vector<std::map<std::string, double>> whole, single;
+  TrainContext context = Context("whole");
+  context.report = [&](int64_t, int64_t, const auto& metrics) { whole.push_back(metrics); };
+  ASSERT_TRUE(Train(spec, context).ok());
+  kind.whole_prompts = false;
+  context = Context("single");
+  context.report = [&](int64_t, int64_t, const auto& metrics) { single.push_back(metrics); };
+  ASSERT_TRUE(Train(spec, context).ok());
+  ASSERT_EQ(whole.size(), 2u);
+  for (size_t step = 0; step < 2; ++step) {
+    EXPECT_NEAR(whole[step].at("loss"), single[step].at("loss"), 1e-5);
+    EXPECT_NEAR(whole[step].at("grad_norm"), single[step].at("grad_norm"),
+                1e-4 * single[step].at("grad_norm"));
+    EXPECT_LT(whole[step].at("tokens"), 0.6 * single[step].at("tokens"));  // three answers, not six
+  }
+}
+
+// Labels that say nothing: what is learned of them makes held-out pairs worse.
+TEST_F(TrainTest, ARewardModelThatGetsWorseOnHeldOutPairsEndsEarlyWithTheBest) {
+  std::ofstream pairs(root_ / "noise.jsonl");
+  for (int i = 0; i < 40; ++i) {
+    const std::string one = "It is " + std::to_string(i) + ".", other = "It is not.";
+    pairs << nlohmann::json{{"prompt", "What is " + std::to_string(i) + "?"},
+                            {"chosen", i % 3 == 0 ? one : other},
+                            {"rejected", i % 3 == 0 ? other : one}}
+          << "\n";
+  }
+  pairs.close();
+  JobSpec spec = Spec("reward_model");
+  spec.optimizer.learning_rate = 5e-3;
+  spec.kind = RewardModelSpec{.dataset = root_ / "noise.jsonl",
+                              .epochs = 50,
+                              .batch_size = 8,
+                              .held_out_fraction = 0.4,
+                              .evaluation_steps = 2,
+                              .patience = 3};
+  std::map<int64_t, double> losses;
+  int64_t last = 0, planned = 0;
+  TrainContext context = Context("job");
+  context.report = [&](int64_t step, int64_t num_steps, const auto& metrics) {
+    if (step == 1) planned = num_steps;
+    last = step;
+    const auto loss = metrics.find("held_out_loss");
+    if (loss != metrics.end()) losses[step] = loss->second;
+  };
+  const auto trained = Train(spec, context);
+  ASSERT_TRUE(trained.ok()) << trained.status();
+  EXPECT_LT(last, planned);
+  const auto best = std::ranges::min_element(losses, {}, [](const auto& entry) { return entry.second; });
+  EXPECT_EQ(last, best->first + 2 * 3);  // three evaluations without a better one
+  const nlohmann::json measured = ReadJson(root_ / "job/model/almost.json").at("training").at("measured");
+  EXPECT_EQ(measured.at("best_step"), best->first);
+  EXPECT_EQ(measured.at("held_out_loss"), best->second);  // the exported weights are those of that step
+}
+
+TEST_F(TrainTest, WhileTheValueFunctionWarmsUpThePolicyStays) {
+  JobSpec spec = Spec("ppo");
+  auto& kind = std::get<PpoSpec>(spec.kind);
+  kind.num_iterations = kind.value_warmup_iterations = 3;
+  std::vector<double> value_losses;
+  TrainContext context = Context("job");
+  context.report = [&](int64_t, int64_t, const auto& metrics) {
+    EXPECT_EQ(metrics.at("learning_rate"), 0);
+    EXPECT_EQ(metrics.at("kl"), 0);
+    value_losses.push_back(metrics.at("value_loss"));
+  };
+  ASSERT_TRUE(Train(spec, context).ok());
+  EXPECT_LT(value_losses.back(), value_losses.front());
+  const auto before = ModelFolder::Open(World()), after = ModelFolder::Open(root_ / "job/model");
+  for (const auto& [name, tensor] : (*after)->tensors()) {
+    EXPECT_TRUE(std::ranges::equal(tensor.bytes, (*before)->tensors().at(name).bytes)) << name;
+  }
+}
+
+TEST_F(TrainTest, LengthIsTakenOffTheReward) {
+  JobSpec spec = Spec("ppo");
+  auto& kind = std::get<PpoSpec>(spec.kind);
+  kind.normalize_rewards = false;
+  kind.missing_stop_reward.reset();
+  kind.length_penalty = 0.5;
+  TrainContext context = Context("job");
+  context.reward = [](std::span<const RewardInput> inputs) {
+    return std::vector<double>(inputs.size(), 3.0);
+  };
+  context.report = [](int64_t, int64_t, const auto& metrics) {
+    EXPECT_NEAR(metrics.at("reward_mean"), 3.0 - 0.5 * metrics.at("completion_tokens_mean"), 1e-9);
+  };
+  ASSERT_TRUE(Train(spec, context).ok());
+}
+
+TEST_F(TrainTest, TheGuardIsReportedAndNeverLearnedFrom) {
+  const JobSpec spec = Spec("ppo");
+  const auto without = Train(spec, Context("without"));
+  TrainContext context = Context("with");
+  context.guard = [](std::span<const RewardInput> inputs) {
+    std::vector<double> scores;
+    for (size_t i = 0; i < inputs.size(); ++i) scores.push_back(static_cast<double>(i));
+    return scores;
+  };
+  context.report = [&](int64_t, int64_t, const auto& metrics) {
+    EXPECT_EQ(metrics.at("guard_score_mean"), 2.5);
+    EXPECT_THAT(metrics, Contains(Key("guard_score_correlation")));
+  };
+  const auto with = Train(spec, context);
+  ASSERT_TRUE(with.ok()) << with.status();
+  EXPECT_EQ(with->output_digest, without->output_digest);
+  // It fails closed as the reward does.
+  context.work_folder = root_ / "guard_away";
+  context.guard = [](auto) { return absl::UnavailableError("nobody there"); };
+  EXPECT_EQ(Train(spec, context).status().code(), absl::StatusCode::kUnavailable);
+}
+
 // Ratio 1 at the first update: rollouts and training agree on the same weights. Kernels differ, so bits do.
 TEST_F(TrainTest, RolloutAndTrainerLogProbabilitiesAgree) {
   double worst = 0;
@@ -305,6 +468,18 @@ TEST_F(TrainTest, BadSpecsAreRefusedByField) {
   spec = Spec("ppo");
   std::get<PpoSpec>(spec.kind).minibatch_size = 7;
   refuse(spec, "ppo.minibatch_size");
+  spec = Spec("grpo");
+  std::get<PpoSpec>(spec.kind).group_size = 4;
+  refuse(spec, "grpo.rollouts");
+  spec = Spec("grpo");
+  std::get<PpoSpec>(spec.kind).value_learning_rate = 1;
+  refuse(spec, "grpo.value_learning_rate");
+  spec = Spec("grpo");
+  std::get<PpoSpec>(spec.kind).mix_coefficient = 0;
+  refuse(spec, "grpo.mix_coefficient");
+  spec = Spec("reward_model");
+  std::get<RewardModelSpec>(spec.kind).patience = 1;
+  refuse(spec, "reward_model.patience");
   spec = Spec("dpo");
   spec.base_model.clear();
   refuse(spec, "base_model");
