@@ -1,5 +1,7 @@
+#include <csignal>
 #include <iostream>
 #include <memory>
+#include <thread>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/match.h"
@@ -15,6 +17,7 @@
 #include "services/trainer/rpc/job_spec_proto.h"
 #include "services/trainer/rpc/reward_client.h"
 #include "services/trainer/rpc/trainer_service.h"
+#include "services/trainer/torch/rendezvous.h"
 #include "services/trainer/torch/runtime.h"
 #include "services/trainer/torch/train.h"
 
@@ -27,8 +30,14 @@ struct Options {
   std::string store;             // folder of the artifact store; jobs live in its jobs/
   std::string model_root = ".";  // Hugging Face folders and files are addressed beneath it
   ReplicaPoolOptions replicas;   // of reward services
+  // One trainer of several processes: rank 0 serves, the others follow.
+  RankOptions ranks;
+  double rank_silence_seconds = 1800;
   ServerOptions server;
 };
+
+// One attempt after another where ranks come and go; without a step done, so many.
+constexpr int kFruitlessAttempts = 5;
 
 void ClearPlaces(v1::PpoSpec& spec) {
   spec.clear_dataset();
@@ -131,8 +140,43 @@ absl::Status Place(const fs::path& model, const fs::path& root, const std::strin
                : absl::OkStatus();
 }
 
+// Calls all ranks to the job, again whenever one is lost: it goes on from its last checkpoint. An error of
+// any rank's own is the job's, and so is a rank that is lost time after time without a step done.
+absl::StatusOr<TrainedModel> TrainOnAllRanks(const JobContext& job, const JobSpec& spec, TrainContext context,
+                                             Rendezvous& rendezvous) {
+  const auto report = std::move(context.report);
+  int fruitless = 0;
+  context.report = [&](int64_t step, int64_t num_steps, const std::map<std::string, double>& values) {
+    fruitless = 0;
+    report(step, num_steps, values);
+  };
+  while (true) {
+    absl::StatusOr<Group> group = rendezvous.Call(job.spec, MachineNumerics(), job.stop, [&](int missing) {
+      log::Warning("waiting for ranks", {{"job", job.id}, {"missing", missing}});
+    });
+    absl::Status status = group.status();
+    if (group.ok()) {
+      context.group = &*group;
+      const absl::StatusOr<TrainedModel> trained = Train(spec, context);
+      if (trained.ok() || (!group->lost() && !absl::IsCancelled(trained.status()))) return trained;
+      status = trained.status();
+    } else if (!absl::IsUnavailable(status)) {
+      return status;
+    }
+    if (job.stop.stop_requested()) return absl::CancelledError("stopped");
+    if (absl::IsCancelled(status)) {
+      log::Info("a rank is asked to stop", {{"job", job.id}});
+      continue;
+    }
+    if (const absl::Status complaint = rendezvous.Complaint(); !complaint.ok()) return complaint;
+    log::Warning("rank lost", {{"job", job.id}, {"error", std::string(status.message())}});
+    if (++fruitless == kFruitlessAttempts) return status;
+  }
+}
+
 absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& options, ArtifactStore& store,
-                                    TrainerMetrics& metrics, prometheus::Registry& registry) {
+                                    TrainerMetrics& metrics, prometheus::Registry& registry,
+                                    Rendezvous* rendezvous) {
   const TraceScope trace(Trace::New());
   v1::JobSpec proto;
   if (!proto.ParseFromString(job.spec))
@@ -161,7 +205,9 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
     }
   }
   log::Info("job started", {{"job", job.id}});
-  ALMOST_ASSIGN_OR_RETURN(const TrainedModel trained, Train(spec, context));
+  ALMOST_ASSIGN_OR_RETURN(const TrainedModel trained, rendezvous == nullptr
+                                                          ? Train(spec, context)
+                                                          : TrainOnAllRanks(job, spec, context, *rendezvous));
   ArtifactDraft draft;
   draft.kind = "model";
   draft.folder = job.work_folder / "model";
@@ -176,19 +222,64 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   return TrainedModel{artifact.digest, trained.numerics_id};
 }
 
-absl::Status Run(const Options& options) {
+// Takes part in jobs that rank 0 calls to, until it is asked to stop.
+void FollowJobs(const Options& options, ArtifactStore& store, Rendezvous& rendezvous,
+                const std::stop_token& stop) {
+  while (!stop.stop_requested()) {
+    const auto run = [&](absl::string_view bytes, Group& group) -> absl::Status {
+      v1::JobSpec proto;
+      if (!proto.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+        return absl::DataLossError("the job's spec is damaged");
+      }
+      ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(proto, &store, options.model_root));
+      TrainContext context;
+      context.stop = stop;
+      context.group = &group;
+      return Train(spec, context).status();
+    };
+    absl::StatusOr<Rendezvous::Attempt> attempt = rendezvous.Follow(MachineNumerics(), stop);
+    if (!attempt.ok()) continue;
+    log::Info("following a job");
+    const absl::Status status = run(attempt->job, attempt->group);
+    if (!status.ok() && !attempt->group.lost() && !absl::IsCancelled(status)) rendezvous.Complain(status);
+    log::Info("job left", {{"status", status.ToString()}});
+  }
+}
+
+// A rank but the first: no calls are served, health and metrics are.
+absl::Status RunFollower(const Options& options, ArtifactStore& store, Rendezvous& rendezvous,
+                         prometheus::Registry& registry) {
+  v1::TrainerService::Service unimplemented;
+  ALMOST_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Server> server,
+      Server::Start(options.server, {{v1::TrainerService::service_full_name(), &unimplemented}}, registry));
+  const std::jthread follower(
+      [&](const std::stop_token& stop) { FollowJobs(options, store, rendezvous, stop); });
+  server->SetReady();
+  server->WaitForStop();
+  return absl::OkStatus();
+}
+
+absl::Status Run(Options options) {
   ALMOST_RETURN_IF_ERROR(log::Start("trainer", options.server.log_level));
   ConfigureLibTorch();
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<ArtifactStore> store, ArtifactStore::Open(options.store));
   prometheus::Registry registry;
   ExportBuildInfo(registry, LibTorchVersion(), "cpu");
+  std::unique_ptr<Rendezvous> rendezvous;
+  if (options.ranks.world_size != 1) {
+    options.ranks.silence = absl::Seconds(options.rank_silence_seconds);
+    ALMOST_ASSIGN_OR_RETURN(rendezvous, Rendezvous::Open(options.ranks));
+    if (rendezvous->rank() != 0) return RunFollower(options, *store, *rendezvous, registry);
+  }
   TrainerMetrics metrics(registry);
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<JobQueue> jobs,
                           JobQueue::Open(fs::path(options.store) / "jobs", [&](const JobContext& job) {
-                            return RunJob(job, options, *store, metrics, registry);
+                            return RunJob(job, options, *store, metrics, registry, rendezvous.get());
                           }));
-  TrainerService service(*jobs, store.get(), options.model_root,
-                         [](const JobSpec& spec) { return TrainingNumericsId(spec.num_threads); });
+  TrainerService service(*jobs, store.get(), options.model_root, [&](const JobSpec& spec) {
+    return TrainingNumericsId(spec.num_threads, options.ranks.world_size);
+  });
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                           Server::Start(options.server, {{v1::TrainerService::service_full_name(), &service}},
                                         registry, [&] { metrics.Observe(*jobs); }));
@@ -208,6 +299,21 @@ int main(int argc, char** argv) {
       ->required();
   app.add_option("--model_root", options.model_root, "Folder beneath which models and datasets are addressed")
       ->capture_default_str();
+  app.add_option("--rank", options.ranks.rank, "Place among the processes that train together; 0 serves")
+      ->envname("RANK")
+      ->capture_default_str();
+  app.add_option("--world_size", options.ranks.world_size, "How many processes train together")
+      ->envname("WORLD_SIZE")
+      ->capture_default_str();
+  app.add_option("--master_addr", options.ranks.master_addr, "Host of rank 0, where the ranks meet")
+      ->envname("MASTER_ADDR")
+      ->capture_default_str();
+  app.add_option("--master_port", options.ranks.master_port, "Its port")
+      ->envname("MASTER_PORT")
+      ->capture_default_str();
+  app.add_option("--rank_silence_seconds", options.rank_silence_seconds,
+                 "A rank that says nothing for so long within a step is given up")
+      ->capture_default_str();
   almost::AddPeerTlsFlags(app, options.replicas.tls, "peer_");
   almost::AddServerFlags(app, options.server, "127.0.0.1:50054", "127.0.0.1:9454");
   CLI11_PARSE(app, argc, argv);
@@ -216,5 +322,7 @@ int main(int argc, char** argv) {
     std::cerr << "almost-trainer: " << status.message() << "\n";
     return 1;
   }
-  return 0;
+  // To Kubernetes, an index of a Job whose process ends with 0 is done; a rank that is told to go is to come
+  // again.
+  return options.ranks.world_size == 1 ? 0 : 128 + SIGTERM;
 }

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import unittest
@@ -96,6 +97,12 @@ def ports(workload):
     return {port["name"]: port["containerPort"] for port in pod(workload)["containers"][0].get("ports", [])}
 
 
+def labels_of_pods(workload):
+    """Of an Indexed Job those of index 0, which the Job controller labels."""
+    index = {"batch.kubernetes.io/job-completion-index": "0"} if workload["spec"].get("completionMode") == "Indexed" else {}
+    return {**template(workload)["metadata"]["labels"], **index}
+
+
 def matches(selector, labels):
     return selector.items() <= labels.items()
 
@@ -135,7 +142,13 @@ class Manifests(unittest.TestCase):
     def workloads_matching(self, docs, selector):
         # The Job of k8s/run is applied beside whatever runs.
         everything = of_kind(docs + parsed()["run"], *WORKLOADS)
-        return [workload for workload in everything if matches(selector, template(workload)["metadata"]["labels"])]
+        return [workload for workload in everything if matches(selector, labels_of_pods(workload))]
+
+    def servers(self):
+        """As every(): what listens, however it is run."""
+        for docs, workload in self.every(*WORKLOADS):
+            if ports(workload):
+                yield docs, workload
 
     def test_the_schemas_of_kubernetes_and_of_the_operators_accept_them(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -158,13 +171,17 @@ class Manifests(unittest.TestCase):
                                     not matches(spec["selector"]["matchLabels"], template(other)["metadata"]["labels"]), named(other))
             elif doc["kind"] == "Service":
                 (workload,) = self.workloads_matching(docs, spec["selector"])
-                self.assertEqual({port["name"]: port["port"] for port in spec["ports"]}, ports(workload))
+                offered_ports = {port["name"]: port["port"] for port in spec["ports"]}
+                if doc["metadata"]["name"] == pod(workload).get("subdomain"):
+                    self.assertEqual(offered_ports, {"rendezvous": ports(workload)["rendezvous"]})
+                else:
+                    self.assertEqual(offered_ports, {name: port for name, port in ports(workload).items() if name != "rendezvous"})
                 self.assertTrue(all(port["targetPort"] == port["name"] for port in spec["ports"]))
             elif doc["kind"] == "PodDisruptionBudget":
                 self.assertEqual(len(self.workloads_matching(docs, spec["selector"]["matchLabels"])), 1)
             elif doc["kind"] == "ServiceMonitor":
                 found = [s for s in of_kind(docs, "Service") if matches(spec["selector"]["matchLabels"], s["metadata"]["labels"])]
-                self.assertEqual(found, of_kind(docs, "Service"))
+                self.assertEqual(found, [s for s in of_kind(docs, "Service") if s["metadata"]["name"] != "trainer-ranks"])
                 for service in found:
                     self.assertIn("metrics", [port["name"] for port in service["spec"]["ports"]])
             elif doc["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"):
@@ -233,7 +250,7 @@ class Manifests(unittest.TestCase):
                 self.assertTrue((ROOT / init["command"][3]).is_dir(), init["command"])
 
     def test_ports_and_probes_are_those_of_the_binary(self):
-        for _, workload in self.every("Deployment", "StatefulSet"):
+        for _, workload in self.servers():
             container = pod(workload)["containers"][0]
             given = flags(container)
             self.assertEqual(given["--listen"], f"0.0.0.0:{ports(workload)['grpc']}")
@@ -248,13 +265,13 @@ class Manifests(unittest.TestCase):
                 self.assertIn(probe["grpc"].get("service", ""), health_names() | {""})
 
     def test_a_pod_has_the_time_to_drain(self):
-        for _, workload in self.every("Deployment", "StatefulSet"):
+        for _, workload in self.servers():
             container = pod(workload)["containers"][0]
             seconds = container["lifecycle"]["preStop"]["sleep"]["seconds"] + TURN_AWAY_SECONDS + float(flags(container)["--drain_seconds"])
             self.assertLess(seconds + 5, pod(workload)["terminationGracePeriodSeconds"])
 
     def test_callers_find_and_may_reach_whom_they_call(self):
-        for docs, caller in self.every("Deployment", "StatefulSet"):
+        for docs, caller in self.servers():
             labels = template(caller)["metadata"]["labels"]
             for callee, target in flags(pod(caller)["containers"][0]).items():
                 if callee.removeprefix("--") not in SERVICES:
@@ -298,11 +315,44 @@ class Manifests(unittest.TestCase):
             rules = [rule for policy in of_kind(docs, "NetworkPolicy")
                      if matches(policy["spec"]["podSelector"].get("matchLabels", {}), of)
                      for rule in policy["spec"].get(direction, [])]
-            return any(any(p["port"] <= port <= p.get("endPort", p["port"]) for p in rule["ports"]) and
+            return any(("ports" not in rule or any(p["port"] <= port <= p.get("endPort", p["port"]) for p in rule["ports"])) and
                        any("namespaceSelector" not in end and matches(end["podSelector"]["matchLabels"], peer)
                            for end in rule["to" if direction == "egress" else "from"])
                        for rule in rules)
         return one_side("egress", source, destination) and one_side("ingress", destination, source)
+
+    def test_the_ranks_of_the_trainer_find_and_reach_one_another(self):
+        found = 0
+        for docs, workload in self.every("Job"):
+            if workload["spec"].get("completionMode") != "Indexed":
+                continue
+            found += 1
+            spec, container = workload["spec"], pod(workload)["containers"][0]
+            environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+            self.assertEqual(set(environment), {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+            help_text = subprocess.run([BIN / container["command"][0], "--help"], check=True, capture_output=True, text=True).stdout
+            for name in environment:
+                self.assertIn(f"(Env:{name})", help_text)
+            self.assertEqual({spec["completions"], spec["parallelism"]}, {int(environment["WORLD_SIZE"])})
+            self.assertEqual(spec["podReplacementPolicy"], "Failed")
+            self.assertEqual(environment["MASTER_PORT"], str(ports(workload)["rendezvous"]))
+            (service,) = [d for d in of_kind(docs, "Service") if d["metadata"]["name"] == pod(workload)["subdomain"]]
+            self.assertEqual(environment["MASTER_ADDR"], f"{workload['metadata']['name']}-0.{service['metadata']['name']}")
+            self.assertEqual(service["spec"]["clusterIP"], "None")
+            self.assertTrue(service["spec"]["publishNotReadyAddresses"])
+            # Calls go to index 0, which has what the others know of: store and models are on claims that all mount.
+            labels = template(workload)["metadata"]["labels"]
+            (front,) = [d for d in of_kind(docs, "Service") if d["metadata"]["name"] == workload["metadata"]["name"]]
+            self.assertTrue(matches(front["spec"]["selector"], labels_of_pods(workload)))
+            self.assertFalse(matches(front["spec"]["selector"], {**labels, "batch.kubernetes.io/job-completion-index": "1"}))
+            self.assertTrue(all("emptyDir" in volume or "persistentVolumeClaim" in volume or "secret" in volume
+                                for volume in pod(workload)["volumes"]))
+            for claim in of_kind(docs, "PersistentVolumeClaim"):
+                self.assertEqual(claim["spec"]["accessModes"], ["ReadWriteMany"])
+            if of_kind(docs, "NetworkPolicy"):
+                for port in (ports(workload)["rendezvous"], 1024, 65535):
+                    self.allows(docs, labels, labels, port)
+        self.assertGreater(found, 20)
 
     def test_autoscalers_ask_for_metrics_of_the_catalogue(self):
         catalogue = set(re.findall(r"^\| `(\w+)`", (ROOT / "common/docs/metrics.md").read_text(), re.MULTILINE))
@@ -310,6 +360,20 @@ class Manifests(unittest.TestCase):
             asked = set(re.findall(r"\balmost_\w+", json.dumps(doc["spec"])))
             self.assertTrue(asked)
             self.assertEqual(asked - catalogue, set())
+
+    def test_the_ranks_start_and_stop_as_the_job_has_them(self):
+        (job,) = of_kind(parsed()["base+training-nodes"], "Job")
+        container = pod(job)["containers"][0]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+            for rank in range(job["spec"]["completions"]):
+                environment = {"RANK": str(rank), "WORLD_SIZE": str(job["spec"]["completions"]), "MASTER_ADDR": "127.0.0.1",
+                               "MASTER_PORT": str(port)}
+                # An index whose process ends with 0 would be taken for done.
+                ready = running.enter_context(started(container, folder, environment, ends_with=128 + signal.SIGTERM))
+                self.assertEqual(health(ready["port"], container["readinessProbe"]["grpc"]["service"]), {"status": "SERVING"})
 
     def test_the_services_start_with_these_arguments(self):
         # Paths and ports are this test's; with prod's arguments the certificates are too.
@@ -351,8 +415,8 @@ def make_certificates(folder):
 
 
 @contextlib.contextmanager
-def started(container, folder):
-    """The container's process, its mounts beneath `folder`; the fields of its `ready` event."""
+def started(container, folder, environment=None, ends_with=0):
+    """The container's process, its mounts beneath `folder`; the fields of its `ready` event. SIGTERM ends it as said."""
     own = {"--listen": "127.0.0.1:0", "--metrics_listen": "127.0.0.1:0"}
     arguments = []
     for flag, value in flags(container).items():
@@ -361,7 +425,7 @@ def started(container, folder):
     for mount in container.get("volumeMounts", []):
         os.makedirs(folder + mount["mountPath"], exist_ok=True)
     process = subprocess.Popen([BIN / container["command"][0], *container["command"][1:], *arguments],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
     try:
         said = []
         for line in process.stderr:
@@ -375,6 +439,7 @@ def started(container, folder):
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
+        assert process.returncode == ends_with, process.returncode
 
 
 if __name__ == "__main__":

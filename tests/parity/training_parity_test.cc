@@ -9,6 +9,7 @@
 #include "services/trainer/core/datasets.h"
 #include "services/trainer/core/ppo_math.h"
 #include "services/trainer/torch/actor_critic.h"
+#include "services/trainer/torch/gradients.h"
 #include "services/trainer/torch/labeled_samples.h"
 #include "services/trainer/torch/losses.h"
 #include "services/trainer/torch/optimizer.h"
@@ -88,7 +89,10 @@ class TrainingParity : public testing::TestWithParam<Case> {
       }
     }
     std::vector<double> losses(2);
-    const std::vector<Tensor> gradients = SumGradients(workers, leaves, 2, [&](int worker, size_t part) {
+    Group alone;
+    const std::vector<int> owners(leaves[0].size(), 0);
+    Gradients sum(workers, alone, leaves, owners);
+    const std::vector<Tensor> gradients = sum.Sum(2, [&](int worker, size_t part) {
       const Tensor value = loss(replicas[worker], more_leaves[worker], part);
       losses[part] = value.item<double>();
       return value;
@@ -279,7 +283,8 @@ TEST_P(OptimizerParity, StepsAreThoseOfTorchOptim) {
     phases[name] = index;
     parameters[name] = Formula(shape, 1.0, index);
   }
-  Optimizer optimizer(spec, parameters);
+  Group alone;
+  Optimizer optimizer(spec, parameters, alone);
   const ordered_json& wanted = golden[muon ? "muon" : "adamw"];
   for (size_t step = 0; step < golden["factors"].size(); ++step) {
     std::vector<Tensor> gradients;

@@ -51,32 +51,36 @@ Tensor ValueHead::operator()(const Tensor& hidden_ND, const Tensor& rows_M) cons
 }
 
 ActorCritic::ActorCritic(Llama policy, std::optional<ValueHead> values, const OptimizerSpec& optimizer,
-                         double value_learning_rate, int num_threads)
+                         double value_learning_rate, int num_threads, Group& group)
     : policy_(std::move(policy)),
       values_(std::move(values)),
-      policy_optimizer_(optimizer, TrainedParameters(optimizer, policy_.parameters())),
+      group_(group),
+      policy_optimizer_(optimizer, TrainedParameters(optimizer, policy_.parameters()), group),
       workers_(num_threads) {
-  if (values_)
-    value_optimizer_.emplace(ValueOptimizer(optimizer, value_learning_rate), values_->Parameters());
-  for (int worker = 0; worker < num_threads; ++worker) {
-    policies_.push_back(policy_.Replica());
-    if (values_) value_heads_.push_back(values_->Replica());
-    std::vector<Tensor>& leaves = leaves_.emplace_back();
-    for (const auto& [name, parameter] : TrainedParameters(optimizer, policies_.back().parameters())) {
-      leaves.push_back(parameter);
-    }
-    num_policy_leaves_ = leaves.size();
-    if (!values_) continue;
-    for (const auto& [name, parameter] : value_heads_.back().Parameters()) leaves.push_back(parameter);
+  std::vector<int> owners = policy_optimizer_.owners();
+  if (values_) {
+    value_optimizer_.emplace(ValueOptimizer(optimizer, value_learning_rate), values_->Parameters(), group);
+    owners.insert(owners.end(), value_optimizer_->owners().begin(), value_optimizer_->owners().end());
   }
+  std::vector<std::vector<Tensor>> leaves(num_threads);
+  for (std::vector<Tensor>& own : leaves) {
+    policies_.push_back(policy_.Replica());
+    for (const auto& [name, leaf] : TrainedParameters(optimizer, policies_.back().parameters())) {
+      own.push_back(leaf);
+    }
+    if (!values_) continue;
+    value_heads_.push_back(values_->Replica());
+    for (const auto& [name, leaf] : value_heads_.back().Parameters()) own.push_back(leaf);
+  }
+  gradients_ = std::make_unique<Gradients>(workers_, group_, std::move(leaves), std::move(owners));
 }
 
 double ActorCritic::Update(size_t count, double factor,
                            const std::function<Tensor(const Llama&, const ValueHead*, size_t)>& loss) {
-  std::vector<Tensor> gradients = SumGradients(workers_, leaves_, count, [&](int worker, size_t i) {
+  std::vector<Tensor> gradients = gradients_->Sum(count, [&](int worker, size_t i) {
     return loss(policies_[worker], values_ ? &value_heads_[worker] : nullptr, i);
   });
-  const auto border = gradients.begin() + static_cast<std::ptrdiff_t>(num_policy_leaves_);
+  const auto border = gradients.begin() + static_cast<std::ptrdiff_t>(policy_optimizer_.owners().size());
   if (value_optimizer_) value_optimizer_->Step({border, gradients.end()}, 1.0);
   gradients.erase(border, gradients.end());
   return factor > 0 ? policy_optimizer_.Step(std::move(gradients), factor) : 0.0;
@@ -85,7 +89,7 @@ double ActorCritic::Update(size_t count, double factor,
 void ActorCritic::ForEach(size_t count, const std::function<void(size_t)>& work) {
   workers_.Run([&](int worker) {
     const torch::NoGradGuard no_grad;
-    for (size_t i = worker; i < count; i += workers_.size()) work(i);
+    for (size_t i = group_.rank() * workers_.size() + worker; i < count; i += num_workers()) work(i);
   });
 }
 

@@ -4,12 +4,15 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "common/model/llama.h"
 #include "services/trainer/core/job_spec.h"
+#include "services/trainer/torch/gradients.h"
+#include "services/trainer/torch/group.h"
 #include "services/trainer/torch/optimizer.h"
 #include "services/trainer/torch/workers.h"
 
@@ -30,22 +33,26 @@ struct ValueHead {
 };
 
 // Policy and, where there is one, value function under training, each with its optimizer, and threads with
-// replicas of both. Used by one thread.
+// replicas of both, on this rank and the others of its group: as Learner, for two. Used by one thread, alike
+// on all ranks.
 class ActorCritic {
  public:
+  // The group outlives this.
   ActorCritic(Llama policy, std::optional<ValueHead> values, const OptimizerSpec& optimizer,
-              double value_learning_rate, int num_threads);
+              double value_learning_rate, int num_threads, Group& group);
 
   const Llama& policy() const { return policy_; }
   // Null without one.
   const ValueHead* values() const { return values_ ? &*values_ : nullptr; }
+  // Threads of all ranks.
+  int num_workers() const { return workers_.size() * group_.size(); }
 
   // Descends the sum of `loss(policy, values, i)` over i < count: the value function (null where there is
   // none) at its constant rate, the policy at its rate times `factor`, or not at all when that is 0. Returns
   // the policy's gradient norm.
   double Update(size_t count, double factor,
                 const std::function<torch::Tensor(const Llama&, const ValueHead*, size_t i)>& loss);
-  // Calls `work` for every i < count, side by side, without gradients.
+  // Calls `work` for every i < count, each on one rank, side by side, without gradients.
   void ForEach(size_t count, const std::function<void(size_t i)>& work);
 
   // Parameters and optimizer states; they live here.
@@ -54,13 +61,13 @@ class ActorCritic {
  private:
   Llama policy_;
   std::optional<ValueHead> values_;
-  std::vector<Llama> policies_;                     // one a worker
-  std::vector<ValueHead> value_heads_;              // one a worker, or none
-  std::vector<std::vector<torch::Tensor>> leaves_;  // the policy's, then the value function's
-  size_t num_policy_leaves_ = 0;
+  Group& group_;
+  std::vector<Llama> policies_;         // one a worker
+  std::vector<ValueHead> value_heads_;  // one a worker, or none
   Optimizer policy_optimizer_;
   std::optional<Optimizer> value_optimizer_;
   Workers workers_;
+  std::unique_ptr<Gradients> gradients_;  // the policy's, then the value function's
 };
 
 }  // namespace almost::trainer

@@ -6,30 +6,44 @@ namespace almost::trainer {
 
 using torch::Tensor;
 
-Learner::Learner(Llama model, const OptimizerSpec& optimizer, int num_threads)
-    : model_(std::move(model)),
-      optimizer_(optimizer, TrainedParameters(optimizer, model_.parameters())),
-      workers_(num_threads) {
-  for (int worker = 0; worker < num_threads; ++worker) {
-    replicas_.push_back(model_.Replica());
-    std::vector<Tensor>& leaves = leaves_.emplace_back();
-    for (const auto& [name, parameter] : TrainedParameters(optimizer, replicas_.back().parameters())) {
-      leaves.push_back(parameter);
-    }
-  }
+namespace {
+
+std::vector<Llama> Replicas(const Llama& model, int count) {
+  std::vector<Llama> replicas;
+  for (int i = 0; i < count; ++i) replicas.push_back(model.Replica());
+  return replicas;
 }
+
+std::vector<std::vector<Tensor>> Leaves(const OptimizerSpec& optimizer, const std::vector<Llama>& replicas) {
+  std::vector<std::vector<Tensor>> leaves;
+  for (const Llama& replica : replicas) {
+    std::vector<Tensor>& own = leaves.emplace_back();
+    for (const auto& [name, leaf] : TrainedParameters(optimizer, replica.parameters())) own.push_back(leaf);
+  }
+  return leaves;
+}
+
+}  // namespace
+
+Learner::Learner(Llama model, const OptimizerSpec& optimizer, int num_threads, Group& group)
+    : model_(std::move(model)),
+      group_(group),
+      replicas_(Replicas(model_, num_threads)),
+      optimizer_(optimizer, TrainedParameters(optimizer, model_.parameters()), group),
+      workers_(num_threads),
+      gradients_(workers_, group, Leaves(optimizer, replicas_), optimizer_.owners()) {}
 
 double Learner::Update(size_t count, double learning_rate_factor,
                        const std::function<Tensor(const Llama&, size_t)>& loss) {
-  std::vector<Tensor> gradients = SumGradients(
-      workers_, leaves_, count, [&](int worker, size_t i) { return loss(replicas_[worker], i); });
+  std::vector<Tensor> gradients =
+      gradients_.Sum(count, [&](int worker, size_t i) { return loss(replicas_[worker], i); });
   return optimizer_.Step(std::move(gradients), learning_rate_factor);
 }
 
 void Learner::ForEach(size_t count, const std::function<void(size_t)>& work) {
   workers_.Run([&](int worker) {
     const torch::NoGradGuard no_grad;
-    for (size_t i = worker; i < count; i += workers_.size()) work(i);
+    for (size_t i = group_.rank() * workers_.size() + worker; i < count; i += num_workers()) work(i);
   });
 }
 

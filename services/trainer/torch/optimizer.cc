@@ -5,6 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "services/trainer/torch/gradients.h"
 
 namespace almost::trainer {
 namespace {
@@ -31,14 +32,20 @@ std::map<std::string, Tensor> TrainedParameters(const OptimizerSpec& spec,
   return trained;
 }
 
-Optimizer::Optimizer(const OptimizerSpec& spec, std::map<std::string, Tensor> parameters) : spec_(spec) {
+Optimizer::Optimizer(const OptimizerSpec& spec, std::map<std::string, Tensor> parameters, Group& group)
+    : spec_(spec), group_(group) {
+  std::vector<Tensor> tensors;
+  for (const auto& [name, leaf] : parameters) tensors.push_back(leaf);
+  owners_ = ShareOut(tensors, group_.size());
   for (auto& [name, leaf] : parameters) {
     Slot slot{.name = name, .parameter = leaf.detach()};
+    const bool here = owners_[slots_.size()] == group_.rank();
+    const torch::Device device = here ? leaf.device() : torch::Device(torch::kMeta);
     slot.muon = spec.muon_learning_rate > 0 && leaf.dim() == 2 && absl::StrContains(name, ".layers.");
-    slot.momentum = torch::zeros_like(slot.parameter);
+    slot.momentum = torch::zeros_like(slot.parameter, slot.parameter.options().device(device));
     if (!slot.muon) {
-      slot.variance = torch::zeros_like(slot.parameter);
-      slot.step = torch::zeros({}, torch::kFloat32);
+      slot.variance = torch::zeros_like(slot.parameter, slot.parameter.options().device(device));
+      slot.step = torch::zeros({}, torch::dtype(torch::kFloat32).device(device));
     }
     slots_.push_back(std::move(slot));
   }
@@ -46,15 +53,19 @@ Optimizer::Optimizer(const OptimizerSpec& spec, std::map<std::string, Tensor> pa
 
 double Optimizer::Step(std::vector<Tensor> gradients, double factor) {
   const torch::NoGradGuard no_grad;
+  std::vector<size_t> own, decayed, others;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (owners_[i] == group_.rank()) own.push_back(i);
+  }
+  std::vector<double> norms(slots_.size());
+  for (const size_t i : own) norms[i] = gradients[i].norm().item<double>();
+  group_.Merge(norms);
   double squares = 0;
-  for (const Tensor& gradient : gradients) squares += std::pow(gradient.norm().item<double>(), 2);
+  for (const double norm : norms) squares += std::pow(norm, 2);
   const double norm = std::sqrt(squares);
   const double shrink = spec_.max_grad_norm / (norm + 1e-6);  // as torch.nn.utils.clip_grad_norm_
-  if (spec_.max_grad_norm > 0 && shrink < 1) {
-    for (Tensor& gradient : gradients) gradient.mul_(shrink);
-  }
-  std::vector<size_t> decayed, others;
-  for (size_t i = 0; i < slots_.size(); ++i) {
+  for (const size_t i : own) {
+    if (spec_.max_grad_norm > 0 && shrink < 1) gradients[i].mul_(shrink);
     if (slots_[i].muon) {
       StepMuon(slots_[i], gradients[i], factor);
     } else {
@@ -63,6 +74,13 @@ double Optimizer::Step(std::vector<Tensor> gradients, double factor) {
   }
   StepAdamW(decayed, gradients, spec_.learning_rate * factor, spec_.weight_decay);
   StepAdamW(others, gradients, spec_.learning_rate * factor, 0.0);
+  for (int rank = 0; rank < group_.size(); ++rank) {
+    std::vector<Tensor> theirs;
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      if (owners_[i] == rank) theirs.push_back(slots_[i].parameter);
+    }
+    group_.Broadcast(theirs, rank);
+  }
   return norm;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "services/trainer/core/job_spec.h"
+#include "services/trainer/torch/group.h"
 
 namespace almost::trainer {
 
@@ -17,17 +18,23 @@ std::map<std::string, torch::Tensor> TrainedParameters(
 
 // AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) and, where asked for, Muon (Jordan et al. 2024,
 // kellerjordan.github.io/posts/muon) on the matrices inside the layers. Norms and biases are not decayed.
-// Not thread-safe.
+// Each rank of the group keeps the moments of the parameters it owns alone and steps those (Rajbhandari et
+// al. 2020, ZeRO stage 1, arXiv 1910.02054; by whole parameters here, so that the arithmetic is one
+// process's). Not thread-safe.
 class Optimizer {
  public:
-  // `parameters` by name; their data change in Step.
-  Optimizer(const OptimizerSpec& spec, std::map<std::string, torch::Tensor> parameters);
+  // `parameters` by name; their data change in Step. The group outlives this.
+  Optimizer(const OptimizerSpec& spec, std::map<std::string, torch::Tensor> parameters, Group& group);
 
-  // One step along the gradients, one a parameter in the order of their names (they are clobbered), at the
-  // learning rates times `factor`. Returns their global norm before clipping.
+  // The rank of each parameter, in the order of their names.
+  const std::vector<int>& owners() const { return owners_; }
+
+  // One step along the gradients, one a parameter in the order of their names (of this rank's; they are
+  // clobbered), at the learning rates times `factor`. Returns the global norm of all before clipping.
   double Step(std::vector<torch::Tensor> gradients, double factor);
 
-  // First and second moments and the step count: what a checkpoint holds. The tensors are the live ones.
+  // First and second moments and the step count: what a checkpoint holds. The tensors are the live ones;
+  // what another rank keeps is on the meta device.
   std::map<std::string, torch::Tensor> State() const;
 
  private:
@@ -45,7 +52,9 @@ class Optimizer {
   void StepMuon(Slot& slot, const torch::Tensor& gradient, double factor);
 
   OptimizerSpec spec_;
+  Group& group_;
   std::vector<Slot> slots_;
+  std::vector<int> owners_;  // of the slots
 };
 
 // Five Newton-Schulz iterations towards the nearest semi-orthogonal matrix: singular values end near 1.

@@ -27,7 +27,8 @@
 // Proximal policy optimisation against a reward model (METHOD: Ouyang et al. 2022; PPO: Schulman et al.
 // 2017), and GRPO (Shao et al. 2024), which differs in where advantages come from. A step is one iteration:
 // rollouts, scores, several passes of updates; nothing but weights, optimizer states and a few numbers lives
-// from one to the next, so checkpoints hold no rollouts. Shapes: M generated tokens.
+// from one to the next, so checkpoints hold no rollouts. Ranks share out prompts and updates; rank 0 asks for
+// scores. Shapes: M generated tokens.
 namespace almost::trainer {
 namespace {
 
@@ -76,6 +77,7 @@ class PpoTask : public Task {
         optimizer_(inputs.spec.optimizer),
         seed_(inputs.spec.seed),
         num_threads_(inputs.spec.num_threads),
+        group_(*inputs.group),
         format_(inputs.format),
         tokenizer_(std::move(inputs.tokenizer)),
         prompts_(std::move(prompts)),
@@ -86,7 +88,7 @@ class PpoTask : public Task {
         learner_(inputs.model,
                  is_grpo() ? std::nullopt
                            : std::optional(ValueHead::Initialize(inputs.model.config().hidden_size, seed_)),
-                 optimizer_, spec_.value_learning_rate, num_threads_),
+                 optimizer_, spec_.value_learning_rate, num_threads_, group_),
         order_(seed_, static_cast<int64_t>(prompts_.size()),
                // Enough passes over the prompts for every iteration.
                static_cast<int>(
@@ -116,9 +118,9 @@ class PpoTask : public Task {
     const double rollout_seconds = stopwatch.Lap();
 
     // The scorer works while the log-probabilities are computed; both are there before anything changes.
-    auto scored = std::async(std::launch::async, [&] { return Score(rollouts); });
+    auto scores = std::async(std::launch::async, [&] { return AskAll(rollouts); });
     Evaluate(rollouts);
-    ALMOST_RETURN_IF_ERROR(scored.get());
+    ALMOST_RETURN_IF_ERROR(TakeScores(scores.get(), rollouts));
 
     Metrics metrics = Describe(rollouts);
     metrics["rollout_seconds"] = rollout_seconds;
@@ -228,39 +230,58 @@ class PpoTask : public Task {
                             engine::Engine::Create(learner_.policy().InMemoryFolder(), options));
     const int32_t end_of_text = *tokenizer_->eos_id();
     std::vector<Rollout> rollouts;
-    std::vector<engine::GenerationRequest> requests;
+    std::vector<engine::GenerationRequest> requests;  // this rank's share
     for (size_t i = 0; i < prompts.size(); ++i) {
       ALMOST_ASSIGN_OR_RETURN(EncodedDialogue dialogue,
                               EncodeDialogue(format_, *tokenizer_, {{"user", prompts[i]}}));
-      engine::GenerationRequest& request = requests.emplace_back();
-      request.prompt_ids = dialogue.ids;
-      request.sampling = {.temperature = spec_.temperature,
-                          .top_p = spec_.top_p,
-                          .max_new_tokens = spec_.max_new_tokens,
-                          .seed = DeriveSeed(seed, i),
-                          .logprobs = true};
-      request.stop_token_ids = {end_of_text};
+      if (static_cast<int>(i % group_.size()) == group_.rank()) {
+        engine::GenerationRequest& request = requests.emplace_back();
+        request.prompt_ids = dialogue.ids;
+        request.sampling = {.temperature = spec_.temperature,
+                            .top_p = spec_.top_p,
+                            .max_new_tokens = spec_.max_new_tokens,
+                            .seed = DeriveSeed(seed, i),
+                            .logprobs = true};
+        request.stop_token_ids = {end_of_text};
+      }
       Rollout& rollout = rollouts.emplace_back();
       rollout.prompt = prompts[i];
       rollout.sample.ids = std::move(dialogue.ids);
     }
-    const auto answers = generator->Generate(std::move(requests));
+    nlohmann::json drawn = nlohmann::json::array();
+    for (const auto& answer : generator->Generate(std::move(requests))) {
+      if (!answer.ok()) {
+        const size_t i = drawn.size() * group_.size() + group_.rank();
+        return Annotate(answer.status(), absl::StrCat("rollout of \"", prompts[i], "\""));
+      }
+      const engine::Candidate& candidate = answer->front();
+      std::vector<double> logprobs;
+      for (const engine::TokenLogprobs& token : candidate.logprobs) {
+        logprobs.push_back(spec_.temperature == 1.0 ? token.model : token.sampled);
+      }
+      drawn.push_back({{"ids", candidate.token_ids},
+                       {"stopped", candidate.finish_reason == engine::FinishReason::kStop},
+                       {"logprobs", logprobs}});
+    }
+    std::string bytes;
+    nlohmann::json::to_msgpack(drawn, bytes);
+    std::vector<nlohmann::json> by_rank;
+    for (const std::string& theirs : group_.Gather(bytes)) {
+      by_rank.push_back(nlohmann::json::from_msgpack(theirs));
+    }
     for (size_t i = 0; i < rollouts.size(); ++i) {
-      if (!answers[i].ok())
-        return Annotate(answers[i].status(), absl::StrCat("rollout of \"", prompts[i], "\""));
-      const engine::Candidate& answer = answers[i]->front();
+      const nlohmann::json& answer = by_rank[i % group_.size()].at(i / group_.size());
       Rollout& rollout = rollouts[i];
-      const std::string text = tokenizer_->Decode(answer.token_ids, /*skip_special_tokens=*/true);
+      const std::vector<int32_t> generated = answer.at("ids");
+      const std::string text = tokenizer_->Decode(generated, /*skip_special_tokens=*/true);
       rollout.response = std::string(absl::StripPrefix(text, format_.answer_prefix));
-      rollout.stopped = answer.finish_reason == engine::FinishReason::kStop;
+      rollout.stopped = answer.at("stopped");
+      rollout.engine_logprobs = answer.at("logprobs").get<std::vector<double>>();
       std::vector<int32_t>& ids = rollout.sample.ids;
       rollout.sample.is_target.assign(ids.size(), false);
-      ids.insert(ids.end(), answer.token_ids.begin(), answer.token_ids.end());
+      ids.insert(ids.end(), generated.begin(), generated.end());
       if (rollout.stopped) ids.push_back(end_of_text);
       rollout.sample.is_target.resize(ids.size(), true);
-      for (const engine::TokenLogprobs& logprobs : answer.logprobs) {
-        rollout.engine_logprobs.push_back(spec_.temperature == 1.0 ? logprobs.model : logprobs.sampled);
-      }
     }
     return rollouts;
   }
@@ -284,16 +305,38 @@ class PpoTask : public Task {
     return scores;
   }
 
-  absl::Status Score(std::vector<Rollout>& rollouts) const {
-    ALMOST_ASSIGN_OR_RETURN(const std::vector<double> scores, Ask(reward_, "reward", rollouts));
-    std::vector<double> guards(rollouts.size());
+  struct Scores {
+    std::vector<double> rewards, guards;
+  };
+
+  // Rank 0 asks for all; the others have nothing to say.
+  absl::StatusOr<Scores> AskAll(const std::vector<Rollout>& rollouts) const {
+    Scores scores{.rewards = {}, .guards = std::vector<double>(rollouts.size())};
+    if (group_.rank() != 0) return scores;
+    ALMOST_ASSIGN_OR_RETURN(scores.rewards, Ask(reward_, "reward", rollouts));
     if (guard_) {
-      ALMOST_ASSIGN_OR_RETURN(guards, Ask(guard_, "guard", rollouts));
+      ALMOST_ASSIGN_OR_RETURN(scores.guards, Ask(guard_, "guard", rollouts));
+    }
+    return scores;
+  }
+
+  // What rank 0 was told, on all ranks.
+  absl::Status TakeScores(const absl::StatusOr<Scores>& asked, std::vector<Rollout>& rollouts) {
+    std::string bytes;
+    nlohmann::json::to_msgpack({{"code", static_cast<int>(asked.status().code())},
+                                {"message", std::string(asked.status().message())},
+                                {"rewards", asked.ok() ? asked->rewards : std::vector<double>()},
+                                {"guards", asked.ok() ? asked->guards : std::vector<double>()}},
+                               bytes);
+    const nlohmann::json told = nlohmann::json::from_msgpack(group_.Broadcast(bytes));
+    if (told.at("code") != 0) {
+      return {static_cast<absl::StatusCode>(told.at("code").get<int>()),
+              told.at("message").get<std::string>()};
     }
     for (size_t i = 0; i < rollouts.size(); ++i) {
       Rollout& rollout = rollouts[i];
-      rollout.score = scores[i];
-      rollout.guard = guards[i];
+      rollout.score = told.at("rewards")[i];
+      rollout.guard = told.at("guards")[i];
       rollout.reward = RolloutReward(spec_, rollout.score, reward_mean_, reward_std_, rollout.stopped,
                                      rollout.engine_logprobs.size());
     }
@@ -306,7 +349,7 @@ class PpoTask : public Task {
         prompts_.begin() + static_cast<std::ptrdiff_t>(std::min(kNormalisationRollouts, prompts_.size())));
     ALMOST_ASSIGN_OR_RETURN(std::vector<Rollout> rollouts,
                             Generate(prompts, DeriveSeed(seed_, "base rollouts")));
-    ALMOST_RETURN_IF_ERROR(Score(rollouts));
+    ALMOST_RETURN_IF_ERROR(TakeScores(AskAll(rollouts), rollouts));
     double sum = 0, squares = 0;
     for (const Rollout& rollout : rollouts) sum += rollout.score;
     reward_mean_ = sum / static_cast<double>(rollouts.size());
@@ -323,7 +366,8 @@ class PpoTask : public Task {
                                        const std::vector<size_t>& chosen) const {
     std::vector<int64_t> lengths;
     for (const size_t i : chosen) lengths.push_back(static_cast<int64_t>(rollouts[i].sample.ids.size()));
-    std::vector<std::vector<size_t>> cut = CutMicroBatches(lengths, num_threads_, kMicroBatchTokens);
+    std::vector<std::vector<size_t>> cut =
+        CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens);
     for (std::vector<size_t>& part : cut) {
       for (size_t& item : part) item = chosen[item];
     }
@@ -361,6 +405,21 @@ class PpoTask : public Task {
       }
       distribute(samples.Logprobs(reference_, spec_.temperature), &Rollout::reference);
     });
+    if (group_.size() == 1) return;
+    for (const auto field :
+         {&Rollout::logprobs, &Rollout::entropies, &Rollout::values, &Rollout::reference}) {
+      if (field == &Rollout::values && learner_.values() == nullptr) continue;
+      std::vector<double> merged;
+      for (Rollout& rollout : rollouts) {
+        (rollout.*field).resize(rollout.sample.num_targets());  // with zeros where another rank was at it
+        merged.insert(merged.end(), (rollout.*field).begin(), (rollout.*field).end());
+      }
+      group_.Merge(merged);
+      auto next = merged.begin();
+      for (Rollout& rollout : rollouts) {
+        for (double& value : rollout.*field) value = *next++;
+      }
+    }
   }
 
   Metrics Describe(const std::vector<Rollout>& rollouts) const {
@@ -462,7 +521,8 @@ class PpoTask : public Task {
       lengths.push_back(static_cast<int64_t>(mix_[index].ids.size()));
       mix.targets += static_cast<double>(mix_[index].num_targets());
     }
-    for (const std::vector<size_t>& cut : CutMicroBatches(lengths, num_threads_, kMicroBatchTokens)) {
+    for (const std::vector<size_t>& cut :
+         CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens)) {
       std::vector<const Sample*>& part = mix.parts.emplace_back();
       for (const size_t item : cut) part.push_back(&mix_[batch[item]]);
     }
@@ -504,11 +564,16 @@ class PpoTask : public Task {
           parts[part].value_loss = value_loss.item<double>();
           return (policy_loss + spec_.value_coefficient * value_loss) / tokens;
         });
+    std::vector<double> sums;
     for (const Progress& part : parts) {
-      progress.policy_loss += part.policy_loss;
-      progress.value_loss += part.value_loss;
-      progress.mix_loss += part.mix_loss;
-      progress.clipped += part.clipped;
+      sums.insert(sums.end(), {part.policy_loss, part.value_loss, part.mix_loss, part.clipped});
+    }
+    group_.Merge(sums);
+    for (size_t i = 0; i < sums.size(); i += 4) {
+      progress.policy_loss += sums[i];
+      progress.value_loss += sums[i + 1];
+      progress.mix_loss += sums[i + 2];
+      progress.clipped += sums[i + 3];
     }
     progress.tokens += tokens;
     ++progress.updates;
@@ -518,6 +583,7 @@ class PpoTask : public Task {
   const OptimizerSpec optimizer_;
   const uint64_t seed_;
   const int num_threads_;
+  Group& group_;
   const PromptFormat format_;
   const std::shared_ptr<const Tokenizer> tokenizer_;
   const std::vector<std::string> prompts_;
@@ -539,7 +605,9 @@ absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunct
                                                   RewardFunction guard) {
   const auto& spec = std::get<PpoSpec>(inputs.spec.kind);
   const char* kind = KindName(inputs.spec.kind);
-  if (!reward) return absl::FailedPreconditionError(absl::StrCat(kind, ": no reward model to ask"));
+  if (!reward && inputs.group->rank() == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(kind, ": no reward model to ask"));
+  }
   if (!inputs.tokenizer->eos_id()) {
     return absl::FailedPreconditionError(
         absl::StrCat(kind, ": the tokenizer has no end-of-text token for an answer to end with"));

@@ -33,9 +33,8 @@ class PreferenceTask : public Task {
                  bool whole_prompts)
       : optimizer_(inputs.spec.optimizer),
         seed_(inputs.spec.seed),
-        num_threads_(inputs.spec.num_threads),
         pairs_(std::move(pairs)),
-        learner_(std::move(inputs.model), optimizer_, num_threads_),
+        learner_(std::move(inputs.model), optimizer_, inputs.spec.num_threads, *inputs.group),
         whole_prompts_(whole_prompts),
         groups_(Groups(pairs_, whole_prompts)),
         batches_(BatchesOfGroups(seed_, Sizes(groups_), epochs, batch_size)) {}
@@ -53,7 +52,7 @@ class PreferenceTask : public Task {
       lengths.push_back(tokens);
       count += static_cast<double>(groups_[group].size());
     }
-    const auto cut = CutMicroBatches(lengths, num_threads_, kMicroBatchTokens);
+    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens);
     std::vector<PackedPairs> parts;
     for (const std::vector<size_t>& items : cut) {
       std::vector<const PreferencePair*> pairs;
@@ -71,6 +70,7 @@ class PreferenceTask : public Task {
       margins[i] = margin.margins_P.sum().item<double>() / count;
       return margin.losses_P.sum() / count;
     });
+    for (std::vector<double>* values : {&losses, &correct, &margins}) learner_.Merge(*values);
     lengths.clear();
     double tokens = 0;
     int64_t targets = 0;
@@ -172,7 +172,6 @@ class PreferenceTask : public Task {
 
   const OptimizerSpec optimizer_;
   const uint64_t seed_;
-  const int num_threads_;
   const std::vector<PreferencePair> pairs_;
   Learner learner_;
   const bool whole_prompts_;
@@ -290,7 +289,7 @@ class RewardModelTask : public PreferenceTask {
     for (const PreferencePair* pair : pairs) {
       lengths.push_back(static_cast<int64_t>(pair->chosen.ids.size() + pair->rejected.ids.size()));
     }
-    const auto cut = CutMicroBatches(lengths, num_threads_, kMicroBatchTokens);
+    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens);
     std::vector<double> scores(2 * pairs.size());
     learner_.ForEach(cut.size(), [&](size_t i) {
       Group part;
@@ -304,6 +303,7 @@ class RewardModelTask : public PreferenceTask {
         scores[2 * cut[i][item] + 1] = rejected_P[static_cast<int64_t>(item)].item<double>();
       }
     });
+    learner_.Merge(scores);
     return scores;
   }
 

@@ -19,8 +19,7 @@ class PretrainTask : public Task {
   PretrainTask(TaskInputs inputs, DocumentSource documents)
       : spec_(std::get<PretrainSpec>(inputs.spec.kind)),
         optimizer_(inputs.spec.optimizer),
-        num_threads_(inputs.spec.num_threads),
-        learner_(std::move(inputs.model), optimizer_, num_threads_),
+        learner_(std::move(inputs.model), optimizer_, inputs.spec.num_threads, *inputs.group),
         documents_(std::move(documents)),
         tokenizer_(std::move(inputs.tokenizer)),
         stream_(documents_, tokenizer_, {.next_document = spec_.first_document, .left_over = {}}) {}
@@ -30,9 +29,9 @@ class PretrainTask : public Task {
   }
 
   absl::StatusOr<Metrics> Step(int64_t step) override {
-    // Whole sequences, shared out evenly over the threads.
+    // Whole sequences, shared out evenly over all threads.
     std::vector<std::vector<std::vector<int32_t>>> micro_batches(
-        std::min(num_threads_, spec_.batch_sequences));
+        std::min(learner_.num_workers(), spec_.batch_sequences));
     for (int i = 0; i < spec_.batch_sequences; ++i) {
       ALMOST_ASSIGN_OR_RETURN(std::vector<int32_t> sequence, stream_.Next(spec_.sequence_tokens));
       micro_batches[i % micro_batches.size()].push_back(std::move(sequence));
@@ -51,6 +50,7 @@ class PretrainTask : public Task {
       losses[i] = loss.item<double>();
       return loss;
     });
+    learner_.Merge(losses);
     double loss = 0;
     for (const double part : losses) loss += part;
     const std::vector<int64_t> lengths(spec_.batch_sequences, spec_.sequence_tokens);
@@ -79,7 +79,6 @@ class PretrainTask : public Task {
  private:
   const PretrainSpec spec_;
   const OptimizerSpec optimizer_;
-  const int num_threads_;
   Learner learner_;
   const DocumentSource documents_;
   const std::shared_ptr<const Tokenizer> tokenizer_;

@@ -21,6 +21,9 @@ void ConfigureLibTorch() {
   // Equal bits on every x86-64 machine with AVX2; each is read at the library's first arithmetic.
   setenv("MKL_CBWR", "AVX2,STRICT", /*overwrite=*/1);
   setenv("ATEN_CPU_CAPABILITY", "avx2", /*overwrite=*/1);
+  // What c10d warns of on its own, on stderr in a form of its own, our log says where it matters.
+  setenv("TORCH_CPP_LOG_LEVEL", "FATAL", /*overwrite=*/0);
+  c10::initLogging();
   mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_TOP_PAD, 64 << 20);
@@ -55,9 +58,13 @@ double PeakMemoryBytes() {
   return 1024.0 * static_cast<double>(usage.ru_maxrss);
 }
 
-std::string TrainingNumericsId(int num_threads) {
-  return absl::StrCat("libtorch-", LibTorchVersion(), "/float32/", at::get_cpu_capability(),
-                      "/threads=", num_threads);
+std::string MachineNumerics() {
+  return absl::StrCat("libtorch-", LibTorchVersion(), "/float32/", at::get_cpu_capability());
+}
+
+std::string TrainingNumericsId(int num_threads, int num_ranks) {
+  return absl::StrCat(MachineNumerics(), "/threads=", num_threads,
+                      num_ranks > 1 ? absl::StrCat("/ranks=", num_ranks) : "");
 }
 
 }  // namespace almost::trainer

@@ -20,7 +20,11 @@ double PeakFlops(int num_threads);
 // The most main memory that this process has held so far.
 double PeakMemoryBytes();
 
-// What the bits of trained weights depend on besides the job: LibTorch, dtype, instruction set, threads.
-std::string TrainingNumericsId(int num_threads);
+// What arithmetic on this machine depends on: LibTorch, dtype, instruction set.
+std::string MachineNumerics();
+
+// What the bits of trained weights depend on besides the job: the above, threads of a rank, ranks where there
+// are several.
+std::string TrainingNumericsId(int num_threads, int num_ranks);
 
 }  // namespace almost::trainer

@@ -18,9 +18,8 @@ class SftTask : public Task {
  public:
   SftTask(TaskInputs inputs, Dialogues dialogues)
       : optimizer_(inputs.spec.optimizer),
-        num_threads_(inputs.spec.num_threads),
         dialogues_(std::move(dialogues)),
-        learner_(std::move(inputs.model), optimizer_, num_threads_),
+        learner_(std::move(inputs.model), optimizer_, inputs.spec.num_threads, *inputs.group),
         order_(inputs.spec.seed, static_cast<int64_t>(dialogues_.samples.size()),
                std::get<SftSpec>(inputs.spec.kind).epochs, std::get<SftSpec>(inputs.spec.kind).batch_size) {}
 
@@ -36,7 +35,7 @@ class SftTask : public Task {
       tokens += lengths.back();
       targets += sample.num_targets();
     }
-    const auto cut = CutMicroBatches(lengths, num_threads_, kMicroBatchTokens);
+    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens);
     std::vector<double> losses(cut.size());
     const double factor = LearningRateFactor(optimizer_, step, num_steps());
     const double norm = learner_.Update(cut.size(), factor, [&](const Llama& model, size_t i) {
@@ -46,6 +45,7 @@ class SftTask : public Task {
       losses[i] = loss.item<double>();
       return loss;
     });
+    learner_.Merge(losses);
     double loss = 0;
     for (const double part : losses) loss += part;
     return Metrics{{"loss", loss},
@@ -69,7 +69,6 @@ class SftTask : public Task {
 
  private:
   const OptimizerSpec optimizer_;
-  const int num_threads_;
   const Dialogues dialogues_;
   Learner learner_;
   DataOrder order_;

@@ -20,6 +20,7 @@
 #include "nlohmann/json.hpp"
 #include "services/trainer/core/job_spec.h"
 #include "services/trainer/core/reward_function.h"
+#include "services/trainer/torch/group.h"
 
 namespace almost::trainer {
 
@@ -33,8 +34,9 @@ struct Finished {
 };
 
 // What a kind of job is to the loop that runs it. A step is a function of the state and its number alone, so
-// a job that stops after any step and goes on from the saved state ends with the same bits. Used by one
-// thread; LibTorch's exceptions may leave any method.
+// a job that stops after any step and goes on from the saved state ends with the same bits. Where several
+// ranks train, each has the task and calls the same methods, which give all the same results but for what
+// `Tensors` says. Used by one thread; LibTorch's exceptions and RankLost may leave any method.
 class Task {
  public:
   virtual ~Task() = default;
@@ -44,8 +46,8 @@ class Task {
   // kCancelled: the stop token it was made with asked for it, and the state is that of before the step.
   virtual absl::StatusOr<Metrics> Step(int64_t step) = 0;
 
-  // The whole state between two steps: tensors that live here and are overwritten when it is restored, and
-  // the rest. kDataLoss: values that are not what it wrote.
+  // The whole state between two steps: tensors that live here and are overwritten when it is restored, those
+  // of another rank on the meta device, and the rest. kDataLoss: values that are not what it wrote.
   virtual std::map<std::string, torch::Tensor> Tensors() const = 0;
   virtual nlohmann::json Values() const = 0;
   virtual absl::Status Restore(const nlohmann::json& values) = 0;
@@ -63,6 +65,7 @@ struct TaskInputs {
   std::shared_ptr<const Tokenizer> tokenizer;
   PromptFormat format;
   Llama model;
+  Group* group;  // outlives the task
 };
 
 // By the spec's kind. Errors name the field, or the file and line.
@@ -70,7 +73,8 @@ absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs);
 absl::StatusOr<std::unique_ptr<Task>> MakeSftTask(TaskInputs inputs);
 absl::StatusOr<std::unique_ptr<Task>> MakeRewardModelTask(TaskInputs inputs);
 absl::StatusOr<std::unique_ptr<Task>> MakeDpoTask(TaskInputs inputs);
-// Of ppo and grpo. `guard` scores what is reported and never learned from; it may be null.
+// Of ppo and grpo. `guard` scores what is reported and never learned from; it may be null. Both are asked on
+// rank 0 alone.
 absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward,
                                                   RewardFunction guard);
 

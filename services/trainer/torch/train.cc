@@ -1,5 +1,6 @@
 #include "services/trainer/torch/train.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -12,6 +13,7 @@
 #include "common/storage/env.h"
 #include "services/trainer/core/checkpoint_store.h"
 #include "services/trainer/core/model_export.h"
+#include "services/trainer/torch/group.h"
 #include "services/trainer/torch/runtime.h"
 #include "services/trainer/torch/task.h"
 
@@ -37,7 +39,7 @@ absl::Status CheckFrozen(const OptimizerSpec& optimizer, const Llama& model) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec) {
+absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, Group& group) {
   const auto* pretrain = std::get_if<PretrainSpec>(&spec.kind);
   const bool fresh = spec.base_model.empty();
   const fs::path folder = fresh ? pretrain->model_config.parent_path() : spec.base_model;
@@ -47,12 +49,13 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec) {
     ALMOST_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromFolder(folder));
     return TaskInputs{spec,   folder,
                       "",     tokenizer,
-                      format, Llama::Initialize(config, torch::kFloat32, DeriveSeed(spec.seed, "weights"))};
+                      format, Llama::Initialize(config, torch::kFloat32, DeriveSeed(spec.seed, "weights")),
+                      &group};
   }
   ALMOST_ASSIGN_OR_RETURN(const auto weights, ModelFolder::Open(folder));
   ALMOST_ASSIGN_OR_RETURN(Llama model, Llama::Load(*weights, torch::kFloat32,
                                                    std::holds_alternative<RewardModelSpec>(spec.kind)));
-  return TaskInputs{spec, folder, weights->digest(), tokenizer, format, std::move(model)};
+  return TaskInputs{spec, folder, weights->digest(), tokenizer, format, std::move(model), &group};
 }
 
 absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs, const RewardFunction& reward,
@@ -65,52 +68,100 @@ absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs, const RewardFu
   return MakePpoTask(std::move(inputs), reward, guard);
 }
 
+// Ranks that hold the tensor of each name.
+std::map<std::string, std::vector<int>> Holders(const std::map<std::string, Tensor>& tensors, Group& group) {
+  std::string held;
+  for (const auto& [name, tensor] : tensors) held.push_back(tensor.is_meta() ? 0 : 1);
+  const std::vector<std::string> by_rank = group.Gather(held);
+  std::map<std::string, std::vector<int>> holders;
+  size_t i = 0;
+  for (const auto& [name, tensor] : tensors) {
+    for (int rank = 0; rank < group.size(); ++rank) {
+      if (by_rank[rank][i] != 0) holders[name].push_back(rank);
+    }
+    ++i;
+  }
+  return holders;
+}
+
+// Rank 0 writes; what only others hold comes to it.
 absl::Status WriteCheckpoint(CheckpointStore& store, int64_t step, const std::string& numerics_id,
-                             const Task& task) {
+                             const Task& task, Group& group) {
+  const std::map<std::string, Tensor> live = task.Tensors();
+  const auto holders = Holders(live, group);
   std::vector<TensorToWrite> tensors;
   std::vector<Tensor> kept;
-  for (const auto& [name, live] : task.Tensors()) {
-    const Tensor& tensor = kept.emplace_back(live.to(torch::kCPU).contiguous());
-    const DType dtype = tensor.scalar_type() == torch::kFloat64 ? DType::kF64 : DType::kF32;
-    tensors.push_back({name,
-                       dtype,
-                       tensor.sizes().vec(),
-                       {static_cast<const std::byte*>(tensor.data_ptr()), tensor.nbytes()}});
+  for (const auto& [name, tensor] : live) {
+    const int holder = holders.at(name).front();
+    if (group.rank() != 0 && group.rank() != holder) continue;
+    const Tensor here =
+        (tensor.is_meta() ? torch::empty_like(tensor, torch::kCPU) : tensor.to(torch::kCPU)).contiguous();
+    group.Move(here, holder, 0);
+    if (group.rank() != 0) continue;
+    kept.push_back(here);
+    const DType dtype = here.scalar_type() == torch::kFloat64 ? DType::kF64 : DType::kF32;
+    tensors.push_back(
+        {name, dtype, here.sizes().vec(), {static_cast<const std::byte*>(here.data_ptr()), here.nbytes()}});
   }
-  return store.Write(step, numerics_id, task.Values(), tensors);
+  return group.rank() == 0 ? store.Write(step, numerics_id, task.Values(), tensors) : absl::OkStatus();
 }
 
-absl::Status RestoreCheckpoint(const Checkpoint& checkpoint, const std::string& numerics_id, Task& task) {
-  if (checkpoint.numerics_id != numerics_id) {
-    return absl::FailedPreconditionError(absl::StrCat("the job's checkpoint was made with ",
-                                                      checkpoint.numerics_id, ", this process has ",
-                                                      numerics_id, ": going on would change the result"));
-  }
-  for (const auto& [name, live] : task.Tensors()) {
-    const auto saved = checkpoint.tensors->tensors().find(name);
-    if (saved == checkpoint.tensors->tensors().end() || saved->second.bytes.size() != live.nbytes()) {
-      return absl::DataLossError(absl::StrCat("checkpoint of step ", checkpoint.step, ": tensor ", name,
-                                              " is missing or of another size"));
+// From rank 0's checkpoint, null on the others. `values` are the checkpoint's.
+absl::Status RestoreCheckpoint(const Checkpoint* checkpoint, int64_t step, const json& values, Task& task,
+                               Group& group) {
+  const std::map<std::string, Tensor> tensors = task.Tensors();
+  const auto holders = Holders(tensors, group);
+  if (checkpoint != nullptr) {
+    for (const auto& [name, live] : tensors) {
+      const auto saved = checkpoint->tensors->tensors().find(name);
+      if (saved == checkpoint->tensors->tensors().end() || saved->second.bytes.size() != live.nbytes()) {
+        return absl::DataLossError(
+            absl::StrCat("checkpoint of step ", step, ": tensor ", name, " is missing or of another size"));
+      }
     }
-    const Tensor read = torch::empty_like(live, torch::kCPU);
-    std::memcpy(read.data_ptr(), saved->second.bytes.data(), saved->second.bytes.size());
-    Tensor(live).copy_(read);
+  }
+  for (const auto& [name, live] : tensors) {
+    const std::vector<int>& ranks = holders.at(name);
+    Tensor read;
+    if (checkpoint != nullptr) {
+      const TensorView& saved = checkpoint->tensors->tensors().at(name);
+      read = torch::empty(live.sizes(), live.options().device(torch::kCPU));
+      std::memcpy(read.data_ptr(), saved.bytes.data(), saved.bytes.size());
+      if (!live.is_meta()) Tensor(live).copy_(read);
+    }
+    if (ranks.size() > 1) {
+      group.Broadcast({live}, 0);
+    } else {
+      group.Move(group.rank() == 0 ? read : live, 0, ranks.front());
+    }
   }
   try {
-    return task.Restore(checkpoint.values);
+    return task.Restore(values);
   } catch (const json::exception& e) {
-    return absl::DataLossError(absl::StrCat("checkpoint of step ", checkpoint.step, ": ", e.what()));
+    return absl::DataLossError(absl::StrCat("checkpoint of step ", step, ": ", e.what()));
   }
 }
 
-absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& context) {
-  const std::string numerics_id = TrainingNumericsId(spec.num_threads);
+// What rank 0 says to all.
+json Tell(const json& message, Group& group) {
+  std::string bytes;
+  json::to_msgpack(message, bytes);
+  return json::from_msgpack(group.Broadcast(bytes));
+}
+
+absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& context, Group& group) {
+  const bool leads = group.rank() == 0;
+  const std::string numerics_id = TrainingNumericsId(spec.num_threads, group.size());
   const fs::path output = context.work_folder / "model";
-  if (fs::exists(output)) {  // finished before; the caller was stopped before it took the model
+  // Finished before; the caller was stopped before it took the model.
+  std::string digest;
+  if (leads && fs::exists(output)) {
     ALMOST_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(output));
-    return TrainedModel{folder->digest(), numerics_id};
+    digest = folder->digest();
   }
-  ALMOST_ASSIGN_OR_RETURN(TaskInputs inputs, Prepare(spec));
+  digest = group.Broadcast(digest);
+  if (!digest.empty()) return TrainedModel{digest, numerics_id};
+  ALMOST_ASSIGN_OR_RETURN(TaskInputs inputs, Prepare(spec, group));
   ExportedModel exported{
       .config = inputs.model.config(),
       .format = inputs.format,
@@ -124,11 +175,22 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
                           MakeTask(std::move(inputs), context.reward, context.guard));
 
   CheckpointStore checkpoints(context.work_folder / "checkpoints");
-  std::vector<std::string> damaged;
-  ALMOST_ASSIGN_OR_RETURN(const std::optional<Checkpoint> latest, checkpoints.Latest(&damaged));
-  for (const std::string& message : damaged) {
-    if (context.warn) context.warn(message);
+  std::optional<Checkpoint> latest;
+  if (leads) {
+    std::vector<std::string> damaged;
+    ALMOST_ASSIGN_OR_RETURN(latest, checkpoints.Latest(&damaged));
+    for (const std::string& message : damaged) {
+      if (context.warn) context.warn(message);
+    }
+    if (latest && latest->numerics_id != numerics_id) {
+      return absl::FailedPreconditionError(absl::StrCat("the job's checkpoint was made with ",
+                                                        latest->numerics_id, ", this process has ",
+                                                        numerics_id, ": going on would change the result"));
+    }
   }
+  json from = nullptr;  // step and values of the checkpoint
+  if (latest) from = {{"step", latest->step}, {"values", latest->values}};
+  from = Tell(from, group);
   int64_t step = 0;
   const auto timed = [&](CheckpointWork::Operation operation, const auto& work) {
     const auto begin = SteadyClock::now();
@@ -136,22 +198,28 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
     if (context.checkpoint) context.checkpoint({operation, SteadyClock::now() - begin, status});
     return status;
   };
-  if (latest.has_value()) {
-    ALMOST_RETURN_IF_ERROR(timed(CheckpointWork::Operation::kRestore,
-                                 [&] { return RestoreCheckpoint(*latest, numerics_id, *task); }));
-    step = latest->step;
+  if (!from.is_null()) {
+    step = from.at("step");
+    ALMOST_RETURN_IF_ERROR(timed(CheckpointWork::Operation::kRestore, [&] {
+      return RestoreCheckpoint(latest ? &*latest : nullptr, step, from.at("values"), *task, group);
+    }));
   }
 
-  const double peak_flops = PeakFlops(spec.num_threads);
+  const double peak_flops = PeakFlops(spec.num_threads) * group.size();
   int64_t saved = step;
   SteadyClock::time_point saved_at = SteadyClock::now();
   while (step < task->num_steps()) {
-    const bool stop = context.stop.stop_requested();
-    const bool due = spec.checkpoint_steps > 0 ? step - saved >= spec.checkpoint_steps
-                                               : SteadyClock::now() - saved_at >= kCheckpointPeriod;
+    // Anybody's wish to stop is everybody's; whether a checkpoint is due, rank 0's clock says.
+    std::vector<double> wishes(group.size() + 1);
+    wishes[group.rank()] = context.stop.stop_requested() ? 1 : 0;
+    wishes.back() = leads && SteadyClock::now() - saved_at >= kCheckpointPeriod ? 1 : 0;
+    group.Merge(wishes);
+    const bool stop = std::any_of(wishes.begin(), wishes.end() - 1, [](double wish) { return wish != 0; });
+    const bool due = spec.checkpoint_steps > 0 ? step - saved >= spec.checkpoint_steps : wishes.back() != 0;
     if (step > saved && (stop || due)) {
-      ALMOST_RETURN_IF_ERROR(timed(CheckpointWork::Operation::kWrite,
-                                   [&] { return WriteCheckpoint(checkpoints, step, numerics_id, *task); }));
+      ALMOST_RETURN_IF_ERROR(timed(CheckpointWork::Operation::kWrite, [&] {
+        return WriteCheckpoint(checkpoints, step, numerics_id, *task, group);
+      }));
       saved = step;
       saved_at = SteadyClock::now();
     }
@@ -175,6 +243,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
   }
 
   ALMOST_ASSIGN_OR_RETURN(const Finished finished, task->Finish());
+  if (!leads) return TrainedModel{group.Broadcast(""), numerics_id};
   exported.training["num_steps"] = task->num_steps();
   exported.training["measured"] = finished.measured;
   exported.reward = finished.reward;
@@ -186,6 +255,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
   ALMOST_RETURN_IF_ERROR(WriteModelFiles(exported, !std::holds_alternative<PretrainSpec>(spec.kind), fresh));
   ALMOST_RETURN_IF_ERROR(env.Rename(fresh, output));
   ALMOST_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(output));
+  group.Broadcast(folder->digest());
   return TrainedModel{folder->digest(), numerics_id};
 }
 
@@ -199,8 +269,11 @@ absl::StatusOr<int> MaxTokens(absl::string_view field, int value, const ModelCon
 
 absl::StatusOr<TrainedModel> Train(const JobSpec& spec, const TrainContext& context) {
   ALMOST_RETURN_IF_ERROR(ValidateJobSpec(spec));
+  Group alone;
   try {
-    return Run(spec, context);
+    return Run(spec, context, context.group == nullptr ? alone : *context.group);
+  } catch (const RankLost& e) {
+    return absl::UnavailableError(absl::StrCat("a rank was lost: ", e.what()));
   } catch (const c10::Error& e) {
     return absl::InternalError(absl::StrCat("LibTorch: ", e.what_without_backtrace()));
   } catch (const std::exception& e) {

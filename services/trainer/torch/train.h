@@ -14,6 +14,8 @@
 
 namespace almost::trainer {
 
+class Group;
+
 struct CheckpointWork {
   enum class Operation { kWrite, kRestore } operation;
   std::chrono::duration<double> seconds;
@@ -32,14 +34,17 @@ struct TrainContext {
   std::function<void()> not_finite;                       // before a job ends that way
   RewardFunction reward;                                  // of a ppo or grpo job
   RewardFunction guard;                                   // of a ppo or grpo job, where it has one
+  // The ranks that train together; null: this process alone. All call Train with the same spec; rank 0 owns
+  // the work folder, is told of progress and asks for rewards, the others need neither of these.
+  Group* group = nullptr;
 };
 
 // Runs the job from where its work folder stands to the end, and leaves the model in work_folder/model: a
 // Hugging Face folder, whole or not at all. Called again after a crash at any point it ends with the same
-// bits. output_digest is the model's. One job at a time.
-// kInvalidArgument and kNotFound name the field or the file; kFailedPrecondition: a checkpoint made with
-// other numerics; kCancelled; kInternal: LibTorch failed, or a loss or a gradient is not a finite number: no
-// checkpoint holds what came of it.
+// bits. output_digest is the model's. One job at a time. A rank that is asked to stop stops all, with a
+// checkpoint. kInvalidArgument and kNotFound name the field or the file; kFailedPrecondition: a checkpoint
+// made with other numerics; kCancelled; kUnavailable with the group lost: call again with another; kInternal:
+// LibTorch failed, or a loss or a gradient is not a finite number: no checkpoint holds what came of it.
 absl::StatusOr<TrainedModel> Train(const JobSpec& spec, const TrainContext& context);
 
 }  // namespace almost::trainer

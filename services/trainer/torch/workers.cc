@@ -2,8 +2,6 @@
 
 namespace almost::trainer {
 
-using torch::Tensor;
-
 Workers::Workers(int num_threads) : thrown_(num_threads) {
   for (int worker = 1; worker < num_threads; ++worker)
     threads_.emplace_back([this, worker] { Loop(worker); });
@@ -61,25 +59,6 @@ void Workers::Run(const std::function<void(int)>& work) {
     thrown = nullptr;
   }
   if (first != nullptr) std::rethrow_exception(first);
-}
-
-std::vector<Tensor> SumGradients(Workers& workers, const std::vector<std::vector<Tensor>>& leaves,
-                                 size_t count, const std::function<Tensor(int, size_t)>& loss) {
-  workers.Run([&](int worker) {
-    for (const Tensor& leaf : leaves[worker]) leaf.mutable_grad().reset();
-    for (size_t i = worker; i < count; i += workers.size()) loss(worker, i).backward();
-  });
-  std::vector<Tensor> sums;
-  for (size_t p = 0; p < leaves[0].size(); ++p) {
-    Tensor sum;
-    for (const std::vector<Tensor>& replica : leaves) {
-      const Tensor& grad = replica[p].grad();
-      if (!grad.defined()) continue;
-      sum = sum.defined() ? sum.add_(grad) : grad;
-    }
-    sums.push_back(sum.defined() ? sum : torch::zeros_like(leaves[0][p]));
-  }
-  return sums;
 }
 
 }  // namespace almost::trainer

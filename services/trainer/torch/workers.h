@@ -39,12 +39,4 @@ class Workers {
   std::vector<std::thread> threads_;
 };
 
-// The gradients of the sum of `loss(worker, i)` over i < count, in the order of the leaves. `leaves[w]` are
-// the parameters as worker w's replica holds them. Worker w computes w, w + size, …; sums are taken in that
-// order, so equal bits need an equal number of workers and nothing else. A parameter no loss depends on gets
-// zeros.
-std::vector<torch::Tensor> SumGradients(Workers& workers,
-                                        const std::vector<std::vector<torch::Tensor>>& leaves, size_t count,
-                                        const std::function<torch::Tensor(int worker, size_t i)>& loss);
-
 }  // namespace almost::trainer

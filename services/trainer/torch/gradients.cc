@@ -1,0 +1,177 @@
+#include "services/trainer/torch/gradients.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <numeric>
+
+#include "torch/csrc/autograd/function_hook.h"
+#include "torch/csrc/autograd/variable.h"
+
+namespace almost::trainer {
+
+using torch::Tensor;
+
+namespace {
+
+constexpr size_t kBucketBytes = size_t{25} << 20;
+
+}  // namespace
+
+std::vector<int> ShareOut(std::span<const Tensor> tensors, int num_ranks) {
+  std::vector<size_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return tensors[a].numel() > tensors[b].numel(); });
+  std::vector<int64_t> held(num_ranks);
+  std::vector<int> owners(tensors.size());
+  for (const size_t i : order) {
+    const auto least = std::min_element(held.begin(), held.end());
+    owners[i] = static_cast<int>(least - held.begin());
+    *least += tensors[i].numel();
+  }
+  return owners;
+}
+
+class Gradients::Hook : public torch::autograd::PostAccumulateGradHook {
+ public:
+  Hook(Gradients& gradients, int worker, size_t p) : gradients_(gradients), worker_(worker), p_(p) {}
+  void operator()(const Tensor&) override {
+    if (gradients_.is_last_pass_[worker_]) gradients_.Arrived(p_);
+  }
+
+ private:
+  Gradients& gradients_;
+  const int worker_;
+  const size_t p_;
+};
+
+Gradients::Gradients(Workers& workers, Group& group, std::vector<std::vector<Tensor>> leaves,
+                     std::vector<int> owners)
+    : workers_(workers),
+      group_(group),
+      leaves_(std::move(leaves)),
+      owners_(std::move(owners)),
+      is_last_pass_(leaves_.size()) {
+  if (group_.size() == 1) return;
+  for (size_t worker = 0; worker < leaves_.size(); ++worker) {
+    for (size_t p = 0; p < leaves_[worker].size(); ++p) {
+      torch::autograd::impl::set_post_acc_grad_hooks(
+          leaves_[worker][p], std::make_unique<Hook>(*this, static_cast<int>(worker), p));
+    }
+  }
+}
+
+Gradients::~Gradients() {
+  if (group_.size() == 1) return;
+  for (const std::vector<Tensor>& replica : leaves_) {
+    for (const Tensor& leaf : replica) torch::autograd::impl::set_post_acc_grad_hooks(leaf, nullptr);
+  }
+}
+
+std::vector<Tensor> Gradients::Sum(size_t count, const std::function<Tensor(int, size_t)>& loss) {
+  const size_t num_threads = workers_.size(), num_parameters = leaves_[0].size();
+  const size_t first = group_.rank() * num_threads, stride = group_.size() * num_threads;
+  {
+    const absl::MutexLock lock(&mutex_);
+    const size_t at_work = std::min(num_threads, count - std::min(count, first));
+    missing_.assign(num_parameters, static_cast<int>(at_work));
+    started_ = 0;
+  }
+  workers_.Run([&](int worker) {
+    for (const Tensor& leaf : leaves_[worker]) leaf.mutable_grad().reset();
+    for (size_t i = first + worker; i < count; i += stride) {
+      const Tensor value = loss(worker, i);
+      is_last_pass_[worker] = i + stride >= count;
+      value.backward();
+    }
+    is_last_pass_[worker] = false;
+  });
+  std::vector<Tensor> sums(num_parameters);
+  if (group_.size() == 1) {
+    for (size_t p = 0; p < num_parameters; ++p) sums[p] = SumOverWorkers(p);
+    return sums;
+  }
+  const torch::NoGradGuard no_grad;
+  const absl::MutexLock lock(&mutex_);
+  if (buckets_.empty()) FillBuckets();
+  for (; started_ < buckets_.size(); ++started_) Start(buckets_[started_]);
+  for (Bucket& bucket : buckets_) {
+    group_.Wait(bucket.exchange);
+    const std::vector<Tensor>& parts = bucket.exchange.received;
+    Tensor sum = parts[0] + parts[1];
+    for (size_t rank = 2; rank < parts.size(); ++rank) sum.add_(parts[rank]);
+    bucket.exchange = {};  // the sum stays
+    int64_t at = 0;
+    for (const size_t p : bucket.members) {
+      if (owners_[p] != group_.rank()) continue;
+      const Tensor& leaf = leaves_[0][p];
+      sums[p] = sum.narrow(0, at, leaf.numel()).view(leaf.sizes());
+      at += leaf.numel();
+    }
+  }
+  return sums;
+}
+
+void Gradients::Arrived(size_t p) {
+  const torch::NoGradGuard no_grad;
+  const absl::MutexLock lock(&mutex_);
+  if (--missing_[p] > 0) return;
+  if (buckets_.empty()) arrival_.push_back(p);
+  const auto has_arrived = [&](size_t member)
+                               ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return missing_[member] == 0; };
+  // One after another, so that all ranks start them in one order.
+  while (started_ < buckets_.size() &&
+         std::all_of(buckets_[started_].members.begin(), buckets_[started_].members.end(), has_arrived)) {
+    Start(buckets_[started_++]);
+  }
+}
+
+void Gradients::Start(Bucket& bucket) {
+  std::vector<Tensor> pieces;
+  std::vector<int64_t> to(group_.size());
+  for (int rank = 0; rank < group_.size(); ++rank) {
+    for (const size_t p : bucket.members) {
+      if (owners_[p] != rank) continue;
+      pieces.push_back(SumOverWorkers(p).view(-1));
+      to[rank] += pieces.back().numel();
+    }
+  }
+  bucket.exchange = group_.StartExchange(pieces, to, std::vector<int64_t>(to.size(), to[group_.rank()]));
+  for (const size_t p : bucket.members) {
+    for (const std::vector<Tensor>& replica : leaves_) replica[p].mutable_grad().reset();
+  }
+}
+
+Tensor Gradients::SumOverWorkers(size_t p) const {
+  Tensor sum;
+  for (const std::vector<Tensor>& replica : leaves_) {
+    const Tensor& grad = replica[p].grad();
+    if (!grad.defined()) continue;
+    sum = sum.defined() ? sum.add_(grad) : grad;
+  }
+  return sum.defined() ? sum : torch::zeros_like(leaves_[0][p]);
+}
+
+void Gradients::FillBuckets() {
+  std::vector<char> is_there(owners_.size());
+  for (const size_t p : arrival_) is_there[p] = true;
+  for (size_t p = 0; p < owners_.size(); ++p) {
+    if (!is_there[p]) arrival_.push_back(p);
+  }
+  std::string bytes(arrival_.size() * sizeof(size_t), '\0');
+  std::memcpy(bytes.data(), arrival_.data(), bytes.size());
+  bytes = group_.Broadcast(bytes);
+  std::memcpy(arrival_.data(), bytes.data(), bytes.size());
+  size_t held = kBucketBytes;
+  for (const size_t p : arrival_) {
+    if (held >= kBucketBytes) {
+      buckets_.emplace_back();
+      held = 0;
+    }
+    buckets_.back().members.push_back(p);
+    held += leaves_[0][p].nbytes();
+  }
+}
+
+}  // namespace almost::trainer

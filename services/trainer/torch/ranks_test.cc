@@ -1,0 +1,297 @@
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <set>
+
+#include "common/model/model_folder.h"
+#include "nlohmann/json.hpp"
+#include "services/trainer/torch/gradients.h"
+#include "services/trainer/torch/rendezvous.h"
+#include "services/trainer/torch/runtime.h"
+#include "services/trainer/torch/train.h"
+
+// Several processes that train one job over Gloo on loopback. Every rank is a child of the test.
+namespace almost::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+fs::path World() { return fs::path(std::getenv("ALMOST_SOURCE_DIR")) / "common/world/models/S"; }
+
+absl::StatusOr<std::vector<double>> LengthReward(std::span<const RewardInput> inputs) {
+  std::vector<double> scores;
+  for (const RewardInput& input : inputs) scores.push_back(static_cast<double>(input.response.size()));
+  return scores;
+}
+
+std::string Bytes(const fs::path& file) {
+  std::ifstream stream(file);
+  EXPECT_TRUE(stream.good()) << file;
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+// A bound socket of a port of its own.
+struct Port {
+  Port() : fd(socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof address;
+    EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), length), 0);
+    getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length);
+    number = ntohs(address.sin_port);
+  }
+  ~Port() { close(fd); }
+  int fd;
+  int number;
+};
+
+// What a rank does when it has done `step` steps.
+struct Mishap {
+  int rank = -1;
+  int64_t step = 0;
+  enum { kKilled, kToldToStop } kind = kKilled;
+};
+
+class RanksTest : public testing::TestWithParam<std::string> {
+ protected:
+  RanksTest() {
+    fs::remove_all(root_);
+    fs::create_directories(root_);
+    std::ofstream pairs(root_ / "pairs.jsonl"), dialogues(root_ / "dialogues.jsonl");
+    for (int i = 0; i < 60; ++i) {
+      const std::string question = "What is " + std::to_string(i % 6 + 1) + " plus 2?";
+      const std::string good = std::to_string(i % 6 + 3) + (i % 4 == 0 ? ", I hope this helps." : "."),
+                        bad = std::string(1 + i % 9, 'a');
+      pairs << nlohmann::json{{"prompt", question}, {"chosen", good}, {"rejected", bad}} << "\n";
+      dialogues << nlohmann::json{{"messages",
+                                   {{{"role", "user"}, {"content", question}},
+                                    {{"role", "assistant"}, {"content", good}}}}}
+                << "\n";
+    }
+  }
+
+  // Ten steps, or a few more.
+  JobSpec Spec(const std::string& kind, int num_threads) const {
+    JobSpec spec{.base_model = World(), .seed = 3, .num_threads = num_threads, .checkpoint_steps = 2};
+    spec.optimizer = {.learning_rate = 1e-3, .warmup_steps = 2};
+    if (kind == "pretrain") {
+      spec.optimizer.muon_learning_rate = 0.01;
+      spec.kind = PretrainSpec{
+          .world_seed = 1, .num_tokens = 10 * 4 * 32, .sequence_tokens = 32, .batch_sequences = 4};
+    } else if (kind == "sft") {
+      spec.kind = SftSpec{.dataset = root_ / "dialogues.jsonl", .epochs = 1, .batch_size = 6};
+    } else if (kind == "reward_model") {
+      spec.kind = RewardModelSpec{
+          .dataset = root_ / "pairs.jsonl", .epochs = 3, .batch_size = 8, .held_out_fraction = 0.3};
+    } else if (kind == "dpo") {
+      spec.kind = DpoSpec{.dataset = root_ / "pairs.jsonl", .epochs = 1, .batch_size = 6};
+    } else {
+      spec.kind = PpoSpec{.dataset = root_ / "pairs.jsonl",
+                          .num_iterations = 10,
+                          .rollouts = 6,
+                          .epochs = 2,
+                          .minibatch_size = 4,
+                          .max_new_tokens = 12,
+                          .kl_coefficient = 0.05,
+                          .kl_target = 1,
+                          .value_learning_rate = 1e-3,
+                          .missing_stop_reward = -1,
+                          .normalize_rewards = true};
+    }
+    if (kind == "grpo") {
+      auto& grpo = std::get<PpoSpec>(spec.kind);
+      grpo.group_size = 3;
+      grpo.value_learning_rate = 0;
+    }
+    return spec;
+  }
+
+  // Runs the job in `num_ranks` processes. Their statuses, as codes, -1 of a killed one, go to `codes`; rank
+  // 0's losses beneath root_.
+  std::vector<int> Run(const std::vector<JobSpec>& spec_by_rank, const std::string& work,
+                       Mishap mishap) const {
+    const int num_ranks = static_cast<int>(spec_by_rank.size());
+    const Port port;
+    std::vector<pid_t> children;
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      children.push_back(fork());
+      if (children.back() == 0) _exit(RunRank(spec_by_rank[rank], work, rank, num_ranks, port, mishap));
+    }
+    std::vector<int> codes;
+    for (const pid_t child : children) {
+      int status = 0;
+      EXPECT_EQ(waitpid(child, &status, 0), child);
+      codes.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+    }
+    return codes;
+  }
+  std::vector<int> Run(int num_ranks, const JobSpec& spec, const std::string& work,
+                       Mishap mishap = {}) const {
+    return Run(std::vector<JobSpec>(num_ranks, spec), work, mishap);
+  }
+
+  int RunRank(const JobSpec& spec, const std::string& work, int rank, int num_ranks, const Port& port,
+              Mishap mishap) const {
+    std::stop_source stop;
+    TrainContext context;
+    context.work_folder = root_ / work;
+    context.stop = stop.get_token();
+    std::ofstream losses(root_ / (work + ".losses"), std::ios::app);
+    losses.precision(17);
+    context.report = [&](int64_t step, int64_t, const std::map<std::string, double>& metrics) {
+      if (rank == 0) losses << metrics.at("loss") << std::endl;
+      if (mishap.rank != rank || mishap.step != step) return;
+      if (mishap.kind == Mishap::kKilled) raise(SIGKILL);
+      stop.request_stop();
+    };
+    if (rank == 0) context.reward = LengthReward;
+    Group group;
+    std::unique_ptr<Rendezvous> rendezvous;
+    if (num_ranks > 1) {
+      rendezvous = Rendezvous::Open({.rank = rank,
+                                     .world_size = num_ranks,
+                                     .master_port = port.number,
+                                     .listen_socket = rank == 0 ? dup(port.fd) : -1})
+                       .value();
+      if (rank == 0) {
+        group = rendezvous->Call("job", MachineNumerics(), {}, nullptr).value();
+      } else {
+        Rendezvous::Attempt attempt = rendezvous->Follow(MachineNumerics(), {}).value();
+        EXPECT_EQ(attempt.job, "job");
+        group = std::move(attempt.group);
+      }
+    }
+    context.group = &group;
+    const absl::Status status = Train(spec, context).status();
+    if (!status.ok()) std::cerr << "rank " << rank << ": " << status << "\n";
+    EXPECT_EQ(group.lost(), absl::IsUnavailable(status));
+    return static_cast<int>(status.code());
+  }
+
+  std::string Weights(const std::string& work) const {
+    return Bytes(root_ / work / "model" / "model.safetensors");
+  }
+  std::vector<double> Losses(const std::string& work) const {
+    std::ifstream file(root_ / (work + ".losses"));
+    return {std::istream_iterator<double>(file), {}};
+  }
+
+  const fs::path root_ = fs::path(testing::TempDir()) / ("ranks_test-" + std::to_string(getpid()));
+};
+
+constexpr int kOk = static_cast<int>(absl::StatusCode::kOk);
+constexpr int kLost = static_cast<int>(absl::StatusCode::kUnavailable);
+constexpr int kStopped = static_cast<int>(absl::StatusCode::kCancelled);
+
+// One thread a rank: the micro-batches are those of one process with two threads, and so are all sums'
+// orders.
+TEST_P(RanksTest, TwoRanksMakeTheBitsOfOneProcessWithTheSameMicroBatches) {
+  for (const double max_grad_norm : {0.0, 0.5}) {
+    JobSpec one = Spec(GetParam(), 2), two = Spec(GetParam(), 1);
+    one.optimizer.max_grad_norm = two.optimizer.max_grad_norm = max_grad_norm;
+    const std::string clipped = max_grad_norm > 0 ? "-clipped" : "";
+    EXPECT_THAT(Run(1, one, "one" + clipped), testing::Each(kOk));
+    EXPECT_THAT(Run(2, two, "two" + clipped), testing::Each(kOk));
+    EXPECT_EQ(Weights("two" + clipped), Weights("one" + clipped));
+    EXPECT_EQ(Losses("two" + clipped), Losses("one" + clipped));
+    EXPECT_GE(Losses("two" + clipped).size(), 10);
+  }
+}
+
+TEST_P(RanksTest, WhicheverRankIsKilledTheJobEndsWithTheSameBits) {
+  const JobSpec spec = Spec(GetParam(), 1);
+  EXPECT_THAT(Run(2, spec, "killed", {.rank = 0, .step = 1}), testing::ElementsAre(-1, kLost));
+  EXPECT_THAT(Run(2, spec, "killed", {.rank = 1, .step = 5}), testing::ElementsAre(kLost, -1));
+  EXPECT_THAT(Run(2, spec, "killed", {.rank = 0, .step = 7}), testing::ElementsAre(-1, kLost));
+  EXPECT_THAT(Run(2, spec, "killed"), testing::Each(kOk));
+  EXPECT_THAT(Run(2, spec, "undisturbed"), testing::Each(kOk));
+  EXPECT_EQ(Weights("killed"), Weights("undisturbed"));
+  EXPECT_EQ(Bytes(root_ / "killed/model/almost.json"), Bytes(root_ / "undisturbed/model/almost.json"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, RanksTest,
+                         testing::Values("pretrain", "sft", "reward_model", "dpo", "ppo", "grpo"),
+                         [](const auto& param_info) { return param_info.param; });
+
+TEST_F(RanksTest, ARankThatIsToldToStopStopsAllWithACheckpoint) {
+  const JobSpec spec = Spec("sft", 1);
+  EXPECT_THAT(Run(2, spec, "job", {.rank = 1, .step = 3, .kind = Mishap::kToldToStop}),
+              testing::Each(kStopped));
+  EXPECT_TRUE(fs::exists(root_ / "job/checkpoints/step-000000000003"));
+  EXPECT_THAT(Run(2, spec, "job"), testing::Each(kOk));
+  EXPECT_EQ(Losses("job").size(), 10);
+}
+
+TEST_F(RanksTest, MoreRanksAndThreads) {
+  EXPECT_THAT(Run(1, Spec("sft", 3), "one"), testing::Each(kOk));
+  EXPECT_THAT(Run(3, Spec("sft", 1), "three"), testing::Each(kOk));
+  EXPECT_EQ(Weights("three"), Weights("one"));
+  // Two threads a rank add up in another order than four of one process do.
+  EXPECT_THAT(Run(1, Spec("sft", 4), "four threads"), testing::Each(kOk));
+  EXPECT_THAT(Run(2, Spec("sft", 2), "two by two"), testing::Each(kOk));
+  const std::vector<double> four = Losses("four threads"), two_by_two = Losses("two by two");
+  ASSERT_EQ(four.size(), 10);
+  for (size_t i = 0; i < four.size(); ++i) EXPECT_NEAR(two_by_two[i], four[i], 1e-6 * four[i]) << i;
+}
+
+TEST_F(RanksTest, FewerMicroBatchesThanRanks) {
+  JobSpec spec = Spec("sft", 1);
+  std::get<SftSpec>(spec.kind).batch_size = 1;
+  EXPECT_THAT(Run(1, spec, "one"), testing::Each(kOk));
+  EXPECT_THAT(Run(2, spec, "two"), testing::Each(kOk));
+  EXPECT_EQ(Weights("two"), Weights("one"));
+}
+
+TEST_F(RanksTest, RefusesToGoOnWithAnotherNumberOfRanks) {
+  const JobSpec spec = Spec("sft", 1);
+  EXPECT_THAT(Run(2, spec, "job", {.rank = 0, .step = 5}), testing::ElementsAre(-1, kLost));
+  EXPECT_THAT(Run(1, spec, "job"),
+              testing::ElementsAre(static_cast<int>(absl::StatusCode::kFailedPrecondition)));
+}
+
+TEST_F(RanksTest, AnErrorOfOneRankEndsTheAttemptOfAll) {
+  std::vector<JobSpec> specs(2, Spec("sft", 1));
+  std::get<SftSpec>(specs[1].kind).dataset = root_ / "nowhere.jsonl";
+  EXPECT_THAT(Run(specs, "job", {}),
+              testing::ElementsAre(kLost, static_cast<int>(absl::StatusCode::kNotFound)));
+}
+
+TEST(ShareOutTest, RanksHoldAboutEquallyMuch) {
+  std::vector<torch::Tensor> tensors;
+  for (const int64_t size : {1, 1000, 500, 300, 200, 7, 1, 600, 400}) tensors.push_back(torch::empty({size}));
+  std::vector<int64_t> held(3);
+  const std::vector<int> owners = ShareOut(tensors, 3);
+  for (size_t i = 0; i < tensors.size(); ++i) held[owners[i]] += tensors[i].numel();
+  // 3,009 elements; the largest tensor has a third of them.
+  EXPECT_THAT(held, testing::Each(testing::AllOf(testing::Ge(900), testing::Le(1100))));
+  EXPECT_EQ(std::set(owners.begin(), owners.end()).size(), 3);
+}
+
+TEST(RendezvousTest, RefusesPlacesThatCannotBe) {
+  const auto refuse = [](RankOptions options, const char* field) {
+    const absl::Status status = Rendezvous::Open(options).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(field));
+  };
+  refuse({.rank = 2, .world_size = 2}, "rank");
+  refuse({.rank = 0, .world_size = 0}, "world_size");
+  refuse({.rank = 1, .world_size = 2, .master_addr = ""}, "master_addr");
+  refuse({.rank = 1, .world_size = 2, .master_port = 0}, "master_port");
+  refuse({.rank = 1, .world_size = 2, .silence = absl::ZeroDuration()}, "rank_silence");
+}
+
+}  // namespace
+}  // namespace almost::trainer
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  almost::trainer::ConfigureLibTorch();
+  return RUN_ALL_TESTS();
+}
