@@ -354,7 +354,7 @@ absl::StatusOr<std::vector<ItemRecord>> Journal::GetItems(absl::string_view run,
   ALMOST_ASSIGN_OR_RETURN(
       Sqlite::Query query,
       reader_->Prepare("SELECT item, key, state, attempts, error_code, error, CASE WHEN ?5 THEN result END, "
-                       "CASE WHEN ?5 THEN result_sha256 END FROM items "
+                       "CASE WHEN ?5 THEN result_sha256 END, result IS NULL FROM items "
                        "WHERE run=?1 AND stage=?2 AND item>=?3 ORDER BY item LIMIT ?4"));
   query.Bind(1, run).Bind(2, stage).Bind(3, first).Bind(4, limit).Bind(5, int64_t{results});
   std::vector<ItemRecord> items;
@@ -370,6 +370,7 @@ absl::StatusOr<std::vector<ItemRecord>> Journal::GetItems(absl::string_view run,
       item.error = absl::Status(static_cast<absl::StatusCode>(query.Number(4)), query.Text(5));
     }
     item.result = query.Text(6);
+    item.dropped = item.state == ItemState::kDone && query.Number(8) != 0;
     if (!query.IsNull(7) && Sha256(item.result) != query.Text(7)) {
       return absl::DataLossError(
           absl::StrCat("the journal's result of item ", item.item, " of ", run, "/", stage, " is damaged"));

@@ -54,8 +54,9 @@ struct ItemRecord {
   std::string key;  // idempotency key of its calls
   ItemState state = ItemState::kStarted;
   int64_t attempts = 0;
-  std::string result;  // of a done item, until its stage has published
-  absl::Status error;  // of an item set aside
+  std::string result;    // of a done item, until its stage has published
+  bool dropped = false;  // it was: the result is no longer there
+  absl::Status error;    // of an item set aside
 };
 
 struct EventRecord {

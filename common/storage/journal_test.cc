@@ -106,6 +106,7 @@ TEST_F(JournalTest, KeepsRunsStagesItemsAndEventsOverARestart) {
   EXPECT_EQ(items[0].key, "r/s/0");
   EXPECT_EQ(items[1].state, ItemState::kDone);
   EXPECT_EQ(items[1].result, std::string("\0result", 7));
+  EXPECT_FALSE(items[1].dropped);
   EXPECT_EQ(items[2].error, absl::OutOfRangeError("too long"));
 
   const auto events = journal->GetEvents("r", 1, 10).value();
@@ -120,6 +121,8 @@ TEST_F(JournalTest, KeepsRunsStagesItemsAndEventsOverARestart) {
   const auto dropped = journal->GetItems("r", "s", 1, 10, true).value();
   EXPECT_EQ(dropped[0].state, ItemState::kDone);
   EXPECT_EQ(dropped[0].result, "");
+  EXPECT_TRUE(dropped[0].dropped);
+  EXPECT_TRUE(journal->GetItems("r", "s", 1, 1, false)->front().dropped);
   EXPECT_EQ(dropped[1].state, ItemState::kStarted);
 }
 

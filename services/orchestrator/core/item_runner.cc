@@ -46,7 +46,7 @@ absl::StatusOr<std::vector<int64_t>> ItemRunner::Recover() {
     first = page.back().item + 1;
     const absl::MutexLock lock(&mutex_);
     for (const ItemRecord& item : page) {
-      if (item.state != ItemState::kDone) continue;
+      if (item.state != ItemState::kDone || item.dropped) continue;
       ended_.resize(std::max(ended_.size(), static_cast<size_t>(item.item) + 1));
       ended_[static_cast<size_t>(item.item)] = true;
       ++num_done_;
@@ -202,6 +202,10 @@ absl::Status JournaledResults::ForEach(
     for (const ItemRecord& item : page) {
       next = item.item + 1;
       if (item.state == ItemState::kStarted) continue;
+      if (item.dropped) {
+        return absl::DataLossError(
+            absl::StrCat("the journal has no result of item ", item.item, " of ", run_, "/", stage_));
+      }
       const absl::StatusOr<std::string> result =
           item.state == ItemState::kSetAside ? absl::StatusOr<std::string>(item.error) : item.result;
       ALMOST_RETURN_IF_ERROR(use(item.item, result));

@@ -52,7 +52,8 @@ class RunExecution::Feed : public FollowedItems {
     const std::string stage(run_->stages_[index_]->id());
     ALMOST_ASSIGN_OR_RETURN(const std::vector<ItemRecord> found,
                             run_->environment_.journal->GetItems(run_id_, stage, item, 1, /*results=*/true));
-    if (found.size() != 1 || found[0].item != item || found[0].state == ItemState::kStarted) {
+    if (found.size() != 1 || found[0].item != item || found[0].state == ItemState::kStarted ||
+        found[0].dropped) {
       return absl::DataLossError(
           absl::StrCat("the journal has no result of item ", item, " of ", run_id_, "/", stage));
     }
@@ -437,10 +438,10 @@ absl::Status RunExecution::AwaitPublished(size_t index) {
   const CostMeter::Busy waiting(meters_[index + 1].get(), CostMeter::Device::kNone);
   const absl::MutexLock lock(&mutex_);
   const auto settled = [this, index]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
-    return progress_[index].shown.state() == v1::STAGE_STATE_SUCCEEDED || halted_;
+    return at_work_[index].published || halted_;
   };
   mutex_.Await(absl::Condition(&settled));
-  return progress_[index].shown.state() == v1::STAGE_STATE_SUCCEEDED ? absl::OkStatus() : Stopped();
+  return at_work_[index].published ? absl::OkStatus() : Stopped();
 }
 
 absl::Status RunExecution::Identify(Stage& stage, Context& context, std::optional<StageIdentity>* identity,
@@ -645,7 +646,10 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
   environment_.observer->StageChanged(context.run_id(), shown);
   environment_.observer->StagePublished(shown.id(), shown.seconds(), output.figures);
   if (output.summary_json.has_value()) environment_.observer->Summarised(*output.summary_json);
-  return CommitWithEvent(std::move(batch), &shown, message);
+  ALMOST_RETURN_IF_ERROR(CommitWithEvent(std::move(batch), &shown, message));
+  const absl::MutexLock lock(&mutex_);
+  at_work_[index].published = true;
+  return absl::OkStatus();
 }
 
 absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, Context& context) {

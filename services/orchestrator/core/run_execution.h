@@ -97,6 +97,8 @@ class RunExecution {
     // For the stage that follows it: its items that have ended, in the order in which they did.
     std::vector<int64_t> ended_items;
     bool all_ended = false;
+    // Its end is in the journal. Only then may the stage that follows it drop its results.
+    bool published = false;
   };
 
   void Main();
