@@ -74,9 +74,8 @@ class ComparisonStage : public Stage {
     num_ended_.assign(static_cast<size_t>(NumChunks()), 0);
     if (context.followed() != nullptr) return absl::OkStatus();
     responses_ = MakeTable(0, static_cast<int64_t>(prompts_.size()));
-    ALMOST_ASSIGN_OR_RETURN(const std::vector<ordered_json> lines,
-                            ReadDataset(context, "responses", "responses"));
-    for (const ordered_json& line : lines) ALMOST_RETURN_IF_ERROR(Take(line, responses_));
+    ALMOST_RETURN_IF_ERROR(ForEachInDataset(
+        context, "responses", "responses", [&](const ordered_json& line) { return Take(line, responses_); }));
     if (!NeedsWholeSet()) return absl::OkStatus();
     ALMOST_ASSIGN_OR_RETURN(of_whole_set_, SynthesizeComparisons(rubric_, responses_.texts, rule_));
     return absl::OkStatus();

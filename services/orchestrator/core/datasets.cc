@@ -2,9 +2,11 @@
 
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
+#include "common/storage/gzip.h"
 #include "common/storage/json_lines.h"
 #include "google/protobuf/util/json_util.h"
 
@@ -12,13 +14,28 @@ namespace almost::orchestrator {
 
 using nlohmann::ordered_json;
 
+absl::StatusOr<std::string> DatasetText(ArtifactStore& store, const Artifact& artifact) {
+  const bool plain = artifact.files.size() == 1 && absl::EndsWith(artifact.files[0].path, ".jsonl");
+  const bool packed = artifact.files.size() == 1 && absl::EndsWith(artifact.files[0].path, ".jsonl.gz");
+  if (!plain && !packed) {
+    return absl::InvalidArgumentError(absl::StrCat("artifacts/", artifact.digest, " is no dataset"));
+  }
+  ALMOST_ASSIGN_OR_RETURN(std::string text, store.ReadFile(artifact.digest, artifact.files[0].path));
+  return packed ? Gunzip(text) : absl::StatusOr<std::string>(std::move(text));
+}
+
+absl::Status ForEachInDataset(const StageContext& context, absl::string_view stage, absl::string_view name,
+                              const std::function<absl::Status(const ordered_json&)>& use) {
+  ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, context.Input(stage, name));
+  ALMOST_ASSIGN_OR_RETURN(const std::string text, DatasetText(context.store(), artifact));
+  return ForEachJsonLine(artifact.files[0].path, text,
+                         [&](int64_t, const ordered_json& line) { return use(line); });
+}
+
 absl::StatusOr<std::vector<ordered_json>> ReadDataset(const StageContext& context, absl::string_view stage,
                                                       absl::string_view name) {
-  ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, context.Input(stage, name));
-  const std::string file = absl::StrCat(name, ".jsonl");
-  ALMOST_ASSIGN_OR_RETURN(const std::string text, context.store().ReadFile(artifact.digest, file));
   std::vector<ordered_json> lines;
-  ALMOST_RETURN_IF_ERROR(ForEachJsonLine(file, text, [&](int64_t, const ordered_json& line) {
+  ALMOST_RETURN_IF_ERROR(ForEachInDataset(context, stage, name, [&](const ordered_json& line) {
     lines.push_back(line);
     return absl::OkStatus();
   }));
@@ -26,9 +43,11 @@ absl::StatusOr<std::vector<ordered_json>> ReadDataset(const StageContext& contex
 }
 
 absl::StatusOr<std::vector<std::string>> ReadPrompts(const StageContext& context) {
-  ALMOST_ASSIGN_OR_RETURN(const std::vector<ordered_json> lines, ReadDataset(context, "prompts", "prompts"));
   std::vector<std::string> prompts;
-  for (const ordered_json& line : lines) prompts.push_back(line.at("prompt"));
+  ALMOST_RETURN_IF_ERROR(ForEachInDataset(context, "prompts", "prompts", [&](const ordered_json& line) {
+    prompts.push_back(line.at("prompt"));
+    return absl::OkStatus();
+  }));
   return prompts;
 }
 
@@ -41,11 +60,15 @@ nlohmann::json ToJson(const google::protobuf::Message& message) {
   return nlohmann::json::parse(text);
 }
 
-StageArtifact DatasetArtifact(const std::string& name, std::string lines) {
+StageArtifact DatasetArtifact(const std::string& name, std::string lines, Packing packing) {
   StageArtifact artifact;
   artifact.name = name;
   artifact.draft.kind = name;
-  artifact.draft.files[absl::StrCat(name, ".jsonl")] = std::move(lines);
+  if (packing == Packing::kGzip) {
+    artifact.draft.files[absl::StrCat(name, ".jsonl.gz")] = Gzip(lines);
+  } else {
+    artifact.draft.files[absl::StrCat(name, ".jsonl")] = std::move(lines);
+  }
   return artifact;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -14,7 +15,15 @@
 // What stages read from one another and write for people.
 namespace almost::orchestrator {
 
-// Every line of the dataset that a stage published under `name`. kDataLoss names the file and the line.
+// The text of an artifact of one JSON Lines file, unpacked where it is compressed. kInvalidArgument: it is
+// none; kDataLoss: damaged.
+absl::StatusOr<std::string> DatasetText(ArtifactStore& store, const Artifact& artifact);
+
+// Calls `use` for every line of the dataset that a stage published under `name`; stops at its first error.
+// kDataLoss names the file and the line.
+absl::Status ForEachInDataset(const StageContext& context, absl::string_view stage, absl::string_view name,
+                              const std::function<absl::Status(const nlohmann::ordered_json&)>& use);
+// All of them.
 absl::StatusOr<std::vector<nlohmann::ordered_json>> ReadDataset(const StageContext& context,
                                                                 absl::string_view stage,
                                                                 absl::string_view name);
@@ -25,8 +34,9 @@ absl::StatusOr<std::vector<std::string>> ReadPrompts(const StageContext& context
 // A message as the recipe's YAML would have it, keys sorted.
 nlohmann::json ToJson(const google::protobuf::Message& message);
 
-// An artifact of one JSON Lines file, <name>.jsonl.
-StageArtifact DatasetArtifact(const std::string& name, std::string lines);
+// An artifact of one JSON Lines file, <name>.jsonl, or with gzip <name>.jsonl.gz.
+enum class Packing { kPlain, kGzip };
+StageArtifact DatasetArtifact(const std::string& name, std::string lines, Packing packing = Packing::kPlain);
 
 // The digest by which inputs name the demonstrations of that id.
 std::string DemonstrationsDigest(const v1::Recipe& recipe, absl::string_view id);

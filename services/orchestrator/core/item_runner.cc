@@ -192,9 +192,8 @@ absl::Status ItemRunner::CheckSetAside(int64_t num_items) const {
       num_set_aside_, " of ", num_items, " items were set aside; the first: ", first_set_aside_.message()));
 }
 
-absl::Status JournaledResults::ForEach(
-    const std::function<absl::Status(int64_t, const absl::StatusOr<std::string>&)>& use) const {
-  int64_t next = 0;
+absl::Status JournaledResults::ForEachFrom(int64_t first, const Use& use) const {
+  int64_t next = first;
   while (true) {
     ALMOST_ASSIGN_OR_RETURN(const std::vector<ItemRecord> page,
                             journal_->GetItems(run_, stage_, next, kResultsPage, true));

@@ -90,8 +90,7 @@ class JournaledResults : public ItemResults {
  public:
   JournaledResults(Journal* journal, std::string run, std::string stage)
       : journal_(journal), run_(std::move(run)), stage_(std::move(stage)) {}
-  absl::Status ForEach(
-      const std::function<absl::Status(int64_t, const absl::StatusOr<std::string>&)>& use) const override;
+  absl::Status ForEachFrom(int64_t first, const Use& use) const override;
 
  private:
   Journal* const journal_;

@@ -201,6 +201,20 @@ TEST_F(OrchestratorTest, EqualSeedsGiveEqualHashesAndOthersDoNot) {
   for (const auto& [name, digest] : first) EXPECT_NE(other.at(name), digest) << name;
 }
 
+TEST_F(OrchestratorTest, ARunThatFailsLeavesOthersAlone) {
+  const auto hashes = UndisturbedHashes();
+  Reset();
+  ASSERT_TRUE(Start().ok());
+  v1::Recipe missing = ScriptedRecipe(7);
+  missing.mutable_models(0)->set_source("missing");
+  ASSERT_TRUE(Create("bad", missing).ok());
+  ASSERT_TRUE(Create("good", ScriptedRecipe(7)).ok());
+  EXPECT_EQ(WaitForEnd("bad"), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(orchestrator_->Get("bad")->error().message(), HasSubstr("no folder \"missing\""));
+  EXPECT_EQ(WaitForEnd("good"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(Hashes("good"), hashes);
+}
+
 // With the paper's pairs, which depend on their prompt alone, and a scorer that has to agree.
 v1::Recipe PaperRecipe() {
   v1::Recipe recipe = ScriptedRecipe(7);

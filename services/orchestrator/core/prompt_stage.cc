@@ -52,16 +52,14 @@ class PromptStage : public Stage {
   absl::StatusOr<int64_t> NumItems(StageContext& context, const ItemResults& done) override {
     if (model_.empty()) return 0;
     const v1::PromptStage& recipe = context.recipe().prompts();
-    int64_t rounds = 0;
-    pool_.clear();
-    ALMOST_RETURN_IF_ERROR(ForEachMined(done, [&](int64_t round, const ordered_json& line) {
-      rounds = std::max(rounds, round + 1);
+    ALMOST_RETURN_IF_ERROR(ForEachMined(done, num_rounds_, [&](int64_t round, const ordered_json& line) {
+      num_rounds_ = std::max(num_rounds_, round + 1);
       if (line.at("drop_reason") == "") pool_.push_back(line.at("prompt"));
       return absl::OkStatus();
     }));
     const bool enough =
-        static_cast<int64_t>(pool_.size()) >= recipe.num_prompts() || rounds >= recipe.max_rounds();
-    return enough ? rounds : rounds + 1;
+        static_cast<int64_t>(pool_.size()) >= recipe.num_prompts() || num_rounds_ >= recipe.max_rounds();
+    return enough ? num_rounds_ : num_rounds_ + 1;
   }
 
   absl::StatusOr<std::string> RunItem(StageContext& context, int64_t item) override {
@@ -97,15 +95,20 @@ class PromptStage : public Stage {
   absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) override {
     const v1::PromptStage& recipe = context.recipe().prompts();
     StageOutput output;
-    std::vector<ordered_json> kept;
+    struct Kept {
+      std::string prompt;
+      int64_t round = -1;  // of a given one
+      int64_t attempt = 0;
+    };
+    std::vector<Kept> kept;
     std::string dropped_lines;
-    for (const std::string& prompt : recipe.given_prompts()) kept.push_back({{"prompt", prompt}});
-    ALMOST_RETURN_IF_ERROR(ForEachMined(results, [&](int64_t round, const ordered_json& line) {
+    for (const std::string& prompt : recipe.given_prompts()) kept.push_back({prompt});
+    ALMOST_RETURN_IF_ERROR(ForEachMined(results, 0, [&](int64_t round, const ordered_json& line) {
       std::string reason = line.at("drop_reason");
       if (reason.empty() && static_cast<int64_t>(kept.size()) >= recipe.num_prompts()) reason = "not_needed";
       output.figures["tokens"] += line.at("num_tokens").get<double>();
       if (reason.empty()) {
-        kept.push_back({{"prompt", line.at("prompt")}, {"round", round}, {"attempt", line.at("attempt")}});
+        kept.push_back({line.at("prompt"), round, line.at("attempt")});
         return absl::OkStatus();
       }
       output.figures[absl::StrCat("dropped_", reason)] += 1;
@@ -125,8 +128,11 @@ class PromptStage : public Stage {
     if (!model_.empty()) RandomStream(DeriveSeed(context.recipe().seed(), "prompt order"), 0).Shuffle(kept);
     std::string kept_lines;
     for (size_t id = 0; id < kept.size(); ++id) {
-      ordered_json line = {{"id", id}};
-      line.update(kept[id]);
+      ordered_json line = {{"id", id}, {"prompt", std::move(kept[id].prompt)}};
+      if (kept[id].round >= 0) {
+        line["round"] = kept[id].round;
+        line["attempt"] = kept[id].attempt;
+      }
       ALMOST_RETURN_IF_ERROR(AppendJsonLine(line, &kept_lines));
     }
     for (auto& [name, lines] : {std::pair{"prompts", &kept_lines}, std::pair{"dropped", &dropped_lines}}) {
@@ -136,10 +142,10 @@ class PromptStage : public Stage {
   }
 
  private:
-  // Every line of every round, in order. A round that was set aside has none.
-  static absl::Status ForEachMined(const ItemResults& results,
+  // Every line of every round from `first` on, in order. A round that was set aside has none.
+  static absl::Status ForEachMined(const ItemResults& results, int64_t first,
                                    const std::function<absl::Status(int64_t, const ordered_json&)>& use) {
-    return results.ForEach([&](int64_t item, const absl::StatusOr<std::string>& result) {
+    return results.ForEachFrom(first, [&](int64_t item, const absl::StatusOr<std::string>& result) {
       if (!result.ok()) return absl::OkStatus();
       return ForEachJsonLine("the journal's prompts", *result,
                              [&](int64_t, const ordered_json& line) { return use(item, line); });
@@ -148,7 +154,9 @@ class PromptStage : public Stage {
 
   const std::string model_;
   PromptSeeds seeds_;
-  std::vector<std::string> pool_;  // kept so far; written by NumItems only, while no item runs
+  // Of the rounds so far: how many, and what was kept. Written by NumItems only, while no item runs.
+  int64_t num_rounds_ = 0;
+  std::vector<std::string> pool_;
 };
 
 }  // namespace

@@ -53,11 +53,11 @@ struct PlacedModel {
 class ItemResults {
  public:
   virtual ~ItemResults() = default;
-  // Calls `use` for each finished item; `result` is what RunItem returned, or the error for which the item
-  // was set aside. Stops at the first error of `use` and returns it.
-  virtual absl::Status ForEach(
-      const std::function<absl::Status(int64_t item, const absl::StatusOr<std::string>& result)>& use)
-      const = 0;
+  using Use = std::function<absl::Status(int64_t item, const absl::StatusOr<std::string>& result)>;
+  // Calls `use` for each finished item from `first` on; `result` is what RunItem returned, or the error for
+  // which the item was set aside. Stops at the first error of `use` and returns it.
+  virtual absl::Status ForEachFrom(int64_t first, const Use& use) const = 0;
+  absl::Status ForEach(const Use& use) const { return ForEachFrom(0, use); }
 };
 
 // The items of the stage that another one follows, as they end. Used by one thread at a time.
