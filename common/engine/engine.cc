@@ -45,6 +45,11 @@ class Countdown {
     std::unique_lock lock(mutex_);
     none_left_.wait(lock, [this] { return left_ == 0; });
   }
+  // False: not within `time`.
+  bool WaitFor(std::chrono::milliseconds time) {
+    std::unique_lock lock(mutex_);
+    return none_left_.wait_for(lock, time, [this] { return left_ == 0; });
+  }
 
  private:
   std::mutex mutex_;
@@ -55,8 +60,10 @@ class Countdown {
 // One ScoreCompletions or ScoreSequences under way, on its caller's stack; its items are sequences of the
 // scheduler. The engine's thread fills it until `done`.
 struct ScoringCall {
+  uint64_t id = 0;
   std::vector<std::vector<float>> results;  // one an item
-  int num_left = 0;                         // items without a result
+  std::vector<Sequence*> items;             // without a result; the scheduler owns them
+  bool started = false;                     // one of them has been in a step
   absl::Status status;
   Countdown done{1};
 };
@@ -68,6 +75,9 @@ constexpr absl::string_view kEngineVersion = "almost-cpu-1/float32/fma-chain";
 
 // Rows of logits held at once: a long completion times a large vocabulary is not.
 constexpr size_t kLogitRows = 64;
+
+// How often a scoring call looks whether its result is still of use.
+constexpr std::chrono::milliseconds kLook{20};
 
 absl::Status OutOfRange(absl::string_view field, absl::string_view rule, double value) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": must be ", rule, ", got ", value));
@@ -114,14 +124,12 @@ class CpuEngine final : public Engine {
   absl::StatusOr<uint64_t> Submit(GenerationRequest request) override {
     ALMOST_RETURN_IF_ERROR(Validate(request));
     const std::lock_guard lock(mutex_);
-    if (static_cast<int>(inbox_.size()) + num_unfinished_ >= options_.max_queued_requests) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "the engine's queue holds ", options_.max_queued_requests, " requests; try again later"));
-    }
+    ALMOST_RETURN_IF_ERROR(CheckRoom(1));
     auto running = std::make_unique<RunningRequest>();
     running->id = next_id_++;
     running->request = std::move(request);
     running->arrival = SteadyClock::now();
+    ++num_unfinished_;
     const uint64_t id = running->id;
     inbox_.push_back(std::move(running));
     wake_.notify_one();
@@ -135,7 +143,7 @@ class CpuEngine final : public Engine {
   }
 
   absl::StatusOr<std::vector<std::vector<float>>> ScoreCompletions(
-      std::span<const CompletionScoreRequest> requests) override {
+      std::span<const CompletionScoreRequest> requests, const ScoringLimits& limits) override {
     if (config().reward_head) return absl::FailedPreconditionError("the model has no language-model head");
     ScoringCall call;
     call.results.resize(requests.size());
@@ -157,12 +165,12 @@ class CpuEngine final : public Engine {
       item->targets = completion;
       items.push_back(std::move(item));
     }
-    ALMOST_RETURN_IF_ERROR(Score(std::move(items), call));
+    ALMOST_RETURN_IF_ERROR(Score(std::move(items), call, limits));
     return std::move(call.results);
   }
 
-  absl::StatusOr<std::vector<float>> ScoreSequences(
-      std::span<const std::vector<int32_t>> sequences) override {
+  absl::StatusOr<std::vector<float>> ScoreSequences(std::span<const std::vector<int32_t>> sequences,
+                                                    const ScoringLimits& limits) override {
     if (!config().reward_head) return absl::FailedPreconditionError("the model has no reward head");
     ScoringCall call;
     call.results.resize(sequences.size());
@@ -177,7 +185,7 @@ class CpuEngine final : public Engine {
       item->first_output = item->num_tokens() - 1;
       items.push_back(std::move(item));
     }
-    ALMOST_RETURN_IF_ERROR(Score(std::move(items), call));
+    ALMOST_RETURN_IF_ERROR(Score(std::move(items), call, limits));
     std::vector<float> scores;
     for (const std::vector<float>& result : call.results) scores.push_back(result.front());
     return scores;
@@ -226,24 +234,49 @@ class CpuEngine final : public Engine {
                           int64_t(request.prompt_ids.size()) + request.sampling.max_new_tokens);
   }
 
+  // With mutex_ held: whether so many more may queue.
+  absl::Status CheckRoom(size_t count) const {
+    if (num_unfinished_ + count <= static_cast<size_t>(options_.max_queued_requests)) return absl::OkStatus();
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the engine's queue holds ", options_.max_queued_requests, " requests; try again later"));
+  }
+
   // Runs the items and waits for them.
-  absl::Status Score(std::vector<std::unique_ptr<Sequence>> items, ScoringCall& call) {
+  absl::Status Score(std::vector<std::unique_ptr<Sequence>> items, ScoringCall& call,
+                     const ScoringLimits& limits) {
     if (items.empty()) return absl::OkStatus();
-    call.num_left = static_cast<int>(items.size());
     const SteadyClock::time_point arrival = SteadyClock::now();
     for (std::unique_ptr<Sequence>& item : items) {
       item->scoring = &call;
       item->arrival = arrival;
       item->scores.resize(item->num_tokens() - item->first_output);
+      call.items.push_back(item.get());
     }
     {
       const std::lock_guard lock(mutex_);
       if (stopping_) return absl::CancelledError("the engine is stopping");
+      ALMOST_RETURN_IF_ERROR(CheckRoom(items.size()));
+      call.id = next_id_++;
+      num_unfinished_ += items.size();
       calls_inbox_.push_back(&call);
       for (std::unique_ptr<Sequence>& item : items) items_inbox_.push_back(std::move(item));
       wake_.notify_one();
     }
-    call.done.Wait();
+    while (!call.done.WaitFor(kLook)) {
+      absl::Status useless;
+      if (absl::Now() >= limits.deadline) {
+        useless = absl::DeadlineExceededError("the call's deadline passed");
+      } else if (limits.is_wanted && !limits.is_wanted()) {
+        useless = absl::CancelledError("the call was cancelled");
+      }
+      if (useless.ok()) continue;
+      {
+        const std::lock_guard lock(mutex_);
+        useless_calls_.emplace_back(call.id, std::move(useless));
+        wake_.notify_one();
+      }
+      call.done.Wait();
+    }
     return call.status;
   }
 
@@ -272,19 +305,21 @@ class CpuEngine final : public Engine {
     std::vector<std::unique_ptr<RunningRequest>> fresh;
     std::vector<std::unique_ptr<Sequence>> items;
     std::vector<uint64_t> cancelled;
+    std::vector<std::pair<uint64_t, absl::Status>> useless;
     {
       const bool busy = scheduler_.num_running() + scheduler_.num_waiting() > 0;
       std::unique_lock lock(mutex_);
       PublishStats();
       wake_.wait(lock, [&] {
-        return busy || stopping_ || !inbox_.empty() || !items_inbox_.empty() || !cancelled_.empty();
+        return busy || stopping_ || !inbox_.empty() || !items_inbox_.empty() || !cancelled_.empty() ||
+               !useless_calls_.empty();
       });
       fresh.swap(inbox_);
       items.swap(items_inbox_);
       cancelled.swap(cancelled_);
+      useless.swap(useless_calls_);
       calls_.insert(calls_.end(), calls_inbox_.begin(), calls_inbox_.end());
       calls_inbox_.clear();
-      num_unfinished_ = static_cast<int>(requests_.size() + fresh.size());
     }
     for (std::unique_ptr<Sequence>& item : items) {
       prompt_tokens_ += item->num_tokens();
@@ -311,6 +346,13 @@ class CpuEngine final : public Engine {
       if (const auto found = requests_.find(id); found != requests_.end()) {
         End(*found->second, FinishReason::kCancelled);
       }
+    }
+    for (auto& [id, status] : useless) {
+      const auto found = std::find_if(calls_.begin(), calls_.end(),
+                                      [id = id](const ScoringCall* call) { return call->id == id; });
+      if (found == calls_.end()) continue;
+      (*found)->status = Ended((*found)->started, std::move(status));
+      for (Sequence* item : (*found)->items) item->finished = true;
     }
     const absl::Time now = absl::Now();
     for (const auto& [id, request] : requests_) {
@@ -400,13 +442,13 @@ class CpuEngine final : public Engine {
     const SteadyClock::time_point now = SteadyClock::now();
     for (Sequence* s : step.admitted) {
       s->start = now;
-      if (s->request != nullptr) s->request->started = true;
+      (s->request != nullptr ? s->request->started : s->scoring->started) = true;
       if (observer_ != nullptr) observer_->SequenceStarted(absl::FromChrono(now - s->arrival));
     }
   }
 
-  static absl::Status Ended(const RunningRequest& request, absl::Status status) {
-    if (!request.started) status.SetPayload(std::string(kNothingComputed), absl::Cord());
+  static absl::Status Ended(bool started, absl::Status status) {
+    if (!started) status.SetPayload(std::string(kNothingComputed), absl::Cord());
     return status;
   }
 
@@ -477,9 +519,16 @@ class CpuEngine final : public Engine {
     std::vector<std::unique_ptr<Sequence>> finished = scheduler_.TakeFinished();
     if (finished.empty()) return;
     {
-      // Whoever has its results sees statistics that count them.
+      // Whoever has its results sees statistics that count them, and finds room for more.
       const std::lock_guard lock(mutex_);
       PublishStats();
+      for (const std::unique_ptr<Sequence>& sequence : finished) {
+        if (sequence->scoring == nullptr) {
+          std::erase(sequence->request->sequences, sequence.get());
+          if (!sequence->request->sequences.empty()) continue;
+        }
+        --num_unfinished_;
+      }
     }
     for (std::unique_ptr<Sequence>& sequence : finished) {
       if (sequence->scoring != nullptr) {
@@ -487,7 +536,6 @@ class CpuEngine final : public Engine {
         continue;
       }
       RunningRequest& request = *sequence->request;
-      std::erase(request.sequences, sequence.get());
       request.done.push_back(std::move(sequence->result));
       if (static_cast<int>(request.done.size()) < request.request.num_candidates) continue;
       std::sort(request.done.begin(), request.done.end(),
@@ -500,9 +548,10 @@ class CpuEngine final : public Engine {
       if (!request.error.ok()) {
         request.request.on_done(request.error);
       } else if (ended_by(FinishReason::kCancelled)) {
-        request.request.on_done(Ended(request, absl::CancelledError("the request was cancelled")));
+        request.request.on_done(Ended(request.started, absl::CancelledError("the request was cancelled")));
       } else if (ended_by(FinishReason::kDeadline)) {
-        request.request.on_done(Ended(request, absl::DeadlineExceededError("the request's deadline passed")));
+        request.request.on_done(
+            Ended(request.started, absl::DeadlineExceededError("the request's deadline passed")));
       } else {
         request.request.on_done(std::move(request.done));
       }
@@ -516,7 +565,8 @@ class CpuEngine final : public Engine {
       call.status = NotFinite();
     }
     call.results[item.index] = std::move(item.scores);
-    if (--call.num_left > 0) return;
+    std::erase(call.items, &item);
+    if (!call.items.empty()) return;
     std::erase(calls_, &call);
     call.done.Done();
   }
@@ -548,7 +598,8 @@ class CpuEngine final : public Engine {
   std::vector<std::unique_ptr<Sequence>> items_inbox_;
   std::vector<ScoringCall*> calls_inbox_;
   std::vector<uint64_t> cancelled_;
-  int num_unfinished_ = 0;
+  std::vector<std::pair<uint64_t, absl::Status>> useless_calls_;  // by their ids
+  size_t num_unfinished_ = 0;                                     // requests and items, in the inbox or not
   uint64_t next_id_ = 1;
   bool stopping_ = false;
   EngineStats stats_;

@@ -43,7 +43,8 @@ struct Candidate {
   FinishReason finish_reason = FinishReason::kLength;
 };
 
-// Payload of a kCancelled or kDeadlineExceeded of a request of which nothing had been computed.
+// Payload of a kCancelled or kDeadlineExceeded of a request or scoring call of which nothing had been
+// computed.
 inline constexpr absl::string_view kNothingComputed = "almost.engine/nothing_computed";
 
 // What on_token says of the candidate it has just been shown a token of.
@@ -69,6 +70,12 @@ struct CompletionScoreRequest {
   std::vector<int32_t> completion_ids;
 };
 
+// Until when the result of a scoring call is of use.
+struct ScoringLimits {
+  absl::Time deadline = absl::InfiniteFuture();
+  std::function<bool()> is_wanted;  // asked every 20 ms on the caller's thread; empty: always
+};
+
 struct EngineOptions {
   // Performance.
   int64_t kv_cache_bytes = int64_t{512} << 20;
@@ -76,7 +83,7 @@ struct EngineOptions {
   int max_batch_tokens = 512;    // a step's prefill and decode tokens together
   int num_threads = 1;
   // Limits.
-  int max_queued_requests = 1024;
+  int max_queued_requests = 1024;  // and items of scoring calls, queued or running
 };
 
 struct EngineStats {
@@ -130,13 +137,22 @@ class Engine {
   std::vector<absl::StatusOr<std::vector<Candidate>>> Generate(std::vector<GenerationRequest> requests);
 
   // Log-likelihoods, one vector per request, as long as its completion. Waits.
+  // kInvalidArgument, kOutOfRange and kResourceExhausted as Submit's; kDeadlineExceeded, kCancelled: of no
+  // use any more as `limits` say, and its blocks are free.
   virtual absl::StatusOr<std::vector<std::vector<float>>> ScoreCompletions(
-      std::span<const CompletionScoreRequest> requests) = 0;
+      std::span<const CompletionScoreRequest> requests, const ScoringLimits& limits) = 0;
+  absl::StatusOr<std::vector<std::vector<float>>> ScoreCompletions(
+      std::span<const CompletionScoreRequest> requests) {
+    return ScoreCompletions(requests, {});
+  }
 
-  // The reward head's output on each sequence's last token; batch-invariant. Waits.
+  // The reward head's output on each sequence's last token; batch-invariant. Waits. Errors as above;
   // kFailedPrecondition: the model has no reward head.
-  virtual absl::StatusOr<std::vector<float>> ScoreSequences(
-      std::span<const std::vector<int32_t>> sequences) = 0;
+  virtual absl::StatusOr<std::vector<float>> ScoreSequences(std::span<const std::vector<int32_t>> sequences,
+                                                            const ScoringLimits& limits) = 0;
+  absl::StatusOr<std::vector<float>> ScoreSequences(std::span<const std::vector<int32_t>> sequences) {
+    return ScoreSequences(sequences, {});
+  }
 
   virtual EngineStats Stats() const = 0;
   virtual const ModelConfig& config() const = 0;

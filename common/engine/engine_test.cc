@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+#include <atomic>
 #include <bit>
 #include <chrono>
 #include <cstdlib>
@@ -305,6 +307,33 @@ TEST(ScoreSequences, AreTheSameBitsForEveryBatchOrderCacheAndChunk) {
   }
 }
 
+TEST(ScoreSequences, AreRefusedWhereTheQueueIsFull) {
+  const auto engine = Engine::Create(RewardModel(), {.max_queued_requests = 3});
+  const std::vector<std::vector<int32_t>> four(4, {1, 2}), three(3, {1, 2});
+  EXPECT_EQ((*engine)->ScoreSequences(four).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE((*engine)->ScoreSequences(three).ok());
+}
+
+// A call that is of no use any more ends before its work does: of so much work only a part is computed.
+TEST(ScoreSequences, EndWhenNobodyWantsThem) {
+  std::vector<std::vector<int32_t>> sequences;
+  for (int i = 0; i < 512; ++i) {
+    sequences.push_back(Tokens(i, 120));
+    for (int32_t& token : sequences.back()) token %= 96;
+  }
+  const auto engine = Engine::Create(RewardModel(), {.max_batch_tokens = 1});  // 61,440 steps
+  std::atomic<int> asked = 0;
+  EXPECT_EQ((*engine)->ScoreSequences(sequences, {.is_wanted = [&] { return ++asked < 2; }}).status().code(),
+            absl::StatusCode::kCancelled);
+  EXPECT_EQ(asked, 2);
+  EXPECT_EQ((*engine)->Stats().free_blocks, (*engine)->Stats().total_blocks);
+  const absl::Status late =
+      (*engine)->ScoreSequences(sequences, {.deadline = absl::Now() + absl::Milliseconds(5)}).status();
+  EXPECT_EQ(late.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ((*engine)->Stats().free_blocks, (*engine)->Stats().total_blocks);
+  EXPECT_EQ((*engine)->Stats().waiting_sequences, 0);
+}
+
 TEST(ScoreSequences, ComputeACommonPromptOnce) {
   std::vector<std::vector<int32_t>> sequences(8, Tokens(1, 64));
   for (auto& sequence : sequences) {
@@ -439,6 +468,82 @@ TEST(EngineTest, FreesEveryBlockAfterCancelsAndMissedDeadlines) {
     EXPECT_TRUE(status.ok() || absl::IsCancelled(status) || absl::IsDeadlineExceeded(status)) << status;
   }
   EXPECT_EQ(engine->Stats().free_blocks, engine->Stats().total_blocks);
+}
+
+// What is cancelled in a step computes nothing after it; the blocks are back when on_done comes.
+TEST(EngineTest, ACancelledRequestIsOutOfTheNextStep) {
+  const auto engine = MakeEngine();
+  std::promise<uint64_t> id;
+  std::promise<EngineStats> at_the_end;
+  std::shared_future<uint64_t> known = id.get_future().share();
+  int tokens_after = 0;
+  GenerationRequest request;
+  request.prompt_ids = Tokens(1, 40);
+  request.sampling.max_new_tokens = 400;
+  request.on_token = [&, cancelled = false](int, int32_t, const TokenLogprobs&) mutable {
+    tokens_after += cancelled;
+    if (!std::exchange(cancelled, true)) engine->Cancel(known.get());
+    return Continue::kYes;
+  };
+  request.on_done = [&, raw = engine.get()](absl::StatusOr<std::vector<Candidate>> result) {
+    EXPECT_EQ(result.status().code(), absl::StatusCode::kCancelled);
+    at_the_end.set_value(raw->Stats());
+  };
+  id.set_value(*engine->Submit(std::move(request)));
+  const EngineStats stats = at_the_end.get_future().get();
+  EXPECT_EQ(tokens_after, 0);
+  EXPECT_EQ(stats.free_blocks, stats.total_blocks);
+}
+
+// A deadline may pass during a step; the next one does without the request.
+TEST(EngineTest, AnExpiredRequestIsOutOfTheNextStep) {
+  const auto engine = MakeEngine();
+  for (int i = 0; i < 5; ++i) {
+    std::promise<EngineStats> at_the_end;
+    int tokens_after = 0;
+    GenerationRequest request;
+    request.prompt_ids = Tokens(i, 40);
+    request.num_candidates = 3;
+    request.sampling.max_new_tokens = 400;
+    request.deadline = absl::Now() + absl::Milliseconds(3);
+    request.on_token = [&, deadline = request.deadline](int candidate, int32_t, const TokenLogprobs&) {
+      tokens_after += candidate == 0 && absl::Now() > deadline;
+      return Continue::kYes;
+    };
+    request.on_done = [&, raw = engine.get()](const absl::StatusOr<std::vector<Candidate>>&) {
+      at_the_end.set_value(raw->Stats());
+    };
+    ASSERT_TRUE(engine->Submit(std::move(request)).ok());
+    const EngineStats stats = at_the_end.get_future().get();
+    EXPECT_LE(tokens_after, 1);
+    EXPECT_EQ(stats.free_blocks, stats.total_blocks);
+  }
+}
+
+TEST(EngineTest, AQueueThatWasFullHasRoomWhenItsRequestsHaveEnded) {
+  const auto engine = MakeEngine({.max_queued_requests = 2});
+  for (int round = 0; round < 3; ++round) {
+    std::promise<void> all_asked;
+    std::shared_future<void> go_on = all_asked.get_future().share();
+    std::array<std::promise<absl::Status>, 2> done;
+    const auto request = [&](int i) {
+      GenerationRequest r;
+      r.prompt_ids = {1};
+      r.on_token = [go_on](int, int32_t, const TokenLogprobs&) {
+        go_on.wait();
+        return Continue::kYes;
+      };
+      r.on_done = [&done, i](const absl::StatusOr<std::vector<Candidate>>& result) {
+        done[i].set_value(result.status());
+      };
+      return r;
+    };
+    EXPECT_TRUE(engine->Submit(request(0)).ok());
+    EXPECT_TRUE(engine->Submit(request(1)).ok());
+    EXPECT_EQ(engine->Submit(request(0)).status().code(), absl::StatusCode::kResourceExhausted);
+    all_asked.set_value();
+    for (auto& status : done) EXPECT_TRUE(status.get_future().get().ok());
+  }
 }
 
 TEST(EngineTest, RefusesWhatCannotBeByField) {
