@@ -93,6 +93,8 @@ TEST(StatusTest, SurvivesTheWire) {
       bad.ParseFromString(std::string(*back.GetPayload("type.googleapis.com/google.rpc.BadRequest"))));
   EXPECT_EQ(bad.field_violations(0).field(), "sampling.top_p");
   EXPECT_GT(RetryDelay(FromGrpc(ToGrpc(absl::ResourceExhaustedError("full")))), absl::ZeroDuration());
+  EXPECT_EQ(RetryDelay(FromGrpc(ToGrpc(RetryLater("full", absl::Milliseconds(2750))))),
+            absl::Milliseconds(2750));
   EXPECT_EQ(RetryDelay(FromGrpc(ToGrpc(absl::UnavailableError("away")))), absl::ZeroDuration());
 }
 

@@ -97,7 +97,7 @@ void AddServerFlags(CLI::App& app, ServerOptions& options, const std::string& li
   app.add_option("--max_message_bytes", options.max_message_bytes, "Largest message accepted")
       ->capture_default_str()
       ->group(group);
-  app.add_option("--max_threads", options.max_threads, "Calls handled at once")
+  app.add_option("--max_threads", options.max_threads, "Calls handled at once; more are refused")
       ->capture_default_str()
       ->group(group);
   app.add_option("--drain_seconds", options.drain_seconds, "How long calls under way may take after SIGTERM")

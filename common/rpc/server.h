@@ -28,7 +28,7 @@ struct ServerOptions {
   std::string token_file;         // clients must show the token in it (BearerToken); empty: no such check
   // Limits.
   int max_message_bytes = 64 << 20;
-  int max_threads = 64;  // calls handled at once; more wait
+  int max_threads = 256;  // calls handled at once; gRPC itself refuses more, RESOURCE_EXHAUSTED
   double drain_seconds = 25;
   double max_connection_age_seconds = 60;  // then clients reconnect, and so find new replicas
 };

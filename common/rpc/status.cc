@@ -22,6 +22,13 @@ google::rpc::ErrorInfo ErrorInfoOf(const absl::Status& status) {
   return info;
 }
 
+google::rpc::RetryInfo RetryInfoOf(absl::Duration delay) {
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(absl::IDivDuration(delay, absl::Seconds(1), &delay));
+  retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(delay)));
+  return retry;
+}
+
 }  // namespace
 
 google::rpc::Status ToProto(const absl::Status& status) {
@@ -40,12 +47,8 @@ google::rpc::Status ToProto(const absl::Status& status) {
     proto.add_details()->PackFrom(bad);
   }
   if (absl::IsResourceExhausted(status)) {
-    google::rpc::RetryInfo retry;
-    absl::Duration delay = RetryDelay(status);
-    if (delay == absl::ZeroDuration()) delay = kDefaultRetryDelay;
-    retry.mutable_retry_delay()->set_seconds(absl::IDivDuration(delay, absl::Seconds(1), &delay));
-    retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(delay)));
-    proto.add_details()->PackFrom(retry);
+    const absl::Duration delay = RetryDelay(status);
+    proto.add_details()->PackFrom(RetryInfoOf(delay == absl::ZeroDuration() ? kDefaultRetryDelay : delay));
   }
   return proto;
 }
@@ -86,6 +89,12 @@ absl::Status ExpiredBeforeWorkError() {
 bool ExpiredBeforeWork(const grpc::Status& status) {
   return status.error_code() == grpc::DEADLINE_EXCEEDED &&
          ErrorInfoOf(FromGrpc(status)).reason() == kExpiredBeforeWork;
+}
+
+absl::Status RetryLater(absl::string_view message, absl::Duration delay) {
+  absl::Status status = absl::ResourceExhaustedError(message);
+  status.SetPayload(std::string(kRetryInfoUrl), absl::Cord(RetryInfoOf(delay).SerializeAsString()));
+  return status;
 }
 
 absl::Duration RetryDelay(const absl::Status& status) {

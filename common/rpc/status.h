@@ -33,6 +33,8 @@ grpc::Status Answer(absl::StatusOr<Response> value, Response* response) {
 absl::Status ExpiredBeforeWorkError();
 bool ExpiredBeforeWork(const grpc::Status& status);
 
+// kResourceExhausted whose RetryInfo says `delay`.
+absl::Status RetryLater(absl::string_view message, absl::Duration delay);
 // When to try again, as the server's RetryInfo says; zero where it says nothing.
 absl::Duration RetryDelay(const absl::Status& status);
 

@@ -72,6 +72,16 @@ absl::Status CheckUtf8(absl::string_view field, absl::string_view text) {
   return absl::OkStatus();
 }
 
+engine::ScoringLimits LimitsOf(const grpc::ServerContext& context) {
+  return {.deadline = absl::FromChrono(context.deadline()),
+          .is_wanted = [&context] { return !context.IsCancelled(); }};
+}
+
+absl::Status CallStatus(const absl::Status& ended) {
+  const bool untouched = ended.GetPayload(std::string(engine::kNothingComputed)).has_value();
+  return absl::IsDeadlineExceeded(ended) && untouched ? ExpiredBeforeWorkError() : ended;
+}
+
 absl::StatusOr<std::vector<int32_t>> ReadInput(const ServedModel& model, const types::v1::Input& input) {
   switch (input.input_case()) {
     case types::v1::Input::kText:

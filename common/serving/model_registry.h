@@ -15,9 +15,11 @@
 #include "almost/types/v1/content.pb.h"
 #include "almost/types/v1/model.pb.h"
 #include "common/engine/engine.h"
+#include "common/serving/load_gate.h"
 #include "common/storage/artifact_store.h"
 #include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
+#include "grpcpp/server_context.h"
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
 
@@ -32,6 +34,12 @@ struct ServedModel {
   double reward_mean = 0;        // of the reward model's manifest: score = (raw - mean) / std
   double reward_std = 1;
   std::unique_ptr<engine::Engine> engine;
+  const std::unique_ptr<LoadGate> gate = std::make_unique<LoadGate>();
+
+  // Whether a call of so much work, in bytes of text and token ids, can be answered in time (LoadGate).
+  absl::StatusOr<LoadGate::Ticket> Enter(int64_t work, absl::Time deadline) const {
+    return gate->Enter(work, deadline, engine->Stats().waiting_sequences > 0);
+  }
 
   const std::string& digest() const { return description.digest(); }
   const std::string& numerics_id() const { return description.numerics_id(); }
@@ -40,6 +48,12 @@ struct ServedModel {
 // What the model reads for `input`: text as it is behind the tokenizer's own markers, token ids untouched,
 // messages in the model's prompt format ready for the assistant's answer. kInvalidArgument names the field.
 absl::StatusOr<std::vector<int32_t>> ReadInput(const ServedModel& model, const types::v1::Input& input);
+
+// A scoring call is of use until its deadline and while its client is there. `context` must outlive them.
+engine::ScoringLimits LimitsOf(const grpc::ServerContext& context);
+// What a call answers whose request or scoring call ended so: a deadline that passed before any work began is
+// told apart.
+absl::Status CallStatus(const absl::Status& ended);
 
 // kInvalidArgument when `text` is not valid UTF-8.
 absl::Status CheckUtf8(absl::string_view field, absl::string_view text);

@@ -11,8 +11,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "common/base/random.h"
-#include "common/model/model_folder.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "common/serving/model_registry.h"
@@ -26,6 +24,7 @@
 #include "services/reward/rpc/reward_service.h"
 #include "services/simulator/metrics.h"
 #include "services/simulator/rpc/simulator_service.h"
+#include "tests/integration/world_reward_model.h"
 
 namespace almost {
 namespace {
@@ -38,30 +37,6 @@ fs::path World() { return fs::path(getenv("ALMOST_SOURCE_DIR")) / "common/world"
 std::string Read(const fs::path& path) {
   std::ifstream file(path);
   return {std::istreambuf_iterator<char>(file), {}};
-}
-
-// S with a reward head of random weights, beneath `root`.
-void WriteRewardModel(const fs::path& root) {
-  const fs::path folder = root / "R";
-  fs::create_directories(folder);
-  for (const char* name :
-       {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "almost.json"}) {
-    fs::copy_file(World() / "models/S" / name, folder / name, fs::copy_options::overwrite_existing);
-  }
-  const auto base = *ModelFolder::Open(World() / "models/S");
-  std::vector<TensorToWrite> tensors;
-  for (const auto& [name, view] : base->tensors()) {
-    tensors.push_back({.name = name, .dtype = view.dtype, .shape = view.shape, .bytes = view.bytes});
-  }
-  std::vector<float> head(base->config().hidden_size);
-  RandomStream random(1);
-  for (float& weight : head) weight = static_cast<float>(random.Normal());
-  tensors.push_back({.name = "score.weight",
-                     .dtype = DType::kF32,
-                     .shape = {1, base->config().hidden_size},
-                     .bytes = std::as_bytes(std::span(head))});
-  const absl::Status written = WriteModelFolder(folder, base->config().WithRewardHead(true), tensors);
-  ASSERT_TRUE(written.ok()) << written;
 }
 
 std::unique_ptr<Server> Serve(const std::string& name, grpc::Service& service,
@@ -80,7 +55,7 @@ std::string Address(const Server& server) { return absl::StrCat("127.0.0.1:", se
 class SimulatorOnTheWorld : public ::testing::Test {
  protected:
   SimulatorOnTheWorld() {
-    WriteRewardModel(root_);
+    EXPECT_TRUE(WriteWorldRewardModel(root_ / "R", 1).ok());
     EXPECT_TRUE(language_models_.LoadAll({"L=L"}).ok());
     EXPECT_TRUE(reward_models_.LoadAll({"R=R"}).ok());
   }

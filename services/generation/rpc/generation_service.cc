@@ -1,5 +1,6 @@
 #include "services/generation/rpc/generation_service.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <deque>
@@ -204,6 +205,14 @@ class Batch {
   absl::Status queue_full_ ABSL_GUARDED_BY(mutex_);
 };
 
+// Of an item, for LoadGate: about as many as its tokens, prompt and completions together.
+int64_t Work(const v1::GenerateItem& item, const types::v1::SamplingParams& sampling) {
+  const int64_t completions = sampling.has_n() ? std::clamp(sampling.n(), 1, kMaxCandidates) : 1;
+  const int64_t new_tokens =
+      sampling.has_max_new_tokens() ? std::clamp(sampling.max_new_tokens(), 1, 1 << 20) : 16;
+  return static_cast<int64_t>(item.input().ByteSizeLong()) / 4 + completions * new_tokens;
+}
+
 void AddLogprobs(const engine::TokenLogprobs& logprobs, auto& message) {
   message.add_logprobs(logprobs.model);
   message.add_sampled_logprobs(logprobs.sampled);
@@ -219,13 +228,17 @@ grpc::Status GenerationService::Generate(grpc::ServerContext* context, const v1:
   const auto sampling = [&](const v1::GenerateItem& item) -> const types::v1::SamplingParams& {
     return item.has_sampling() ? item.sampling() : request->sampling();
   };
-  int64_t completions = 0;
-  for (const v1::GenerateItem& item : request->items())
+  int64_t completions = 0, work = 0;
+  for (const v1::GenerateItem& item : request->items()) {
     completions += sampling(item).has_n() ? sampling(item).n() : 1;
+    work += Work(item, sampling(item));
+  }
   if (completions > kMaxCompletions) {
     return ToGrpc(InvalidField("sampling.n", absl::StrCat("at most ", kMaxCompletions, " over all items"),
                                absl::StrCat(completions)));
   }
+  const auto ticket = (*model)->Enter(work, absl::FromChrono(context->deadline()));
+  if (!ticket.ok()) return ToGrpc(ticket.status());
   Batch batch(*model, metrics_, *context);
   for (const v1::GenerateItem& item : request->items()) batch.Start(item, sampling(item));
   if (const absl::Status status = batch.Wait(*context); !status.ok()) return ToGrpc(status);
@@ -260,6 +273,9 @@ grpc::Status GenerationService::StreamGenerate(grpc::ServerContext* context,
                                                grpc::ServerWriter<v1::StreamGenerateResponse>* writer) {
   const auto model = models_.Find(request->model(), request->expected_digest());
   if (!model.ok()) return ToGrpc(model.status());
+  const auto ticket = (*model)->Enter(Work(request->item(), request->item().sampling()),
+                                      absl::FromChrono(context->deadline()));
+  if (!ticket.ok()) return ToGrpc(ticket.status());
   Batch batch(*model, metrics_, *context);
   // A piece for each token that settles text; bounded by max_new_tokens, so a slow reader holds back nobody.
   std::deque<v1::StreamGenerateResponse> pieces;
@@ -305,7 +321,7 @@ grpc::Status GenerationService::StreamGenerate(grpc::ServerContext* context,
   return grpc::Status::OK;
 }
 
-grpc::Status GenerationService::ScoreCompletions(grpc::ServerContext*,
+grpc::Status GenerationService::ScoreCompletions(grpc::ServerContext* context,
                                                  const v1::ScoreCompletionsRequest* request,
                                                  v1::ScoreCompletionsResponse* response) {
   if (const absl::Status status = CheckItems(request->items_size()); !status.ok()) return ToGrpc(status);
@@ -352,8 +368,8 @@ grpc::Status GenerationService::ScoreCompletions(grpc::ServerContext*,
     results.push_back(out->mutable_result());
     scores.push_back(std::move(*score));
   }
-  const auto logprobs = (*model)->engine->ScoreCompletions(scores);
-  if (!logprobs.ok()) return ToGrpc(logprobs.status());
+  const auto logprobs = (*model)->engine->ScoreCompletions(scores, LimitsOf(*context));
+  if (!logprobs.ok()) return ToGrpc(CallStatus(logprobs.status()));
   for (size_t i = 0; i < results.size(); ++i) {
     results[i]->mutable_token_ids()->Add(scores[i].completion_ids.begin(), scores[i].completion_ids.end());
     double sum = 0;

@@ -186,6 +186,40 @@ TEST_F(GenerationServiceTest, AClientThatLeavesGivesItsBlocksBack) {
   EXPECT_EQ(stats.free_blocks, stats.total_blocks);
 }
 
+// A reader that takes nothing holds back neither the engine, which gets its blocks back, nor other clients.
+// Its pieces are about two megabytes, more than the transport holds for it.
+TEST_F(GenerationServiceTest, AReaderThatTakesNothingHoldsBackNobody) {
+  v1::StreamGenerateRequest request;
+  request.set_model("models/S");
+  *request.mutable_item() = Item(0);
+  request.mutable_item()->mutable_sampling()->set_max_new_tokens(480);
+  request.mutable_item()->mutable_sampling()->set_n(64);
+  request.mutable_item()->mutable_sampling()->clear_stop();
+  grpc::ClientContext context;
+  const auto reader = stub_->StreamGenerate(&context, request);
+  v1::StreamGenerateResponse piece;
+  ASSERT_TRUE(reader->Read(&piece));
+  std::vector<v1::GenerateItem> items;
+  for (int i = 0; i < 8; ++i) items.push_back(Item(i));
+  EXPECT_TRUE(Generate(items).ok());
+  const absl::Time limit = absl::Now() + absl::Seconds(60);
+  while (models_.Stats()["models/S"].running_sequences > 0 && absl::Now() < limit)
+    absl::SleepFor(absl::Milliseconds(1));
+  const engine::EngineStats stats = models_.Stats()["models/S"];
+  EXPECT_EQ(stats.running_sequences, 0);
+  EXPECT_EQ(stats.free_blocks, stats.total_blocks);
+  // What was kept for it is all there.
+  std::map<int, int> tokens = {{piece.index(), piece.token_ids_size()}};
+  int finished = 0;
+  while (reader->Read(&piece)) {
+    tokens[piece.index()] += piece.token_ids_size();
+    finished += piece.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(finished, 64);
+  EXPECT_EQ(tokens.size(), 64u);
+}
+
 // Of all its members the sum, or the number of what a histogram observed; -1: there are none.
 double Sum(const prometheus::Registry& registry, const std::string& family_name) {
   double sum = 0;

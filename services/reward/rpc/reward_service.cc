@@ -56,6 +56,9 @@ grpc::Status RewardService::Score(grpc::ServerContext* context, const v1::ScoreR
   const auto model = models_.Find(request->model(), request->expected_digest());
   if (!model.ok()) return ToGrpc(model.status());
   const auto start = std::chrono::steady_clock::now();
+  const auto ticket =
+      (*model)->Enter(static_cast<int64_t>(request->ByteSizeLong()), absl::FromChrono(context->deadline()));
+  if (!ticket.ok()) return ToGrpc(ticket.status());
   std::vector<std::vector<int32_t>> sequences;
   std::vector<v1::ScoreItemResponse*> wanted;
   const auto fail = [&](v1::ScoreItemResponse& item, const absl::Status& status) {
@@ -73,8 +76,9 @@ grpc::Status RewardService::Score(grpc::ServerContext* context, const v1::ScoreR
     }
   }
   if (absl::Now() >= absl::FromChrono(context->deadline())) return ToGrpc(ExpiredBeforeWorkError());
-  const absl::StatusOr<std::vector<float>> scores = (*model)->engine->ScoreSequences(sequences);
-  if (!scores.ok()) return ToGrpc(scores.status());
+  const absl::StatusOr<std::vector<float>> scores =
+      (*model)->engine->ScoreSequences(sequences, LimitsOf(*context));
+  if (!scores.ok()) return ToGrpc(CallStatus(scores.status()));
   for (size_t i = 0; i < wanted.size(); ++i) {
     const double raw = (*scores)[i];
     if (!std::isfinite(raw)) {

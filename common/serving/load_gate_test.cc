@@ -1,0 +1,75 @@
+#include "common/serving/load_gate.h"
+
+#include <gtest/gtest.h>
+
+#include <deque>
+
+#include "common/rpc/status.h"
+
+namespace almost {
+namespace {
+
+const absl::Time kStart = absl::UnixEpoch() + absl::Hours(1);
+
+// A model that ends `rate` tokens of work a second, one call after the other.
+class LoadGateTest : public testing::Test {
+ protected:
+  absl::StatusOr<LoadGate::Ticket> Enter(int64_t work, absl::Duration time_left, bool waiting = true) {
+    return gate_.Enter(work, now_ + time_left, waiting, now_);
+  }
+  // 20 calls of 100 tokens, of which 10 end within a second each, so that 1,000 tokens stay under way.
+  void RunAt100TokensASecond() {
+    for (int i = 0; i < 20; ++i) tickets_.push_back(*Enter(100, absl::InfiniteDuration()));
+    for (int i = 0; i < 10; ++i) {
+      now_ += absl::Seconds(1);
+      tickets_.front().End(now_);
+      tickets_.pop_front();
+    }
+  }
+
+  LoadGate gate_;
+  absl::Time now_ = kStart;
+  std::deque<LoadGate::Ticket> tickets_;
+};
+
+TEST_F(LoadGateTest, RefusesWhatCouldNotEndInTimeAndSaysWhenItCould) {
+  RunAt100TokensASecond();  // what is under way needs 10 seconds
+  const absl::Status refused = Enter(100, absl::Seconds(10)).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  // In 3 seconds 700 tokens are left, which need 0.7 of 10 seconds.
+  EXPECT_EQ(RetryDelay(refused), absl::Seconds(3));
+  EXPECT_TRUE(Enter(100, absl::Seconds(15)).ok());
+}
+
+TEST_F(LoadGateTest, TakesEverythingWhileNothingWaits) {
+  RunAt100TokensASecond();
+  EXPECT_TRUE(Enter(100, absl::Milliseconds(1), /*waiting=*/false).ok());
+}
+
+TEST_F(LoadGateTest, TakesWhatHasNoDeadline) {
+  RunAt100TokensASecond();
+  EXPECT_TRUE(gate_.Enter(100, absl::InfiniteFuture(), true, now_).ok());
+}
+
+TEST_F(LoadGateTest, TakesEverythingUntilItKnowsARate) {
+  for (int i = 0; i < 30; ++i) tickets_.push_back(*Enter(100, absl::Milliseconds(1)));
+}
+
+TEST_F(LoadGateTest, ForgetsTheRateWhenNothingIsUnderWay) {
+  RunAt100TokensASecond();
+  for (LoadGate::Ticket& ticket : tickets_) ticket.End(now_);
+  tickets_.clear();
+  now_ += absl::Hours(1);
+  const auto ticket = Enter(100, absl::Seconds(1));
+  EXPECT_TRUE(ticket.ok());
+  EXPECT_TRUE(Enter(100, absl::Seconds(1)).ok());
+}
+
+TEST_F(LoadGateTest, ARefusedCallIsNotUnderWay) {
+  RunAt100TokensASecond();
+  for (int i = 0; i < 100; ++i) EXPECT_FALSE(Enter(100, absl::Seconds(10)).ok());
+  EXPECT_TRUE(Enter(100, absl::Seconds(15)).ok());
+}
+
+}  // namespace
+}  // namespace almost
