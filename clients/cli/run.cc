@@ -28,11 +28,17 @@ std::string TokensText(int64_t tokens) {
   return absl::StrCat(tokens);
 }
 
+std::string BytesText(int64_t bytes) {
+  const double megabytes = static_cast<double>(bytes) / 1e6;
+  return megabytes >= 1000 ? absl::StrFormat("%.3g GB", megabytes / 1000)
+                           : absl::StrFormat("%.3g MB", megabytes);
+}
+
 std::string ModelsText(const pb::StagePlan& plan) {
   std::vector<std::string> models;
   for (const pb::PlannedModel& model : plan.models()) {
-    models.push_back(absl::StrFormat("%s on %s %s (%.3g GB)", model.id(), model.service(), model.device(),
-                                     static_cast<double>(model.weight_bytes()) / 1e9));
+    models.push_back(absl::StrFormat("%s on %s %s (%s)", model.id(), model.service(), model.device(),
+                                     BytesText(model.weight_bytes())));
   }
   return absl::StrJoin(models, ", ");
 }
@@ -51,12 +57,13 @@ void PrintPlan(const pb::Run& run) {
       continue;
     }
     const bool measured = !plan.measured_by().empty();
+    const int64_t expected = plan.cost().generated_tokens();
     const int64_t most = plan.max_generated_tokens();
     rows.push_back({stage.id(), "done",
-                    measured   ? absl::StrCat("about ", TokensText(plan.cost().generated_tokens()))
-                    : most > 0 ? absl::StrCat("at most ", TokensText(most))
-                               : "",
-                    measured ? absl::StrCat(plan.cost().scored_items()) : "",
+                    expected > 0            ? absl::StrCat("about ", TokensText(expected))
+                    : !measured && most > 0 ? absl::StrCat("at most ", TokensText(most))
+                                            : "",
+                    plan.cost().scored_items() > 0 ? absl::StrCat(plan.cost().scored_items()) : "",
                     measured ? absl::StrFormat("%.3g s", plan.seconds()) : "", ModelsText(plan)});
     seconds += plan.seconds();
     if (!measured && stage.id() != "report") unmeasured.push_back(stage.id());

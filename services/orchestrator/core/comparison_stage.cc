@@ -140,6 +140,9 @@ class ComparisonStage : public Stage {
 
     std::string kept_lines;
     std::string dropped_lines;
+    ALMOST_ASSIGN_OR_RETURN(const int64_t bytes, results.NumBytes());
+    kept_lines.reserve(static_cast<size_t>(bytes));
+    dropped_lines.reserve(static_cast<size_t>(bytes));
     size_t pair = 0;
     ALMOST_RETURN_IF_ERROR(ForEachLine(results, [&](const ordered_json& line) -> absl::Status {
       if (!line.contains("prompt")) return absl::OkStatus();

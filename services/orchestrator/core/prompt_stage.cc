@@ -33,7 +33,16 @@ class PromptStage : public Stage {
     v1::PromptStage own = context.recipe().prompts();
     own.clear_seed_path();
     own.clear_prompts_path();
+    own.clear_given_prompts();
     StageIdentity identity;
+    if (!context.recipe().prompts().given_prompts().empty()) {
+      // There may be a million: the manifest names them.
+      std::string all;
+      for (const std::string& prompt : context.recipe().prompts().given_prompts()) {
+        absl::StrAppend(&all, prompt.size(), ":", prompt);
+      }
+      identity.inputs["given_prompts"] = Sha256(all);
+    }
     identity.recipe = {{"prompts", ToJson(own)}, {"seed", context.recipe().seed()}};
     if (!model_.empty()) {
       identity.inputs["model"] = context.model(kAuthor).digest;

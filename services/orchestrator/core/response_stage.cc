@@ -126,6 +126,8 @@ class ResponseStage : public Stage {
   absl::StatusOr<StageOutput> Publish(StageContext&, const ItemResults& results) override {
     StageOutput output;
     std::string all;
+    ALMOST_ASSIGN_OR_RETURN(const int64_t bytes, results.NumBytes());
+    all.reserve(static_cast<size_t>(bytes));
     ALMOST_RETURN_IF_ERROR(results.ForEach([&](int64_t, const absl::StatusOr<std::string>& result) {
       if (!result.ok()) return absl::OkStatus();
       absl::StrAppend(&all, *result);
