@@ -201,6 +201,21 @@ TEST_F(OrchestratorTest, EqualSeedsGiveEqualHashesAndOthersDoNot) {
   for (const auto& [name, digest] : first) EXPECT_NE(other.at(name), digest) << name;
 }
 
+TEST_F(OrchestratorTest, ARunsPriorityReachesItsJobs) {
+  ASSERT_TRUE(Start().ok());
+  v1::CreateRunRequest request;
+  request.set_run_id("urgent");
+  *request.mutable_recipe() = WithDefaults(ScriptedRecipe(7));
+  request.set_priority(3);
+  ASSERT_TRUE(orchestrator_->Create(request).ok());
+  Stop();  // and over a restart
+  ASSERT_TRUE(Start().ok());
+  ASSERT_EQ(WaitForEnd("urgent"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(orchestrator_->Get("urgent")->priority(), 3);
+  ASSERT_EQ(services_->specs().size(), 3u);
+  for (const trainer::v1::JobSpec& spec : services_->specs()) EXPECT_EQ(spec.priority(), 3);
+}
+
 TEST_F(OrchestratorTest, ARunThatFailsLeavesOthersAlone) {
   const auto hashes = UndisturbedHashes();
   Reset();

@@ -87,6 +87,7 @@ class RunExecution::Context : public StageContext {
 
   const std::string& run_id() const override { return run_id_; }
   const v1::Recipe& recipe() const override { return run_->recipe_; }
+  int priority() const override { return run_->settings_.priority(); }
   RetryingServices& services() override { return services_; }
   ArtifactStore& store() const override { return *run_->environment_.store; }
   const PlacedModel& model(absl::string_view role) const override { return models_.find(role)->second; }

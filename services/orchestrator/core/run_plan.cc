@@ -36,6 +36,7 @@ class PlanContext : public StageContext {
 
   const std::string& run_id() const override { return run_id_; }
   const v1::Recipe& recipe() const override { return recipe_; }
+  int priority() const override { return 0; }
   RetryingServices& services() override { return services_; }
   ArtifactStore& store() const override { return *environment_.store; }
   const PlacedModel& model(absl::string_view role) const override { return models_.find(role)->second; }

@@ -104,6 +104,13 @@ std::map<std::string, trainer::v1::JobState> ScriptedServices::jobs() const {
   return states;
 }
 
+std::vector<trainer::v1::JobSpec> ScriptedServices::specs() const {
+  const absl::MutexLock lock(&mutex_);
+  std::vector<trainer::v1::JobSpec> specs;
+  for (const auto& [name, job] : jobs_) specs.push_back(job.spec());
+  return specs;
+}
+
 void ScriptedServices::HoldJobs(bool hold) {
   const absl::MutexLock lock(&mutex_);
   hold_jobs_ = hold;

@@ -38,6 +38,7 @@ class ScriptedServices : public Services {
   std::set<std::string> models() const;  // in memory
   int64_t calls(absl::string_view method) const;
   std::map<std::string, trainer::v1::JobState> jobs() const;
+  std::vector<trainer::v1::JobSpec> specs() const;  // of the jobs
   // Jobs stay in RUNNING until told otherwise.
   void HoldJobs(bool hold);
 

@@ -81,6 +81,8 @@ class StageContext {
   virtual const std::string& run_id() const = 0;
   // Defaults filled in.
   virtual const v1::Recipe& recipe() const = 0;
+  // Of the run; jobs that wait elsewhere have it too.
+  virtual int priority() const = 0;
   virtual RetryingServices& services() = 0;
   virtual ArtifactStore& store() const = 0;
   // A model of Stage::models(), by role. Only while items run and in Publish.

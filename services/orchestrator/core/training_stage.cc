@@ -78,6 +78,7 @@ class TrainingStage : public Stage {
     ALMOST_ASSIGN_OR_RETURN(*request.mutable_spec(), Spec(context));
     request.mutable_spec()->set_seed(DeriveSeed(context.recipe().seed(), id()));
     request.mutable_spec()->set_prompt_format(context.recipe().prompt_format());
+    request.mutable_spec()->set_priority(context.priority());
     const std::string hash =
         Sha256(absl::StrCat(context.run_id(), "\n", ToJson(request.spec()).dump())).substr(0, 12);
     absl::Status status;
