@@ -136,6 +136,8 @@ class EveryMethod(unittest.TestCase):
         self.assertEqual(other.state, orchestrator_pb2.RUN_STATE_CANCELLED)
         self.assertEqual((await do(orchestrator.resume_run, other.name)).state, orchestrator_pb2.RUN_STATE_RUNNING)
         await do(orchestrator.cancel_run, other.name)
+        await do(orchestrator.delete_run, other.name)
+        self.assertNotIn(other.name, [each.name for each in await do(orchestrator.list_runs)])
 
         # Reward.
         loaded = await do(suite.reward.load_model, f"models/rm-{name}", rm.name)
