@@ -192,10 +192,10 @@ TEST_P(PolicyOptimum, WithTheRewardWithheldNothingMoves) {
 TEST_P(PolicyOptimum, UnderAnEndlessPenaltyThePolicyStays) {
   JobSpec spec = Spec();
   Ppo(spec).kl_coefficient = 1e6;
-  const std::vector<Answers> reference = AnswersOf(World());
-  const double kl = Measure(AnswersOf(Run(spec, Capitals, "job").folder), reference).kl;
-  const double tilted = Measure(AnswersOf(Run(Spec(), Capitals, "tilted").folder), reference).kl;
-  EXPECT_LT(kl, 0.01 * tilted) << tilted;
+  Ppo(spec).num_iterations = 30;
+  const Job job = Run(spec, Capitals, "job");
+  // The optimum at kBeta is 0.22 nats away.
+  EXPECT_LT(Measure(AnswersOf(job.folder), AnswersOf(World())).kl, 0.002);
 }
 
 TEST_P(PolicyOptimum, AdaptiveControlFollowsTheMeasuredKl) {
