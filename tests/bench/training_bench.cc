@@ -16,11 +16,10 @@
 #include <string>
 
 #include "absl/time/clock.h"
-#include "common/engine/engine.h"
 #include "nlohmann/json.hpp"
-#include "services/trainer/core/datasets.h"
 #include "services/trainer/torch/runtime.h"
 #include "services/trainer/torch/train.h"
+#include "tests/bench/in_process_reward.h"
 
 namespace almost::trainer {
 namespace {
@@ -65,25 +64,6 @@ KindSpec Kind(const std::string& kind, const std::string& data, OptimizerSpec& o
                  .normalize_rewards = true};
 }
 
-// The engine on the reward model in this process.
-RewardFunction Reward(const std::filesystem::path& folder) {
-  const auto model = ModelFolder::Open(folder).value();
-  const std::shared_ptr<engine::Engine> scorer = engine::Engine::Create(model, {}).value();
-  const auto tokenizer = Tokenizer::Load(folder).value();
-  return [=](std::span<const RewardInput> inputs) -> absl::StatusOr<std::vector<double>> {
-    const PromptFormat format = PromptFormat::World();
-    std::vector<std::vector<int32_t>> sequences;
-    for (const RewardInput& input : inputs) {
-      sequences.push_back(
-          EncodeResponse(input.prompt, input.response, {format, *tokenizer, model->config().max_positions})
-              .value()
-              .ids);
-    }
-    const std::vector<float> scores = scorer->ScoreSequences(sequences).value();
-    return std::vector<double>(scores.begin(), scores.end());
-  };
-}
-
 int Main(int argc, char** argv) {
   if (argc < 4 || (std::string(argv[1]) == "ppo" && argc < 5)) {
     std::cerr << "usage: training_bench KIND MODEL DATA [REWARD_MODEL] (see the source)\n";
@@ -118,7 +98,7 @@ int Main(int argc, char** argv) {
               std::cerr << step << "/" << num_steps << " " << last << "\n";
           },
       .warn = {},
-      .reward = kind == "ppo" ? Reward(argv[4]) : RewardFunction()};
+      .reward = kind == "ppo" ? InProcessReward(argv[4]) : RewardFunction()};
   const absl::Time begin = absl::Now();
   const double cpu_begin = CpuSeconds();
   const auto trained = Train(spec, context);
