@@ -7,6 +7,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
 
@@ -18,6 +19,14 @@ using torch::Tensor;
 // Samples up to half as long again share a square: fewer calls against less padding, measured at 20-60
 // tokens.
 constexpr double kSquareSlack = 1.5;
+
+// Query, key and value of small layers are one product: their weights, which that copies, are small beside
+// the tokens.
+constexpr int64_t kSmallWeights = int64_t{1} << 20;
+
+constexpr char kAdapterA[] = ".lora_A.weight";
+constexpr char kAdapterB[] = ".lora_B.weight";
+constexpr char kWeight[] = ".weight";
 
 using Shapes = std::vector<std::pair<std::string, std::vector<int64_t>>>;
 
@@ -197,15 +206,19 @@ Tensor PackedSamples::LastTokens() const {
   return torch::tensor(last, torch::kInt64);
 }
 
-Llama::Llama(ModelConfig config, std::map<std::string, Tensor> parameters)
-    : config_(std::move(config)), parameters_(std::move(parameters)), layers_(config_.num_layers) {
+Llama::Llama(ModelConfig config, std::map<std::string, Tensor> parameters, double adapter_scale)
+    : config_(std::move(config)),
+      parameters_(std::move(parameters)),
+      adapter_scale_(adapter_scale),
+      layers_(config_.num_layers) {
   const auto get = [&](const std::string& name) {
     const auto found = parameters_.find(name);
     return found == parameters_.end() ? Tensor() : found->second;
   };
   const auto norm = [&](const std::string& name) { return Norm{get(name + ".weight"), get(name + ".bias")}; };
   const auto linear = [&](const std::string& name) {
-    return Linear{get(name + ".weight"), get(name + ".bias")};
+    return Linear{get(name + kWeight), get(name + ".bias"), get(name + kAdapterA), get(name + kAdapterB),
+                  adapter_scale_};
   };
   const ModelConfig::Names& names = config_.names();
   embedding_ = get(names.embedding);
@@ -238,6 +251,16 @@ Llama::Llama(ModelConfig config, std::map<std::string, Tensor> parameters)
   }
 }
 
+std::vector<Tensor> Llama::Layer::Leaves() const {
+  std::vector<Tensor> leaves = {input_norm.weight,        input_norm.bias, post_attention_norm.weight,
+                                post_attention_norm.bias, query_norm,      key_norm};
+  for (const Linear* linear : {&query, &key, &value, &query_key_value, &output, &gate, &up, &down}) {
+    leaves.insert(leaves.end(), {linear->weight, linear->bias, linear->adapter_a, linear->adapter_b});
+  }
+  std::erase_if(leaves, [](const Tensor& leaf) { return !leaf.defined(); });
+  return leaves;
+}
+
 absl::StatusOr<Llama> Llama::Load(const ModelFolder& folder, torch::ScalarType dtype, bool reward_head) {
   const ModelConfig config = folder.config().WithRewardHead(reward_head);
   if (!reward_head && folder.config().reward_head) {
@@ -257,7 +280,7 @@ absl::StatusOr<Llama> Llama::Load(const ModelFolder& folder, torch::ScalarType d
     ALMOST_ASSIGN_OR_RETURN(const TensorView view, folder.Tensor(stored, shape));
     parameters[name] = FromView(view, dtype).requires_grad_();
   }
-  return Llama(config, std::move(parameters));
+  return Llama(config, std::move(parameters), /*adapter_scale=*/0);
 }
 
 Llama Llama::Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed) {
@@ -284,7 +307,38 @@ Llama Llama::Initialize(const ModelConfig& config, torch::ScalarType dtype, uint
     }
     parameters[name] = tensor.requires_grad_();
   }
-  return Llama(config, std::move(parameters));
+  return Llama(config, std::move(parameters), /*adapter_scale=*/0);
+}
+
+void Llama::AddAdapters(int rank, double alpha, uint64_t seed) {
+  std::map<std::string, Tensor> parameters;
+  for (const auto& [name, parameter] : parameters_) {
+    parameters[name] = parameter.detach().requires_grad_(name == config_.names().reward_head);
+    if (!absl::StartsWith(name, config_.names().layers) || parameter.dim() != 2) continue;
+    const std::string linear(absl::StripSuffix(name, kWeight));
+    const int64_t outputs = parameter.size(0), inputs = parameter.size(1);
+    RandomStream random(DeriveSeed(seed, name));
+    Tensor a = torch::empty({rank, inputs}, torch::kFloat64);
+    const double bound = 1.0 / std::sqrt(static_cast<double>(inputs));
+    for (double *value = a.data_ptr<double>(), *end = value + a.numel(); value != end; ++value) {
+      *value = bound * (2 * random.Unit() - 1);
+    }
+    parameters[linear + kAdapterA] = a.to(parameter.options().requires_grad(false)).requires_grad_();
+    parameters[linear + kAdapterB] =
+        torch::zeros({outputs, rank}, parameter.options().requires_grad(false)).requires_grad_();
+  }
+  const bool recompute = recompute_;
+  *this = Llama(config_, std::move(parameters), alpha / rank);
+  recompute_ = recompute;
+}
+
+Tensor Llama::Linear::Adapter(const Tensor& x) const {
+  return torch::linear(torch::linear(x, adapter_a), adapter_b) * adapter_scale;
+}
+
+Tensor Llama::Linear::operator()(const Tensor& x) const {
+  const Tensor y = torch::linear(x, weight, bias);
+  return adapter_a.defined() ? y + Adapter(x) : y;
 }
 
 Tensor Llama::Normalize(const Tensor& x, const Norm& norm) const {
@@ -297,16 +351,29 @@ Tensor Llama::QueriesKeysValues(const Layer& layer, const Tensor& x_ND) const {
   if (config_.is_neox()) {
     return layer.query_key_value(x_ND).view({n, h, 3, e}).transpose(1, 2).reshape({n, 3 * h, e});
   }
-  // One product for the three: their weights are small beside the tokens.
+  if ((h + 2 * k) * e * x_ND.size(1) > kSmallWeights) {
+    return torch::cat({layer.query(x_ND), layer.key(x_ND), layer.value(x_ND)}, 1).view({n, h + 2 * k, e});
+  }
   const Linear all{torch::cat({layer.query.weight, layer.key.weight, layer.value.weight}),
                    layer.query.bias.defined()
                        ? torch::cat({layer.query.bias, layer.key.bias, layer.value.bias})
                        : Tensor()};
-  return all(x_ND).view({n, h + 2 * k, e});
+  Tensor qkv = all(x_ND);
+  if (layer.query.adapter_a.defined()) {
+    qkv =
+        qkv + torch::cat({layer.query.Adapter(x_ND), layer.key.Adapter(x_ND), layer.value.Adapter(x_ND)}, 1);
+  }
+  return qkv.view({n, h + 2 * k, e});
 }
 
-Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const PackedSamples& samples,
-                        const Tensor& cos, const Tensor& sin) const {
+// What one forward pass is about, besides weights.
+struct Llama::Pass {
+  PackedSamples samples;
+  Tensor cos, sin;  // [N, 1, R/2]
+};
+
+Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
+  const PackedSamples& samples = pass.samples;
   const int64_t n = x_ND.size(0), h = config_.num_heads, k = config_.num_kv_heads, e = config_.head_dim;
   const Tensor qkv = QueriesKeysValues(layer, x_ND);
   Tensor turned;
@@ -317,7 +384,7 @@ Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const PackedSamp
   } else {
     turned = qkv.narrow(1, 0, h + k);
   }
-  turned = Rotate(turned, cos, sin);
+  turned = Rotate(turned, pass.cos, pass.sin);
   Tensor rows = torch::cat({turned, qkv.narrow(1, h + k, k)}, 1);
   const bool squares = samples.square_P.defined();
   if (squares) rows = ToSquares::apply(rows.view({n, (h + 2 * k) * e}), samples);
@@ -354,6 +421,66 @@ Tensor Llama::Mlp(const Layer& layer, const Tensor& x_ND) const {
   return layer.down(at::gelu(up, "tanh"));
 }
 
+Tensor Llama::Forward(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
+  const Tensor attended = Attention(layer, Normalize(x_ND, layer.input_norm), pass);
+  if (config_.parallel_residual) {
+    return x_ND + attended + Mlp(layer, Normalize(x_ND, layer.post_attention_norm));
+  }
+  const Tensor y_ND = x_ND + attended;
+  return y_ND + Mlp(layer, Normalize(y_ND, layer.post_attention_norm));
+}
+
+// What a backward pass computes a layer again from, besides its input.
+struct Llama::Recomputation : torch::CustomClassHolder {
+  Recomputation(std::shared_ptr<const Llama> of, size_t number, std::shared_ptr<const Pass> in)
+      : model(std::move(of)), layer(number), pass(std::move(in)) {}
+  Tensor operator()(const Tensor& x_ND) const { return model->Forward(model->layers_[layer], x_ND, *pass); }
+
+  const std::shared_ptr<const Llama> model;
+  const size_t layer;
+  const std::shared_ptr<const Pass> pass;
+};
+
+class Llama::RecomputedLayer : public torch::autograd::Function<RecomputedLayer> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x_ND, at::TensorList leaves,
+                        const c10::intrusive_ptr<Recomputation>& again) {
+    torch::autograd::variable_list saved = leaves.vec();
+    saved.push_back(x_ND);
+    context->save_for_backward(std::move(saved));
+    context->saved_data["again"] = c10::IValue::make_capsule(again);
+    return (*again)(x_ND);
+  }
+
+  // In the order of forward's arguments.
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    const auto again =
+        c10::static_intrusive_pointer_cast<Recomputation>(context->saved_data["again"].toCapsule());
+    torch::autograd::variable_list inputs = context->get_saved_variables();
+    // A leaf of its own, so that the inner pass ends here.
+    inputs.back() = inputs.back().detach().requires_grad_(context->needs_input_grad(0));
+    Tensor y;
+    {
+      const torch::AutoGradMode with_gradients(true);
+      y = (*again)(inputs.back());
+    }
+    torch::autograd::variable_list wanted;
+    for (const Tensor& input : inputs) {
+      if (input.requires_grad()) wanted.push_back(input);
+    }
+    const torch::autograd::variable_list found = torch::autograd::grad({y}, wanted, {grads[0]});
+    torch::autograd::variable_list of_inputs(inputs.size());
+    size_t next = 0;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].requires_grad()) of_inputs[i] = found[next++];
+    }
+    std::rotate(of_inputs.begin(), of_inputs.end() - 1, of_inputs.end());  // x first
+    of_inputs.emplace_back();                                              // of `again`
+    return of_inputs;
+  }
+};
+
 Tensor Llama::Hidden(const PackedSamples& samples) const {
   // As transformers: the angle is rounded to float32 (double weights: not) before its cosine is taken.
   const torch::ScalarType dtype = embedding_.scalar_type();
@@ -364,44 +491,68 @@ Tensor Llama::Hidden(const PackedSamples& samples) const {
   const auto table = [&](const Tensor& values) {
     return (values * rotary.attention_factor).to(dtype).view({-1, 1, rotary.num_dims() / 2});
   };
-  const Tensor cos = table(angles.cos()), sin = table(angles.sin());
+  const auto pass = std::make_shared<const Pass>(samples, table(angles.cos()), table(angles.sin()));
 
-  Tensor x = torch::embedding(embedding_, samples.tokens_N);
-  for (const Layer& layer : layers_) {
-    const Tensor attended = Attention(layer, Normalize(x, layer.input_norm), samples, cos, sin);
-    if (config_.parallel_residual) {
-      x = x + attended + Mlp(layer, Normalize(x, layer.post_attention_norm));
-    } else {
-      x = x + attended;
-      x = x + Mlp(layer, Normalize(x, layer.post_attention_norm));
+  Tensor x_ND = torch::embedding(embedding_, samples.tokens_N);
+  if (recompute_ && torch::GradMode::is_enabled()) {
+    const auto model = std::make_shared<const Llama>(*this);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      x_ND = RecomputedLayer::apply(x_ND, at::TensorList(layers_[i].Leaves()),
+                                    c10::make_intrusive<Recomputation>(model, i, pass));
     }
+  } else {
+    for (const Layer& layer : layers_) x_ND = Forward(layer, x_ND, *pass);
   }
-  return Normalize(x, final_norm_);
+  return Normalize(x_ND, final_norm_);
 }
 
 Tensor Llama::Rewards(const Tensor& hidden_ND, const PackedSamples& samples) const {
-  return torch::linear(hidden_ND.index_select(0, samples.LastTokens()), head_).squeeze(1);
+  const Tensor rewards_S = torch::linear(hidden_ND.index_select(0, samples.LastTokens()), head_).squeeze(1);
+  return rewards_S.to(torch::promoteTypes(rewards_S.scalar_type(), torch::kFloat32));
 }
 
 Llama Llama::Replica() const {
   std::map<std::string, Tensor> shared;
-  for (const auto& [name, parameter] : parameters_) shared[name] = parameter.detach().requires_grad_();
-  return Llama(config_, std::move(shared));
+  for (const auto& [name, parameter] : parameters_) {
+    shared[name] = parameter.detach().requires_grad_(parameter.requires_grad());
+  }
+  Llama replica(config_, std::move(shared), adapter_scale_);
+  replica.recompute_ = recompute_;
+  return replica;
 }
 
 Llama Llama::Frozen() const {
-  std::map<std::string, Tensor> copied;
-  for (const auto& [name, parameter] : parameters_) copied[name] = parameter.detach().clone();
-  return Llama(config_, std::move(copied));
+  const bool has_adapters = adapter_scale_ != 0;
+  std::map<std::string, Tensor> frozen;
+  for (const auto& [name, parameter] : parameters_) {
+    if (absl::EndsWith(name, kAdapterA) || absl::EndsWith(name, kAdapterB)) continue;
+    frozen[name] = has_adapters ? parameter.detach() : parameter.detach().clone();
+  }
+  return Llama(config_, std::move(frozen), /*adapter_scale=*/0);
+}
+
+std::map<std::string, Tensor> Llama::Merged() const {
+  std::map<std::string, Tensor> merged;
+  for (const auto& [name, parameter] : parameters_) {
+    if (absl::EndsWith(name, kAdapterA) || absl::EndsWith(name, kAdapterB)) continue;
+    merged[name] = parameter.detach();
+    const std::string linear(absl::StripSuffix(name, kWeight));
+    const auto a = parameters_.find(linear + kAdapterA), b = parameters_.find(linear + kAdapterB);
+    if (a == parameters_.end()) continue;
+    const torch::ScalarType wide = torch::promoteTypes(parameter.scalar_type(), torch::kFloat32);
+    merged[name] = parameter.detach().to(wide) +
+                   adapter_scale_ * torch::mm(b->second.detach().to(wide), a->second.detach().to(wide));
+  }
+  return merged;
 }
 
 std::shared_ptr<const ModelFolder> Llama::InMemoryFolder() const {
-  return WithFloatTensors(parameters_,
+  return WithFloatTensors(Merged(),
                           [&](const auto& tensors) { return ModelFolder::InMemory(config_, tensors); });
 }
 
 absl::Status Llama::Save(const std::filesystem::path& folder) const {
-  return WithFloatTensors(parameters_,
+  return WithFloatTensors(Merged(),
                           [&](const auto& tensors) { return WriteModelFolder(folder, config_, tensors); });
 }
 

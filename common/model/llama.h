@@ -47,8 +47,9 @@ struct PackedSamples {
   torch::Tensor LastTokens() const;
 };
 
-// Parameters by their Hugging Face names, and the forward pass over them. Copies share parameters.
-// Const methods may run on several threads; backward passes may too when each has its own Replica.
+// Parameters by their Hugging Face names, and the forward pass over them, in float64, float32 or bfloat16.
+// Copies share parameters. Const methods may run on several threads; backward passes may too when each has
+// its own Replica.
 class Llama {
  public:
   // The folder's weights in `dtype`. kNotFound and kDataLoss name the tensor. With `reward_head` unlike the
@@ -58,24 +59,33 @@ class Llama {
   // add to the residual stream further divided by sqrt(2 · layers); norms one, biases zero.
   static Llama Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed);
 
+  // Low-rank adapters (Hu et al. 2021, LoRA, arXiv 2106.09685) on every matrix of the layers: y = x Wᵀ +
+  // alpha / rank · x Aᵀ Bᵀ, A [rank, inputs] uniform within ± 1 / sqrt(inputs), B [outputs, rank] zero. They,
+  // and a reward head, are all that takes gradients from here on. Once; before replicas are made.
+  void AddAdapters(int rank, double alpha, uint64_t seed);
+  // Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): of each layer a backward pass finds the
+  // input alone, and computes the rest again, to the same bits.
+  void RecomputeLayers() { recompute_ = true; }
+
   // After the final norm, [N, D].
   torch::Tensor Hidden(const PackedSamples& samples) const;
   // The language-model head, [V, D]: the embedding where they are tied.
   const torch::Tensor& HeadWeight() const { return head_; }
-  // The reward head on each sample's last token, [S].
+  // The reward head on each sample's last token, [S]; float32 where weights are bfloat16.
   torch::Tensor Rewards(const torch::Tensor& hidden_ND, const PackedSamples& samples) const;
 
   // Same storage, own gradients: for a backward pass on another thread.
   Llama Replica() const;
-  // A copy with its own storage that takes no gradients: a frozen reference.
+  // The model as it is now, without gradients, which training this one leaves as it is: with adapters, which
+  // are zero when they are added, the same storage without them; else a copy.
   Llama Frozen() const;
 
   const ModelConfig& config() const { return config_; }
-  // Leaves that take gradients, by name. Their data may be changed in place.
+  // Leaves, by name; those that are trained require gradients. Their data may be changed in place.
   const std::map<std::string, torch::Tensor>& parameters() const { return parameters_; }
-  // The same as an opened folder in memory, float32: what the engine loads.
+  // The same as an opened folder in memory, float32, adapters merged: what the engine loads.
   std::shared_ptr<const ModelFolder> InMemoryFolder() const;
-  // config.json and model.safetensors, float32.
+  // config.json and model.safetensors, float32, adapters merged.
   absl::Status Save(const std::filesystem::path& folder) const;
 
  private:
@@ -84,7 +94,10 @@ class Llama {
   };
   struct Linear {
     torch::Tensor weight, bias;  // undefined: none
-    torch::Tensor operator()(const torch::Tensor& x) const { return torch::linear(x, weight, bias); }
+    torch::Tensor adapter_a, adapter_b;
+    double adapter_scale = 0;
+    torch::Tensor operator()(const torch::Tensor& x) const;
+    torch::Tensor Adapter(const torch::Tensor& x) const;
   };
   struct Layer {
     Norm input_norm, post_attention_norm;
@@ -94,18 +107,26 @@ class Llama {
     Linear output;
     Linear gate;  // where the MLP is gated
     Linear up, down;
+    std::vector<torch::Tensor> Leaves() const;
   };
+  struct Pass;
+  struct Recomputation;
+  class RecomputedLayer;
 
-  Llama(ModelConfig config, std::map<std::string, torch::Tensor> parameters);
+  Llama(ModelConfig config, std::map<std::string, torch::Tensor> parameters, double adapter_scale);
   torch::Tensor Normalize(const torch::Tensor& x, const Norm& norm) const;
   // Heads of q, then k, then v, [N, H + 2K, E].
   torch::Tensor QueriesKeysValues(const Layer& layer, const torch::Tensor& x_ND) const;
-  torch::Tensor Attention(const Layer& layer, const torch::Tensor& x_ND, const PackedSamples& samples,
-                          const torch::Tensor& cos_N1R, const torch::Tensor& sin_N1R) const;
+  torch::Tensor Attention(const Layer& layer, const torch::Tensor& x_ND, const Pass& pass) const;
   torch::Tensor Mlp(const Layer& layer, const torch::Tensor& x_ND) const;
+  torch::Tensor Forward(const Layer& layer, const torch::Tensor& x_ND, const Pass& pass) const;
+  // Parameters with adapters added to the matrices they belong to.
+  std::map<std::string, torch::Tensor> Merged() const;
 
   ModelConfig config_;
   std::map<std::string, torch::Tensor> parameters_;
+  double adapter_scale_ = 0;  // 0: none
+  bool recompute_ = false;
   torch::Tensor embedding_, head_;
   Norm final_norm_;
   std::vector<Layer> layers_;

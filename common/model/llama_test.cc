@@ -116,6 +116,88 @@ TEST_P(LlamaParity, PackedSamplesAreThoseAlone) {
   }
 }
 
+// Gradients of the sum of squared logits, by name; those not asked for are left out.
+std::map<std::string, Tensor> Gradients(const Llama& model, const PackedSamples& samples) {
+  Logits(model, samples).square().sum().backward();
+  std::map<std::string, Tensor> gradients;
+  for (const auto& [name, parameter] : model.parameters()) {
+    if (parameter.grad().defined()) gradients[name] = parameter.grad();
+    parameter.mutable_grad().reset();
+  }
+  return gradients;
+}
+
+TEST_P(LlamaParity, LayersComputedAgainGiveTheSameBits) {
+  for (const bool adapters : {false, true}) {
+    Llama plain = LoadGolden(GetParam(), torch::kFloat32);
+    if (adapters) plain.AddAdapters(3, 6, /*seed=*/1);
+    Llama again = plain.Replica();
+    again.RecomputeLayers();
+    const auto samples = PackedSamples::Pack(RandomSamples({5, 1, 40, 12}, plain.config().vocab_size));
+    EXPECT_TRUE(torch::equal(again.Hidden(samples), plain.Hidden(samples)));
+    // With frozen embeddings a layer's input asks for no gradient, its weights do.
+    for (const bool frozen : {false, true}) {
+      if (adapters && frozen) continue;
+      for (const Llama* model : {&plain, &again}) {
+        if (frozen) model->parameters().at(model->config().names().embedding).set_requires_grad(false);
+      }
+      const auto wanted = Gradients(plain, samples), found = Gradients(again, samples);
+      EXPECT_EQ(found.size(), wanted.size());
+      for (const auto& [name, gradient] : wanted) {
+        EXPECT_TRUE(torch::equal(found.at(name), gradient)) << name;
+      }
+    }
+  }
+}
+
+TEST_P(LlamaParity, AdaptersBeginAsTheBaseAndMergeIntoIt) {
+  const Llama base = LoadGolden(GetParam(), torch::kFloat64);
+  Llama model = base.Replica();
+  model.AddAdapters(3, 6, /*seed=*/1);
+  const auto samples = PackedSamples::Pack(RandomSamples({5, 1, 40, 12}, base.config().vocab_size));
+  EXPECT_TRUE(torch::equal(Logits(model, samples), Logits(base, samples)));
+
+  const torch::NoGradGuard no_grad;
+  const Llama reference = model.Frozen();
+  int adapted = 0;
+  for (const auto& [name, parameter] : model.parameters()) {
+    const bool is_adapter = name.find(".lora_") != std::string::npos;
+    EXPECT_EQ(parameter.requires_grad(), is_adapter) << name;
+    if (name.find(".lora_B") == std::string::npos) continue;
+    parameter.detach().copy_(
+        0.1 * torch::sin(torch::arange(parameter.numel(), torch::kFloat64)).view_as(parameter));
+    ++adapted;
+  }
+  EXPECT_EQ(adapted, (base.config().is_neox() ? 4 : 7) * base.config().num_layers);
+  EXPECT_GT((Logits(model, samples) - Logits(base, samples)).abs().max().item<double>(), 1e-3);
+  // The reference is the base, in the same storage.
+  EXPECT_TRUE(torch::equal(Logits(reference, samples), Logits(base, samples)));
+  for (const auto& [name, parameter] : reference.parameters()) {
+    EXPECT_EQ(parameter.data_ptr(), model.parameters().at(name).data_ptr()) << name;
+  }
+  // What is written has float32 values, so the folder is compared with a model of those.
+  const auto merged = Llama::Load(*model.InMemoryFolder(), torch::kFloat64, base.config().reward_head);
+  ASSERT_TRUE(merged.ok()) << merged.status();
+  const Tensor wanted = Logits(model, samples);
+  EXPECT_LT((Logits(*merged, samples) - wanted).abs().max().item<double>(),
+            1e-5 * wanted.abs().max().item<double>());
+}
+
+// Each of some dozen operations rounds to 2^-9 relative.
+TEST_P(LlamaParity, Bfloat16IsNear) {
+  const Llama exact = LoadGolden(GetParam(), torch::kFloat64),
+              near = LoadGolden(GetParam(), torch::kBFloat16);
+  const auto samples = PackedSamples::Pack(RandomSamples({5, 1, 40, 12}, exact.config().vocab_size));
+  const Tensor wanted = Logits(exact, samples), found = Logits(near, samples).to(torch::kFloat64);
+  EXPECT_LT((found - wanted).norm().item<double>(), 0.03 * wanted.norm().item<double>());
+  const auto gradients = Gradients(exact, samples), rounded = Gradients(near, samples);
+  for (const auto& [name, gradient] : gradients) {
+    EXPECT_LT((rounded.at(name).to(torch::kFloat64) - gradient).norm().item<double>(),
+              0.1 * gradient.norm().item<double>())
+        << name;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, LlamaParity,
                          testing::Values("llama", "llama_gqa_llama3", "llama_linear_biases", "llama_yarn",
                                          "mistral", "mistral_window", "qwen2", "qwen3", "pythia",

@@ -278,7 +278,7 @@ absl::Status Run(Options options) {
                             return RunJob(job, options, *store, metrics, registry, rendezvous.get());
                           }));
   TrainerService service(*jobs, store.get(), options.model_root, [&](const JobSpec& spec) {
-    return TrainingNumericsId(spec.num_threads, options.ranks.world_size);
+    return TrainingNumericsId(spec.memory.precision, spec.num_threads, options.ranks.world_size);
   });
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                           Server::Start(options.server, {{v1::TrainerService::service_full_name(), &service}},

@@ -221,6 +221,7 @@ class RewardModelStage : public TrainingStage {
     trainer::v1::JobSpec spec;
     spec.set_base_model(VanillaSource(context.recipe(), recipe.base_model()));
     *spec.mutable_optimizer() = recipe.optimizer();
+    if (recipe.has_memory()) *spec.mutable_memory() = recipe.memory();
     *spec.mutable_reward_model() = recipe.spec();
     ALMOST_ASSIGN_OR_RETURN(*spec.mutable_reward_model()->mutable_dataset(),
                             Source(context, "comparisons", "comparisons"));
@@ -244,6 +245,7 @@ class SftStage : public TrainingStage {
     trainer::v1::JobSpec spec;
     spec.set_base_model(VanillaSource(context.recipe(), recipe.base_model()));
     *spec.mutable_optimizer() = recipe.optimizer();
+    if (recipe.has_memory()) *spec.mutable_memory() = recipe.memory();
     *spec.mutable_sft() = recipe.spec();
     ALMOST_ASSIGN_OR_RETURN(*spec.mutable_sft()->mutable_dataset(),
                             Source(context, "demonstrations", "demonstrations"));
@@ -299,6 +301,7 @@ class RlStage : public TrainingStage {
     trainer::v1::JobSpec spec;
     ALMOST_ASSIGN_OR_RETURN(*spec.mutable_base_model(), Source(context, "sft", "model"));
     *spec.mutable_optimizer() = recipe.optimizer();
+    if (recipe.has_memory()) *spec.mutable_memory() = recipe.memory();
     trainer::v1::PpoSpec& ppo = *spec.mutable_ppo();
     ppo = recipe.spec();
     ppo.set_dataset(dataset);

@@ -41,6 +41,14 @@ absl::Status Validate(const OptimizerSpec& spec) {
   return NotNegative("optimizer.muon_weight_decay", spec.muon_weight_decay);
 }
 
+absl::Status Validate(const MemorySpec& spec) {
+  ALMOST_RETURN_IF_ERROR(Positive("memory.micro_batch_tokens", static_cast<double>(spec.micro_batch_tokens)));
+  if (!spec.adapters) return absl::OkStatus();
+  ALMOST_RETURN_IF_ERROR(Check("memory.lora.rank", spec.adapters->rank >= 1 && spec.adapters->rank <= 1024,
+                               "in [1, 1024]", spec.adapters->rank));
+  return Positive("memory.lora.alpha", spec.adapters->alpha);
+}
+
 absl::Status Validate(const PretrainSpec& spec) {
   if (spec.dataset.empty() == !spec.world_seed.has_value()) {
     return absl::InvalidArgumentError("pretrain: exactly one of dataset and world_seed must be set");
@@ -153,6 +161,10 @@ absl::Status ValidateJobSpec(const JobSpec& spec) {
                                spec.num_threads));
   ALMOST_RETURN_IF_ERROR(NotNegative("checkpoint_steps", static_cast<double>(spec.checkpoint_steps)));
   ALMOST_RETURN_IF_ERROR(Validate(spec.optimizer));
+  ALMOST_RETURN_IF_ERROR(Validate(spec.memory));
+  if (spec.memory.adapters && spec.base_model.empty()) {
+    return absl::InvalidArgumentError("memory.lora: needs a base_model, which is empty");
+  }
   return std::visit([](const auto& kind) { return Validate(kind); }, spec.kind);
 }
 

@@ -106,6 +106,22 @@ using KindSpec = std::variant<PretrainSpec, SftSpec, RewardModelSpec, DpoSpec, P
 // "pretrain", "sft", "reward_model", "dpo", "ppo" or "grpo".
 const char* KindName(const KindSpec& kind);
 
+enum class Precision { kFloat32, kBfloat16 };
+
+// What training takes of memory, and what it gives for it.
+struct MemorySpec {
+  // Of weights, activations and their arithmetic. With kBfloat16 the optimizer steps a float32 copy of the
+  // weights, and micro-batches' gradients add up in float32.
+  Precision precision = Precision::kFloat32;
+  bool recompute_layers = false;      // keeps a layer's input alone for the backward pass; same bits
+  int64_t micro_batch_tokens = 4096;  // most tokens of a micro-batch, but for longer samples
+  struct Adapters {
+    int rank = 0;
+    double alpha = 0;
+  };
+  std::optional<Adapters> adapters;  // LoRA: these are trained in place of the base model's weights
+};
+
 struct JobSpec {
   std::filesystem::path base_model;  // a Hugging Face folder; empty: fresh weights (pretrain alone)
   uint64_t seed = 0;
@@ -113,6 +129,7 @@ struct JobSpec {
   std::string prompt_format;     // empty: as the base model's almost.json says
   int num_threads = 1;           // data-parallel; results depend on it
   int64_t checkpoint_steps = 0;  // 0: about one a minute
+  MemorySpec memory;
   KindSpec kind;
 };
 

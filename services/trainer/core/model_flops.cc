@@ -17,4 +17,8 @@ double ForwardFlops(const ModelConfig& config, std::span<const int64_t> lengths,
   return config.num_layers * layer + 2 * hidden * config.vocab_size * static_cast<double>(head_rows);
 }
 
+double TrainingFlops(const MemorySpec& memory, double forward_flops) {
+  return (memory.adapters ? 2 : 3) * forward_flops;
+}
+
 }  // namespace almost::trainer

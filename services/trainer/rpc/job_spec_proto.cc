@@ -75,6 +75,21 @@ OptimizerSpec ReadOptimizer(const v1::OptimizerSpec& proto) {
   return spec;
 }
 
+absl::StatusOr<MemorySpec> ReadMemory(const v1::MemorySpec& proto) {
+  MemorySpec spec;
+  if (!v1::MemorySpec::Precision_IsValid(proto.precision())) {
+    return InvalidField("memory.precision", "a precision that is known here",
+                        absl::StrCat(proto.precision()));
+  }
+  if (proto.precision() == v1::MemorySpec::PRECISION_BFLOAT16) spec.precision = Precision::kBfloat16;
+  spec.recompute_layers = proto.recompute_activations();
+  if (proto.micro_batch_tokens() != 0) spec.micro_batch_tokens = proto.micro_batch_tokens();
+  if (proto.has_lora()) {
+    spec.adapters = MemorySpec::Adapters{.rank = proto.lora().rank(), .alpha = proto.lora().alpha()};
+  }
+  return spec;
+}
+
 absl::StatusOr<KindSpec> ReadPretrain(const v1::PretrainSpec& proto, const Sources& sources) {
   PretrainSpec spec;
   if (!proto.dataset().empty()) {
@@ -199,6 +214,7 @@ absl::StatusOr<JobSpec> ReadJobSpec(const v1::JobSpec& proto, ArtifactStore* sto
   spec.prompt_format = proto.prompt_format();
   spec.num_threads = proto.num_threads() == 0 ? 1 : proto.num_threads();
   spec.checkpoint_steps = proto.checkpoint_steps();
+  ALMOST_ASSIGN_OR_RETURN(spec.memory, ReadMemory(proto.memory()));
   ALMOST_ASSIGN_OR_RETURN(spec.kind, ReadKind(proto, sources));
   ALMOST_RETURN_IF_ERROR(ValidateJobSpec(spec));
   ALMOST_RETURN_IF_ERROR(CheckDataset(spec.kind));

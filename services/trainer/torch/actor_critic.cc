@@ -45,7 +45,7 @@ std::map<std::string, Tensor> ValueHead::Parameters() const {
 }
 
 Tensor ValueHead::operator()(const Tensor& hidden_ND, const Tensor& rows_M) const {
-  const Tensor states_MD = hidden_ND.detach().index_select(0, rows_M);
+  const Tensor states_MD = hidden_ND.detach().index_select(0, rows_M).to(hidden_weight_DD.scalar_type());
   const Tensor layer_MD = torch::tanh(torch::linear(states_MD, hidden_weight_DD, hidden_bias_D));
   return torch::linear(layer_MD, output_weight_1D, output_bias_1).squeeze(1);
 }
@@ -98,7 +98,9 @@ std::map<std::string, Tensor> ActorCritic::Tensors() const {
   const auto add = [&](absl::string_view owner, const std::map<std::string, Tensor>& more) {
     for (const auto& [name, tensor] : more) tensors[absl::StrCat(owner, ".", name)] = tensor.detach();
   };
-  add("model", policy_.parameters());
+  for (const auto& [name, parameter] : policy_.parameters()) {
+    if (parameter.requires_grad()) add("model", {{name, parameter}});
+  }
   add("optimizer", policy_optimizer_.State());
   if (values_) add("value_head", values_->Parameters());
   if (value_optimizer_) add("value_optimizer", value_optimizer_->State());

@@ -55,7 +55,7 @@ class ActorCritic {
   // Calls `work` for every i < count, each on one rank, side by side, without gradients.
   void ForEach(size_t count, const std::function<void(size_t i)>& work);
 
-  // Parameters and optimizer states; they live here.
+  // Trained parameters and optimizer states; they live here.
   std::map<std::string, torch::Tensor> Tensors() const;
 
  private:

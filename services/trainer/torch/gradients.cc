@@ -36,9 +36,7 @@ std::vector<int> ShareOut(std::span<const Tensor> tensors, int num_ranks) {
 class Gradients::Hook : public torch::autograd::PostAccumulateGradHook {
  public:
   Hook(Gradients& gradients, int worker, size_t p) : gradients_(gradients), worker_(worker), p_(p) {}
-  void operator()(const Tensor&) override {
-    if (gradients_.is_last_pass_[worker_]) gradients_.Arrived(p_);
-  }
+  void operator()(const Tensor&) override { gradients_.Accumulated(worker_, p_); }
 
  private:
   Gradients& gradients_;
@@ -52,8 +50,10 @@ Gradients::Gradients(Workers& workers, Group& group, std::vector<std::vector<Ten
       group_(group),
       leaves_(std::move(leaves)),
       owners_(std::move(owners)),
+      is_wide_(!leaves_[0].empty() && leaves_[0][0].element_size() < 4),
+      wide_sums_(is_wide_ ? leaves_.size() : 0, std::vector<Tensor>(leaves_[0].size())),
       is_last_pass_(leaves_.size()) {
-  if (group_.size() == 1) return;
+  if (group_.size() == 1 && !is_wide_) return;
   for (size_t worker = 0; worker < leaves_.size(); ++worker) {
     for (size_t p = 0; p < leaves_[worker].size(); ++p) {
       torch::autograd::impl::set_post_acc_grad_hooks(
@@ -63,7 +63,6 @@ Gradients::Gradients(Workers& workers, Group& group, std::vector<std::vector<Ten
 }
 
 Gradients::~Gradients() {
-  if (group_.size() == 1) return;
   for (const std::vector<Tensor>& replica : leaves_) {
     for (const Tensor& leaf : replica) torch::autograd::impl::set_post_acc_grad_hooks(leaf, nullptr);
   }
@@ -79,7 +78,7 @@ std::vector<Tensor> Gradients::Sum(size_t count, const std::function<Tensor(int,
     started_ = 0;
   }
   workers_.Run([&](int worker) {
-    for (const Tensor& leaf : leaves_[worker]) leaf.mutable_grad().reset();
+    for (size_t p = 0; p < num_parameters; ++p) SumOf(worker, p).reset();
     for (size_t i = first + worker; i < count; i += stride) {
       const Tensor value = loss(worker, i);
       is_last_pass_[worker] = i + stride >= count;
@@ -113,8 +112,26 @@ std::vector<Tensor> Gradients::Sum(size_t count, const std::function<Tensor(int,
   return sums;
 }
 
-void Gradients::Arrived(size_t p) {
+void Gradients::Accumulated(int worker, size_t p) {
   const torch::NoGradGuard no_grad;
+  if (is_wide_) {
+    Tensor& sum = wide_sums_[worker][p];
+    Tensor& grad = leaves_[worker][p].mutable_grad();
+    if (sum.defined()) {
+      sum.add_(grad);
+    } else {
+      sum = grad.to(torch::kFloat32);
+    }
+    grad.reset();
+  }
+  if (is_last_pass_[worker] && group_.size() > 1) Arrived(p);
+}
+
+Tensor& Gradients::SumOf(size_t worker, size_t p) const {
+  return is_wide_ ? wide_sums_[worker][p] : leaves_[worker][p].mutable_grad();
+}
+
+void Gradients::Arrived(size_t p) {
   const absl::MutexLock lock(&mutex_);
   if (--missing_[p] > 0) return;
   if (buckets_.empty()) arrival_.push_back(p);
@@ -139,18 +156,22 @@ void Gradients::Start(Bucket& bucket) {
   }
   bucket.exchange = group_.StartExchange(pieces, to, std::vector<int64_t>(to.size(), to[group_.rank()]));
   for (const size_t p : bucket.members) {
-    for (const std::vector<Tensor>& replica : leaves_) replica[p].mutable_grad().reset();
+    for (size_t worker = 0; worker < leaves_.size(); ++worker) SumOf(worker, p).reset();
   }
 }
 
 Tensor Gradients::SumOverWorkers(size_t p) const {
   Tensor sum;
-  for (const std::vector<Tensor>& replica : leaves_) {
-    const Tensor& grad = replica[p].grad();
-    if (!grad.defined()) continue;
-    sum = sum.defined() ? sum.add_(grad) : grad;
+  for (size_t worker = 0; worker < leaves_.size(); ++worker) {
+    const Tensor& part = SumOf(worker, p);
+    if (!part.defined()) continue;
+    sum = sum.defined() ? sum.add_(part) : part;
   }
-  return sum.defined() ? sum : torch::zeros_like(leaves_[0][p]);
+  if (sum.defined()) return sum;
+  const Tensor& leaf = leaves_[0][p];
+  return torch::zeros(
+      leaf.sizes(),
+      leaf.options().dtype(is_wide_ ? torch::kFloat32 : leaf.scalar_type()).requires_grad(false));
 }
 
 void Gradients::FillBuckets() {

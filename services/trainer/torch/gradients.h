@@ -35,8 +35,9 @@ class Gradients {
   Gradients(const Gradients&) = delete;
   Gradients& operator=(const Gradients&) = delete;
 
-  // Of the sum of `loss(worker, i)` over i < count, in the order of the leaves; undefined where another rank
-  // owns the parameter, zeros where no loss depends on it. `loss` is called for this rank's part.
+  // Of the sum of `loss(worker, i)` over i < count, in the order of the leaves, float32 where those are
+  // 16-bit; undefined where another rank owns the parameter, zeros where no loss depends on it. `loss` is
+  // called for this rank's part.
   std::vector<torch::Tensor> Sum(size_t count,
                                  const std::function<torch::Tensor(int worker, size_t i)>& loss);
 
@@ -48,8 +49,12 @@ class Gradients {
     Group::Exchange exchange;
   };
 
-  // The worker's last backward pass has the gradient of leaf p.
+  // A backward pass of the worker's has the gradient of leaf p.
+  void Accumulated(int worker, size_t p);
+  // The worker's last one has.
   void Arrived(size_t p);
+  // What a worker's backward passes have added up; undefined where they have not come by.
+  torch::Tensor& SumOf(size_t worker, size_t p) const;
   void Start(Bucket& bucket) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   torch::Tensor SumOverWorkers(size_t p) const;
   // In the order in which rank 0's first backward pass had them.
@@ -59,7 +64,9 @@ class Gradients {
   Group& group_;
   const std::vector<std::vector<torch::Tensor>> leaves_;
   const std::vector<int> owners_;
-  std::vector<char> is_last_pass_;  // by worker, written by it alone
+  const bool is_wide_;  // sums are not the leaves' own gradients, which have 16 bits, but float32
+  mutable std::vector<std::vector<torch::Tensor>> wide_sums_;  // by worker, written by it alone
+  std::vector<char> is_last_pass_;                             // likewise
 
   absl::Mutex mutex_;
   std::vector<size_t> arrival_ ABSL_GUARDED_BY(mutex_);  // of all leaves, as they arrived

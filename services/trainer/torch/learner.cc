@@ -50,7 +50,7 @@ void Learner::ForEach(size_t count, const std::function<void(size_t)>& work) {
 std::map<std::string, Tensor> Learner::Tensors() const {
   std::map<std::string, Tensor> tensors;
   for (const auto& [name, parameter] : model_.parameters()) {
-    tensors[absl::StrCat("model.", name)] = parameter.detach();
+    if (parameter.requires_grad()) tensors[absl::StrCat("model.", name)] = parameter.detach();
   }
   for (auto& [name, tensor] : optimizer_.State()) tensors[absl::StrCat("optimizer.", name)] = tensor;
   return tensors;

@@ -38,7 +38,7 @@ class Learner {
   // ranks.
   void Merge(std::span<double> values) { group_.Merge(values); }
 
-  // Parameters and optimizer state; they live here.
+  // Trained parameters and optimizer state; they live here.
   std::map<std::string, torch::Tensor> Tensors() const;
 
  private:

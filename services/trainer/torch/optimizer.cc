@@ -25,7 +25,7 @@ std::map<std::string, Tensor> TrainedParameters(const OptimizerSpec& spec,
     });
     if (frozen) {
       parameter.set_requires_grad(false);
-    } else {
+    } else if (parameter.requires_grad()) {
       trained[name] = parameter;
     }
   }
@@ -42,9 +42,15 @@ Optimizer::Optimizer(const OptimizerSpec& spec, std::map<std::string, Tensor> pa
     const bool here = owners_[slots_.size()] == group_.rank();
     const torch::Device device = here ? leaf.device() : torch::Device(torch::kMeta);
     slot.muon = spec.muon_learning_rate > 0 && leaf.dim() == 2 && absl::StrContains(name, ".layers.");
-    slot.momentum = torch::zeros_like(slot.parameter, slot.parameter.options().device(device));
+    slot.master = slot.parameter;
+    if (leaf.element_size() < 4) {
+      slot.master = here ? slot.parameter.to(torch::kFloat32)
+                         : torch::empty(leaf.sizes(), torch::dtype(torch::kFloat32).device(device));
+    }
+    const auto options = slot.master.options().device(device);
+    slot.momentum = torch::zeros_like(slot.master, options);
     if (!slot.muon) {
-      slot.variance = torch::zeros_like(slot.parameter, slot.parameter.options().device(device));
+      slot.variance = torch::zeros_like(slot.master, options);
       slot.step = torch::zeros({}, torch::dtype(torch::kFloat32).device(device));
     }
     slots_.push_back(std::move(slot));
@@ -69,11 +75,14 @@ double Optimizer::Step(std::vector<Tensor> gradients, double factor) {
     if (slots_[i].muon) {
       StepMuon(slots_[i], gradients[i], factor);
     } else {
-      (slots_[i].parameter.dim() > 1 ? decayed : others).push_back(i);
+      (slots_[i].master.dim() > 1 ? decayed : others).push_back(i);
     }
   }
   StepAdamW(decayed, gradients, spec_.learning_rate * factor, spec_.weight_decay);
   StepAdamW(others, gradients, spec_.learning_rate * factor, 0.0);
+  for (const size_t i : own) {
+    if (!slots_[i].master.is_same(slots_[i].parameter)) slots_[i].parameter.copy_(slots_[i].master);
+  }
   for (int rank = 0; rank < group_.size(); ++rank) {
     std::vector<Tensor> theirs;
     for (size_t i = 0; i < slots_.size(); ++i) {
@@ -89,7 +98,7 @@ void Optimizer::StepAdamW(const std::vector<size_t>& slots, const std::vector<Te
   if (slots.empty()) return;
   std::vector<Tensor> parameters, grads, momenta, variances, steps;
   for (const size_t i : slots) {
-    parameters.push_back(slots_[i].parameter);
+    parameters.push_back(slots_[i].master);
     grads.push_back(gradients[i].contiguous());
     momenta.push_back(slots_[i].momentum);
     variances.push_back(slots_[i].variance);
@@ -105,7 +114,7 @@ void Optimizer::StepMuon(Slot& slot, const Tensor& gradient, double factor) {
   const Tensor direction = Orthogonalize(gradient.lerp(slot.momentum, kMuonMomentum));
   const double learning_rate = spec_.muon_learning_rate * factor;
   const double rows = static_cast<double>(gradient.size(0)), columns = static_cast<double>(gradient.size(1));
-  slot.parameter.mul_(1.0 - learning_rate * spec_.muon_weight_decay)
+  slot.master.mul_(1.0 - learning_rate * spec_.muon_weight_decay)
       .add_(direction, -learning_rate * std::sqrt(std::max(1.0, rows / columns)));
 }
 
@@ -113,6 +122,7 @@ std::map<std::string, Tensor> Optimizer::State() const {
   std::map<std::string, Tensor> state;
   for (const Slot& slot : slots_) {
     state[absl::StrCat("momentum.", slot.name)] = slot.momentum;
+    if (!slot.master.is_same(slot.parameter)) state[absl::StrCat("master.", slot.name)] = slot.master;
     if (slot.muon) continue;
     state[absl::StrCat("variance.", slot.name)] = slot.variance;
     state[absl::StrCat("step.", slot.name)] = slot.step;

@@ -11,8 +11,8 @@
 
 namespace almost::trainer {
 
-// Those of `parameters`, by name, that training changes: not the spec's frozen ones, which stop asking for
-// gradients.
+// Those of `parameters`, by name, that training changes: they require gradients and are not the spec's frozen
+// ones, which stop to.
 std::map<std::string, torch::Tensor> TrainedParameters(
     const OptimizerSpec& spec, const std::map<std::string, torch::Tensor>& parameters);
 
@@ -20,7 +20,7 @@ std::map<std::string, torch::Tensor> TrainedParameters(
 // kellerjordan.github.io/posts/muon) on the matrices inside the layers. Norms and biases are not decayed.
 // Each rank of the group keeps the moments of the parameters it owns alone and steps those (Rajbhandari et
 // al. 2020, ZeRO stage 1, arXiv 1910.02054; by whole parameters here, so that the arithmetic is one
-// process's). Not thread-safe.
+// process's). Of 16-bit parameters it steps a float32 copy, and they are that copy rounded. Not thread-safe.
 class Optimizer {
  public:
   // `parameters` by name; their data change in Step. The group outlives this.
@@ -33,14 +33,15 @@ class Optimizer {
   // clobbered), at the learning rates times `factor`. Returns the global norm of all before clipping.
   double Step(std::vector<torch::Tensor> gradients, double factor);
 
-  // First and second moments and the step count: what a checkpoint holds. The tensors are the live ones;
-  // what another rank keeps is on the meta device.
+  // First and second moments, the step count and the copies: what a checkpoint holds. The tensors are the
+  // live ones; what another rank keeps is on the meta device.
   std::map<std::string, torch::Tensor> State() const;
 
  private:
   struct Slot {
     std::string name;
     torch::Tensor parameter;
+    torch::Tensor master;  // what is stepped: the parameter itself, or its float32 copy
     bool muon;
     torch::Tensor momentum;  // first moment
     torch::Tensor variance;  // second moment; not of Muon's

@@ -75,6 +75,7 @@ class PpoTask : public Task {
           RewardFunction guard)
       : spec_(std::get<PpoSpec>(inputs.spec.kind)),
         optimizer_(inputs.spec.optimizer),
+        memory_(inputs.spec.memory),
         seed_(inputs.spec.seed),
         num_threads_(inputs.spec.num_threads),
         group_(*inputs.group),
@@ -99,7 +100,7 @@ class PpoTask : public Task {
         kl_coefficient_(spec_.kl_coefficient) {
     if (spec_.kl_limit > 0) {
       for (const auto& [name, parameter] : learner_.policy().parameters()) {
-        within_limit_[name] = parameter.detach().clone();
+        if (parameter.requires_grad()) within_limit_[name] = parameter.detach().clone();
       }
     }
   }
@@ -177,8 +178,8 @@ class PpoTask : public Task {
   bool KeepWithinLimit(double kl) {
     const torch::NoGradGuard no_grad;
     const bool within = kl <= spec_.kl_limit;
-    for (const auto& [name, parameter] : learner_.policy().parameters()) {
-      Tensor live = parameter.detach(), kept = within_limit_.at(name);
+    for (auto& [name, kept] : within_limit_) {
+      Tensor live = learner_.policy().parameters().at(name).detach();
       within ? kept.copy_(live) : live.copy_(kept);
     }
     return within;
@@ -367,7 +368,7 @@ class PpoTask : public Task {
     std::vector<int64_t> lengths;
     for (const size_t i : chosen) lengths.push_back(static_cast<int64_t>(rollouts[i].sample.ids.size()));
     std::vector<std::vector<size_t>> cut =
-        CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens);
+        CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens);
     for (std::vector<size_t>& part : cut) {
       for (size_t& item : part) item = chosen[item];
     }
@@ -462,7 +463,7 @@ class PpoTask : public Task {
         {"logprob_gap", gap},
         {"ratio_gap", std::expm1(gap)},
         // To draw them, what the policy and the reference say of them, and the passes of updates.
-        {"model_flops", (1 + 2 + 3.0 * spec_.epochs) * forward}};
+        {"model_flops", (1 + 2) * forward + spec_.epochs * TrainingFlops(memory_, forward)}};
     if (guard_) {
       metrics["guard_score_mean"] = guard / count;
       metrics["guard_score_correlation"] = Correlation(scores, guards);
@@ -522,7 +523,7 @@ class PpoTask : public Task {
       mix.targets += static_cast<double>(mix_[index].num_targets());
     }
     for (const std::vector<size_t>& cut :
-         CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens)) {
+         CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens)) {
       std::vector<const Sample*>& part = mix.parts.emplace_back();
       for (const size_t item : cut) part.push_back(&mix_[batch[item]]);
     }
@@ -581,6 +582,7 @@ class PpoTask : public Task {
 
   const PpoSpec spec_;
   const OptimizerSpec optimizer_;
+  const MemorySpec memory_;
   const uint64_t seed_;
   const int num_threads_;
   Group& group_;

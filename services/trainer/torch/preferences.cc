@@ -32,6 +32,7 @@ class PreferenceTask : public Task {
   PreferenceTask(TaskInputs inputs, std::vector<PreferencePair> pairs, int epochs, int batch_size,
                  bool whole_prompts)
       : optimizer_(inputs.spec.optimizer),
+        memory_(inputs.spec.memory),
         seed_(inputs.spec.seed),
         pairs_(std::move(pairs)),
         learner_(std::move(inputs.model), optimizer_, inputs.spec.num_threads, *inputs.group),
@@ -52,7 +53,7 @@ class PreferenceTask : public Task {
       lengths.push_back(tokens);
       count += static_cast<double>(groups_[group].size());
     }
-    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens);
+    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens);
     std::vector<PackedPairs> parts;
     for (const std::vector<size_t>& items : cut) {
       std::vector<const PreferencePair*> pairs;
@@ -171,6 +172,7 @@ class PreferenceTask : public Task {
   }
 
   const OptimizerSpec optimizer_;
+  const MemorySpec memory_;
   const uint64_t seed_;
   const std::vector<PreferencePair> pairs_;
   Learner learner_;
@@ -187,7 +189,9 @@ class RewardModelTask : public PreferenceTask {
         spec_(spec),
         held_out_(std::move(held_out)) {
     if (spec_.patience > 0) {
-      for (const auto& [name, parameter] : model().parameters()) best_[name] = parameter.detach().clone();
+      for (const auto& [name, parameter] : model().parameters()) {
+        if (parameter.requires_grad()) best_[name] = parameter.detach().clone();
+      }
     }
   }
 
@@ -228,7 +232,7 @@ class RewardModelTask : public PreferenceTask {
   absl::StatusOr<Finished> Finish() override {
     if (spec_.patience > 0) {
       const torch::NoGradGuard no_grad;
-      for (const auto& [name, parameter] : model().parameters()) parameter.detach().copy_(best_.at(name));
+      for (const auto& [name, best] : best_) model().parameters().at(name).detach().copy_(best);
     }
     RandomStream random(DeriveSeed(seed_, "reward normalisation"));
     Group reference;
@@ -268,7 +272,7 @@ class RewardModelTask : public PreferenceTask {
     return {losses_P, (chosen_P - rejected_P).detach()};
   }
   double StepFlops(const std::vector<int64_t>& lengths, int64_t) const override {
-    return 3 * ForwardFlops(model().config(), lengths, /*head_rows=*/0);
+    return TrainingFlops(memory_, ForwardFlops(model().config(), lengths, /*head_rows=*/0));
   }
 
   void KeepBest(int64_t done, double loss) {
@@ -277,7 +281,7 @@ class RewardModelTask : public PreferenceTask {
       best_step_ = done;
       no_better_ = 0;
       const torch::NoGradGuard no_grad;
-      for (const auto& [name, parameter] : model().parameters()) best_.at(name).copy_(parameter);
+      for (auto& [name, best] : best_) best.copy_(model().parameters().at(name));
     } else if (++no_better_ >= spec_.patience) {
       ended_after_ = done;
     }
@@ -289,7 +293,7 @@ class RewardModelTask : public PreferenceTask {
     for (const PreferencePair* pair : pairs) {
       lengths.push_back(static_cast<int64_t>(pair->chosen.ids.size() + pair->rejected.ids.size()));
     }
-    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens);
+    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens);
     std::vector<double> scores(2 * pairs.size());
     learner_.ForEach(cut.size(), [&](size_t i) {
       Group part;
@@ -368,8 +372,8 @@ class DpoTask : public PreferenceTask {
     return {losses_P, pairs.Chosen(rewards_S) - pairs.Rejected(rewards_S)};
   }
   double StepFlops(const std::vector<int64_t>& lengths, int64_t num_targets) const override {
-    return (3 + 1) *
-           ForwardFlops(model().config(), lengths, num_targets);  // the policy's and the reference's
+    const double forward = ForwardFlops(model().config(), lengths, num_targets);
+    return TrainingFlops(memory_, forward) + forward;  // the policy's and the reference's
   }
 
   const double beta_;

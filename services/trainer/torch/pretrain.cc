@@ -19,6 +19,7 @@ class PretrainTask : public Task {
   PretrainTask(TaskInputs inputs, DocumentSource documents)
       : spec_(std::get<PretrainSpec>(inputs.spec.kind)),
         optimizer_(inputs.spec.optimizer),
+        memory_(inputs.spec.memory),
         learner_(std::move(inputs.model), optimizer_, inputs.spec.num_threads, *inputs.group),
         documents_(std::move(documents)),
         tokenizer_(std::move(inputs.tokenizer)),
@@ -29,9 +30,12 @@ class PretrainTask : public Task {
   }
 
   absl::StatusOr<Metrics> Step(int64_t step) override {
-    // Whole sequences, shared out evenly over all threads.
+    // Whole sequences, shared out evenly over all threads, in as many rounds as keep to the budget.
+    const int64_t round_tokens = memory_.micro_batch_tokens * learner_.num_workers();
+    const int64_t step_tokens = int64_t{spec_.sequence_tokens} * spec_.batch_sequences;
+    const int64_t rounds = (step_tokens + round_tokens - 1) / round_tokens;
     std::vector<std::vector<std::vector<int32_t>>> micro_batches(
-        std::min(learner_.num_workers(), spec_.batch_sequences));
+        std::min<int64_t>(rounds * learner_.num_workers(), spec_.batch_sequences));
     for (int i = 0; i < spec_.batch_sequences; ++i) {
       ALMOST_ASSIGN_OR_RETURN(std::vector<int32_t> sequence, stream_.Next(spec_.sequence_tokens));
       micro_batches[i % micro_batches.size()].push_back(std::move(sequence));
@@ -54,12 +58,12 @@ class PretrainTask : public Task {
     double loss = 0;
     for (const double part : losses) loss += part;
     const std::vector<int64_t> lengths(spec_.batch_sequences, spec_.sequence_tokens);
-    return Metrics{
-        {"loss", loss},
-        {"grad_norm", norm},
-        {"learning_rate", optimizer_.learning_rate * factor},
-        {"tokens", static_cast<double>(spec_.sequence_tokens) * spec_.batch_sequences},
-        {"model_flops", 3 * ForwardFlops(model().config(), lengths, static_cast<int64_t>(targets))}};
+    return Metrics{{"loss", loss},
+                   {"grad_norm", norm},
+                   {"learning_rate", optimizer_.learning_rate * factor},
+                   {"tokens", static_cast<double>(spec_.sequence_tokens) * spec_.batch_sequences},
+                   {"model_flops", TrainingFlops(memory_, ForwardFlops(model().config(), lengths,
+                                                                       static_cast<int64_t>(targets)))}};
   }
 
   std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }
@@ -79,6 +83,7 @@ class PretrainTask : public Task {
  private:
   const PretrainSpec spec_;
   const OptimizerSpec optimizer_;
+  const MemorySpec memory_;
   Learner learner_;
   const DocumentSource documents_;
   const std::shared_ptr<const Tokenizer> tokenizer_;

@@ -59,12 +59,13 @@ double PeakMemoryBytes() {
 }
 
 std::string MachineNumerics() {
-  return absl::StrCat("libtorch-", LibTorchVersion(), "/float32/", at::get_cpu_capability());
+  return absl::StrCat("libtorch-", LibTorchVersion(), "/", at::get_cpu_capability());
 }
 
-std::string TrainingNumericsId(int num_threads, int num_ranks) {
-  return absl::StrCat(MachineNumerics(), "/threads=", num_threads,
-                      num_ranks > 1 ? absl::StrCat("/ranks=", num_ranks) : "");
+std::string TrainingNumericsId(Precision precision, int num_threads, int num_ranks) {
+  return absl::StrCat("libtorch-", LibTorchVersion(),
+                      precision == Precision::kFloat32 ? "/float32/" : "/bfloat16/", at::get_cpu_capability(),
+                      "/threads=", num_threads, num_ranks > 1 ? absl::StrCat("/ranks=", num_ranks) : "");
 }
 
 }  // namespace almost::trainer

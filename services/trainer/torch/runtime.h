@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "services/trainer/core/job_spec.h"
+
 namespace almost::trainer {
 
 // To be called once, by main, before the first tensor and before other threads. One intra-op thread (two are
@@ -20,11 +22,11 @@ double PeakFlops(int num_threads);
 // The most main memory that this process has held so far.
 double PeakMemoryBytes();
 
-// What arithmetic on this machine depends on: LibTorch, dtype, instruction set.
+// What arithmetic on this machine depends on: LibTorch, instruction set.
 std::string MachineNumerics();
 
-// What the bits of trained weights depend on besides the job: the above, threads of a rank, ranks where there
-// are several.
-std::string TrainingNumericsId(int num_threads, int num_ranks);
+// What the bits of trained weights depend on besides the job's data and rates: the above, dtype, threads of a
+// rank, ranks where there are several.
+std::string TrainingNumericsId(Precision precision, int num_threads, int num_ranks);
 
 }  // namespace almost::trainer

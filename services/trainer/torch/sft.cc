@@ -18,6 +18,7 @@ class SftTask : public Task {
  public:
   SftTask(TaskInputs inputs, Dialogues dialogues)
       : optimizer_(inputs.spec.optimizer),
+        memory_(inputs.spec.memory),
         dialogues_(std::move(dialogues)),
         learner_(std::move(inputs.model), optimizer_, inputs.spec.num_threads, *inputs.group),
         order_(inputs.spec.seed, static_cast<int64_t>(dialogues_.samples.size()),
@@ -35,7 +36,7 @@ class SftTask : public Task {
       tokens += lengths.back();
       targets += sample.num_targets();
     }
-    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), kMicroBatchTokens);
+    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens);
     std::vector<double> losses(cut.size());
     const double factor = LearningRateFactor(optimizer_, step, num_steps());
     const double norm = learner_.Update(cut.size(), factor, [&](const Llama& model, size_t i) {
@@ -52,7 +53,7 @@ class SftTask : public Task {
                    {"grad_norm", norm},
                    {"learning_rate", optimizer_.learning_rate * factor},
                    {"tokens", static_cast<double>(tokens)},
-                   {"model_flops", 3 * ForwardFlops(model().config(), lengths, targets)}};
+                   {"model_flops", TrainingFlops(memory_, ForwardFlops(model().config(), lengths, targets))}};
   }
 
   std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }
@@ -69,6 +70,7 @@ class SftTask : public Task {
 
  private:
   const OptimizerSpec optimizer_;
+  const MemorySpec memory_;
   const Dialogues dialogues_;
   Learner learner_;
   DataOrder order_;

@@ -78,9 +78,6 @@ absl::StatusOr<std::unique_ptr<Task>> MakeDpoTask(TaskInputs inputs);
 absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward,
                                                   RewardFunction guard);
 
-// Most tokens of a micro-batch: what activations take is in proportion.
-inline constexpr int64_t kMicroBatchTokens = 4096;
-
 // `value`, or the model's context where it is 0. kInvalidArgument names `field` when it is over the context.
 absl::StatusOr<int> MaxTokens(absl::string_view field, int value, const ModelConfig& config);
 

@@ -14,10 +14,15 @@ constexpr int64_t kLogitsAtOnce = int64_t{1} << 22;  // 16 MiB in float32
 
 int64_t RowsAtOnce(const Tensor& head_VD) { return std::max<int64_t>(1, kLogitsAtOnce / head_VD.size(0)); }
 
+torch::ScalarType Wide(const Tensor& tensor) {
+  return torch::promoteTypes(tensor.scalar_type(), torch::kFloat32);
+}
+
 // log softmax of `rows` chosen tokens from `begin` on, [rows, V].
 Tensor LogSoftmax(const Tensor& chosen_MD, const Tensor& head_VD, int64_t begin, int64_t rows,
                   double temperature) {
   Tensor logits = torch::mm(chosen_MD.narrow(0, begin, rows), head_VD.t());
+  logits = logits.to(Wide(logits));
   if (temperature != 1.0) logits.div_(temperature);
   return torch::log_softmax(logits, 1);
 }
@@ -39,7 +44,7 @@ class Function : public torch::autograd::Function<Function> {
     context->save_for_backward({chosen_MD, head_VD, rows_M, targets_M, kept});
     context->saved_data["tokens"] = hidden_ND.size(0);
     context->saved_data["temperature"] = temperature;
-    return parts.empty() ? torch::zeros({0}, hidden_ND.options()) : torch::cat(parts);
+    return parts.empty() ? torch::zeros({0}, hidden_ND.options().dtype(Wide(hidden_ND))) : torch::cat(parts);
   }
 
   // d log p_target / d logits = onehot(target) - p.
@@ -48,7 +53,11 @@ class Function : public torch::autograd::Function<Function> {
     const Tensor &chosen_MD = saved[0], &head_VD = saved[1], &rows_M = saved[2], &targets_M = saved[3];
     const double temperature = context->saved_data["temperature"].toDouble();
     const int64_t m = rows_M.size(0), at_once = RowsAtOnce(head_VD);
-    Tensor chosen_grad_MD = torch::empty_like(chosen_MD), head_grad_VD = torch::zeros_like(head_VD);
+    Tensor chosen_grad_MD = torch::empty_like(chosen_MD);
+    Tensor head_grad_VD;  // wide where it is a sum over parts; none where the head is not trained
+    if (context->needs_input_grad(1)) {
+      head_grad_VD = torch::zeros(head_VD.sizes(), head_VD.options().dtype(Wide(head_VD)));
+    }
     for (int64_t begin = 0; begin < m; begin += at_once) {
       const int64_t rows = std::min(at_once, m - begin);
       Tensor logits_grad = saved[4].defined()
@@ -57,10 +66,17 @@ class Function : public torch::autograd::Function<Function> {
       const Tensor grad_R1 = (grads[0].narrow(0, begin, rows) / temperature).unsqueeze(1);
       logits_grad.mul_(-grad_R1);
       logits_grad.scatter_add_(1, targets_M.narrow(0, begin, rows).unsqueeze(1), grad_R1);
+      logits_grad = logits_grad.to(head_VD.scalar_type());
       Tensor part = chosen_grad_MD.narrow(0, begin, rows);
       torch::mm_out(part, logits_grad, head_VD);
-      head_grad_VD.addmm_(logits_grad.t(), chosen_MD.narrow(0, begin, rows));
+      if (!head_grad_VD.defined()) continue;
+      if (head_grad_VD.scalar_type() == head_VD.scalar_type()) {
+        head_grad_VD.addmm_(logits_grad.t(), chosen_MD.narrow(0, begin, rows));
+      } else {
+        head_grad_VD.add_(torch::mm(logits_grad.t(), chosen_MD.narrow(0, begin, rows)));
+      }
     }
+    if (head_grad_VD.defined()) head_grad_VD = head_grad_VD.to(head_VD.scalar_type());
     Tensor hidden_grad_ND =
         torch::zeros({context->saved_data["tokens"].toInt(), head_VD.size(1)}, chosen_MD.options());
     hidden_grad_ND.index_copy_(0, rows_M, chosen_grad_MD);
@@ -79,7 +95,7 @@ Tensor TokenEntropies(const Tensor& hidden_ND, const Tensor& head_VD, const Tens
                       double temperature) {
   const torch::NoGradGuard no_grad;
   const Tensor chosen_MD = hidden_ND.index_select(0, rows_M);
-  std::vector<Tensor> parts = {torch::zeros({0}, hidden_ND.options())};
+  std::vector<Tensor> parts = {torch::zeros({0}, hidden_ND.options().dtype(Wide(hidden_ND)))};
   for (int64_t begin = 0; begin < rows_M.size(0); begin += RowsAtOnce(head_VD)) {
     const int64_t rows = std::min(RowsAtOnce(head_VD), rows_M.size(0) - begin);
     const Tensor logprobs = LogSoftmax(chosen_MD, head_VD, begin, rows, temperature);

@@ -7,7 +7,8 @@ namespace almost::trainer {
 
 // log p(targets | the hidden state at `rows`) under softmax(hidden · headᵀ / temperature), in nats, [M].
 // `rows_M` are distinct. Logits are held for a few thousand tokens at a time, so that a large vocabulary
-// costs time (they are computed again in the backward pass) and not memory.
+// costs time (they are computed again in the backward pass) and not memory. Of bfloat16 states and weights
+// the softmax and the results are float32.
 torch::Tensor TokenLogprobs(const torch::Tensor& hidden_ND, const torch::Tensor& head_VD,
                             const torch::Tensor& rows_M, const torch::Tensor& targets_M,
                             double temperature = 1.0);

@@ -39,7 +39,10 @@ absl::Status CheckFrozen(const OptimizerSpec& optimizer, const Llama& model) {
   return absl::OkStatus();
 }
 
+// The base model, or a fresh one, as the spec wants it held.
 absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, Group& group) {
+  const torch::ScalarType dtype =
+      spec.memory.precision == Precision::kFloat32 ? torch::kFloat32 : torch::kBFloat16;
   const auto* pretrain = std::get_if<PretrainSpec>(&spec.kind);
   const bool fresh = spec.base_model.empty();
   const fs::path folder = fresh ? pretrain->model_config.parent_path() : spec.base_model;
@@ -47,14 +50,17 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, Group& group) {
   ALMOST_ASSIGN_OR_RETURN(PromptFormat format, ChoosePromptFormat(spec.prompt_format, folder));
   if (fresh) {
     ALMOST_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromFolder(folder));
-    return TaskInputs{spec,   folder,
-                      "",     tokenizer,
-                      format, Llama::Initialize(config, torch::kFloat32, DeriveSeed(spec.seed, "weights")),
-                      &group};
+    Llama model = Llama::Initialize(config, dtype, DeriveSeed(spec.seed, "weights"));
+    if (spec.memory.recompute_layers) model.RecomputeLayers();
+    return TaskInputs{spec, folder, "", tokenizer, format, std::move(model), &group};
   }
   ALMOST_ASSIGN_OR_RETURN(const auto weights, ModelFolder::Open(folder));
-  ALMOST_ASSIGN_OR_RETURN(Llama model, Llama::Load(*weights, torch::kFloat32,
-                                                   std::holds_alternative<RewardModelSpec>(spec.kind)));
+  ALMOST_ASSIGN_OR_RETURN(Llama model,
+                          Llama::Load(*weights, dtype, std::holds_alternative<RewardModelSpec>(spec.kind)));
+  if (spec.memory.recompute_layers) model.RecomputeLayers();
+  if (const auto& adapters = spec.memory.adapters) {
+    model.AddAdapters(adapters->rank, adapters->alpha, DeriveSeed(spec.seed, "adapters"));
+  }
   return TaskInputs{spec, folder, weights->digest(), tokenizer, format, std::move(model), &group};
 }
 
@@ -99,7 +105,9 @@ absl::Status WriteCheckpoint(CheckpointStore& store, int64_t step, const std::st
     group.Move(here, holder, 0);
     if (group.rank() != 0) continue;
     kept.push_back(here);
-    const DType dtype = here.scalar_type() == torch::kFloat64 ? DType::kF64 : DType::kF32;
+    const DType dtype = here.scalar_type() == torch::kFloat64    ? DType::kF64
+                        : here.scalar_type() == torch::kBFloat16 ? DType::kBF16
+                                                                 : DType::kF32;
     tensors.push_back(
         {name, dtype, here.sizes().vec(), {static_cast<const std::byte*>(here.data_ptr()), here.nbytes()}});
   }
@@ -151,7 +159,7 @@ json Tell(const json& message, Group& group) {
 
 absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& context, Group& group) {
   const bool leads = group.rank() == 0;
-  const std::string numerics_id = TrainingNumericsId(spec.num_threads, group.size());
+  const std::string numerics_id = TrainingNumericsId(spec.memory.precision, spec.num_threads, group.size());
   const fs::path output = context.work_folder / "model";
   // Finished before; the caller was stopped before it took the model.
   std::string digest;
