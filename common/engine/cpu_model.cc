@@ -17,22 +17,28 @@ std::vector<float> Concatenate(const std::vector<std::vector<float>>& parts) {
   return all;
 }
 
-// Rows of `out` begin as the bias, or as zeros.
-void FillRows(const std::vector<float>& bias, int rows, int width, std::vector<float>& out) {
-  out.assign(size_t(rows) * width, 0.0f);
-  if (bias.empty()) return;
-  for (int row = 0; row < rows; ++row) std::copy(bias.begin(), bias.end(), out.begin() + size_t(row) * width);
+// What one piece of a loop should at least hold, in multiply-adds or in numbers gone over: a microsecond or
+// two, several times what it costs to hand it to another thread.
+constexpr int64_t kPieceMultiplyAdds = 1 << 16;
+constexpr int64_t kPieceNumbers = 1 << 14;
+
+int Grain(int64_t piece, int64_t each) {
+  return static_cast<int>(std::max<int64_t>(1, piece / std::max<int64_t>(1, each)));
 }
 
-constexpr int kQueriesAtOnce = 6;  // what Attend reads shared blocks once for
+void Resize(std::vector<float>& buffer, size_t count) {
+  if (buffer.size() < count) buffer.resize(count);
+}
+
+constexpr int kMaxRowsPerGroup = 8;  // the most that Attend reads shared blocks once for
 
 // Consecutive rows whose sequences begin with the same blocks.
 struct AttentionGroup {
   int first_row = 0;
   int num_rows = 0;
   int shared_blocks = 0;  // whole for each row
-  std::array<const int*, kQueriesAtOnce> blocks;
-  std::array<int, kQueriesAtOnce> num_tokens;  // that the row attends to
+  std::array<const int*, kMaxRowsPerGroup> blocks;
+  std::array<int, kMaxRowsPerGroup> num_tokens;  // that the row attends to
 };
 
 // A row joins its predecessors where they then still share at least half of what they shared.
@@ -69,12 +75,23 @@ std::vector<AttentionGroup> GroupRows(std::span<const SequenceChunk> chunks, int
 
 }  // namespace
 
+void Multiply(const Kernels& kernels, ThreadTeam& team, const float* x, size_t x_stride, int rows,
+              const PackedMatrix& weight, bool accumulate, float* out, size_t out_stride) {
+  const int at_once = kernels.PanelsAtOnce(rows);
+  const int least = Grain(kPieceMultiplyAdds, int64_t{rows} * weight.num_inputs() * PackedMatrix::kPanel);
+  const int fair = weight.num_panels() / (4 * team.size());
+  const int grain = (std::max(least, fair) + at_once - 1) / at_once * at_once;
+  team.For(weight.num_panels(), grain, [&](int /*thread*/, int begin, int end) {
+    kernels.MatMul(x, x_stride, rows, weight, begin, end - begin, accumulate, out, out_stride);
+  });
+}
+
 KvCache::KvCache(const ModelConfig& config, int num_blocks)
     : num_layers_(config.num_layers),
       num_blocks_(num_blocks),
       heads_(config.num_kv_heads),
       block_head_floats_(size_t(kBlockTokens) * config.head_dim),
-      data_(new float[size_t(config.num_layers) * num_blocks * heads_ * 2 * block_head_floats_]) {}
+      data_(size_t(config.num_layers) * num_blocks * heads_ * 2 * block_head_floats_) {}
 
 void KvCache::Copy(int from, int to) {
   const size_t block_floats = size_t(heads_) * 2 * block_head_floats_;
@@ -87,11 +104,12 @@ int64_t KvCache::BlockBytes(const ModelConfig& config) {
          sizeof(float);
 }
 
-// Reads tensors as float32 and keeps the first failure.
+// Reads tensors and keeps the first failure.
 class CpuModel::Reader {
  public:
   explicit Reader(const ModelFolder& folder) : folder_(folder) {}
 
+  // As float32.
   std::vector<float> operator()(const std::string& name, std::initializer_list<int64_t> shape) {
     const absl::StatusOr<TensorView> view = folder_.Tensor(name, std::vector<int64_t>(shape));
     if (view.ok()) return view->ToFloat();
@@ -100,16 +118,60 @@ class CpuModel::Reader {
     for (const int64_t extent : shape) count *= extent;
     return std::vector<float>(count);
   }
+
   Norm Normalization(const std::string& name, const ModelConfig& config) {
     Norm norm{(*this)(name + ".weight", {config.hidden_size}), {}};
     if (config.layer_norm) norm.bias = (*this)(name + ".bias", {config.hidden_size});
     return norm;
   }
+
+  // A matrix for products: [outputs, inputs] of each name under each other.
+  PackedMatrix Matrix(std::initializer_list<std::pair<std::string, int>> names_and_outputs, int inputs) {
+    std::vector<WeightView> weights;
+    for (const auto& [name, outputs] : names_and_outputs) weights.push_back(View(name, outputs, inputs));
+    return Pack(weights, inputs);
+  }
+  // One [3 · heads · head_dim, inputs] whose rows are q, k and v of the first head, then of the second, …, as
+  // all of q, then of k, then of v.
+  PackedMatrix MatrixByHead(const std::string& name, int heads, int head_dim, int inputs) {
+    const WeightView all = View(name, 3 * heads * head_dim, inputs);
+    if (!status_.ok()) return {};
+    const size_t part_bytes = size_t(head_dim) * inputs * (all.type == WeightType::kFloat32 ? 4 : 2);
+    std::vector<WeightView> weights;
+    for (int kind = 0; kind < 3; ++kind) {
+      for (int h = 0; h < heads; ++h) {
+        weights.push_back({all.type, all.data + (3 * h + kind) * part_bytes, head_dim});
+      }
+    }
+    return Pack(weights, inputs);
+  }
   const absl::Status& status() const { return status_; }
 
  private:
+  WeightView View(const std::string& name, int outputs, int inputs) {
+    const absl::StatusOr<TensorView> view = folder_.Tensor(name, std::vector<int64_t>{outputs, inputs});
+    if (!view.ok()) {
+      if (status_.ok()) status_ = view.status();
+      return {};
+    }
+    if (view->dtype == DType::kF64) {
+      rounded_.push_back(view->ToFloat());
+      return {WeightType::kFloat32, std::as_bytes(std::span(rounded_.back())).data(), outputs};
+    }
+    const WeightType type = view->dtype == DType::kF32    ? WeightType::kFloat32
+                            : view->dtype == DType::kBF16 ? WeightType::kBfloat16
+                                                          : WeightType::kFloat16;
+    return {type, view->bytes.data(), outputs};
+  }
+  PackedMatrix Pack(std::span<const WeightView> weights, int inputs) {
+    PackedMatrix packed = status_.ok() ? PackedMatrix(weights, inputs) : PackedMatrix();
+    rounded_.clear();
+    return packed;
+  }
+
   const ModelFolder& folder_;
   absl::Status status_;
+  std::vector<std::vector<float>> rounded_;  // of float64 weights, until they are packed
 };
 
 CpuModel::Layer CpuModel::ReadLlamaLayer(Reader& read, const ModelConfig& c, int number) {
@@ -120,14 +182,13 @@ CpuModel::Layer CpuModel::ReadLlamaLayer(Reader& read, const ModelConfig& c, int
   Layer layer;
   layer.input_norm = read.Normalization(at + "input_layernorm", c);
   layer.post_attention_norm = read.Normalization(at + "post_attention_layernorm", c);
-  layer.qkv = PackedMatrix::Stack(
-      {read(attention + "q_proj.weight", {q, d}), read(attention + "k_proj.weight", {kv, d}),
-       read(attention + "v_proj.weight", {kv, d})},
-      d);
-  layer.output = PackedMatrix(read(attention + "o_proj.weight", {d, q}), d, q);
-  layer.up =
-      PackedMatrix::Stack({read(mlp + "gate_proj.weight", {f, d}), read(mlp + "up_proj.weight", {f, d})}, d);
-  layer.down = PackedMatrix(read(mlp + "down_proj.weight", {d, f}), d, f);
+  layer.qkv = read.Matrix({{attention + "q_proj.weight", q},
+                           {attention + "k_proj.weight", kv},
+                           {attention + "v_proj.weight", kv}},
+                          d);
+  layer.output = read.Matrix({{attention + "o_proj.weight", d}}, q);
+  layer.up = read.Matrix({{mlp + "gate_proj.weight", f}, {mlp + "up_proj.weight", f}}, d);
+  layer.down = read.Matrix({{mlp + "down_proj.weight", d}}, f);
   if (c.attention_bias) {
     layer.qkv_bias = Concatenate({read(attention + "q_proj.bias", {q}), read(attention + "k_proj.bias", {kv}),
                                   read(attention + "v_proj.bias", {kv})});
@@ -148,27 +209,21 @@ CpuModel::Layer CpuModel::ReadNeoXLayer(Reader& read, const ModelConfig& c, int 
   const int d = c.hidden_size, f = c.intermediate_size;
   const std::string at = absl::StrCat(c.names().layers, number, ".");
   const std::string attention = at + "attention.", mlp = at + "mlp.";
-  // The file has q, k and v of the first head, then of the second, …; `width` numbers a row.
-  const auto by_kind = [&](const std::vector<float>& by_head, int width) {
-    std::vector<float> out;
-    const size_t part = size_t(c.head_dim) * width;
-    for (int kind = 0; kind < 3; ++kind) {
-      for (int h = 0; h < c.num_heads; ++h) {
-        const auto begin = by_head.begin() + static_cast<std::ptrdiff_t>((3 * h + kind) * part);
-        out.insert(out.end(), begin, begin + static_cast<std::ptrdiff_t>(part));
-      }
-    }
-    return out;
-  };
   Layer layer;
   layer.input_norm = read.Normalization(at + "input_layernorm", c);
   layer.post_attention_norm = read.Normalization(at + "post_attention_layernorm", c);
-  layer.qkv = PackedMatrix(by_kind(read(attention + "query_key_value.weight", {3 * d, d}), d), 3 * d, d);
-  layer.output = PackedMatrix(read(attention + "dense.weight", {d, d}), d, d);
-  layer.up = PackedMatrix(read(mlp + "dense_h_to_4h.weight", {f, d}), f, d);
-  layer.down = PackedMatrix(read(mlp + "dense_4h_to_h.weight", {d, f}), d, f);
+  layer.qkv = read.MatrixByHead(attention + "query_key_value.weight", c.num_heads, c.head_dim, d);
+  layer.output = read.Matrix({{attention + "dense.weight", d}}, d);
+  layer.up = read.Matrix({{mlp + "dense_h_to_4h.weight", f}}, d);
+  layer.down = read.Matrix({{mlp + "dense_4h_to_h.weight", d}}, f);
   if (c.attention_bias) {
-    layer.qkv_bias = by_kind(read(attention + "query_key_value.bias", {3 * d}), 1);
+    const std::vector<float> by_head = read(attention + "query_key_value.bias", {3 * d});
+    for (int kind = 0; kind < 3; ++kind) {
+      for (int h = 0; h < c.num_heads; ++h) {
+        const auto begin = by_head.begin() + (3 * h + kind) * c.head_dim;
+        layer.qkv_bias.insert(layer.qkv_bias.end(), begin, begin + c.head_dim);
+      }
+    }
     layer.output_bias = read(attention + "dense.bias", {d});
   }
   layer.up_bias = read(mlp + "dense_h_to_4h.bias", {f});
@@ -176,11 +231,13 @@ CpuModel::Layer CpuModel::ReadNeoXLayer(Reader& read, const ModelConfig& c, int 
   return layer;
 }
 
-absl::StatusOr<std::unique_ptr<const CpuModel>> CpuModel::Load(const ModelFolder& folder) {
-  if (!CpuIsSupported()) {
-    return absl::FailedPreconditionError("the CPU engine needs a processor with AVX2 and FMA");
+absl::StatusOr<std::unique_ptr<const CpuModel>> CpuModel::Load(const ModelFolder& folder,
+                                                               const Kernels* kernels) {
+  if (kernels == nullptr) {
+    return absl::FailedPreconditionError("the CPU engine needs a processor with AVX2, FMA and F16C");
   }
   std::unique_ptr<CpuModel> model(new CpuModel);
+  model->kernels_ = kernels;
   const ModelConfig& c = model->config_ = folder.config();
   const ModelConfig::Names& names = c.names();
   Reader read(folder);
@@ -195,11 +252,9 @@ absl::StatusOr<std::unique_ptr<const CpuModel>> CpuModel::Load(const ModelFolder
     const bool official =
         !folder.tensors().contains(names.reward_head) && folder.tensors().contains("v_head.weight");
     model->reward_head_ = read(official ? "v_head.weight" : names.reward_head, {1, c.hidden_size});
-  } else if (c.tie_word_embeddings) {
-    model->head_ = PackedMatrix(model->embedding_, c.vocab_size, c.hidden_size);
   } else {
-    model->head_ =
-        PackedMatrix(read(names.language_head, {c.vocab_size, c.hidden_size}), c.vocab_size, c.hidden_size);
+    model->head_ = read.Matrix(
+        {{c.tie_word_embeddings ? names.embedding : names.language_head, c.vocab_size}}, c.hidden_size);
   }
   ALMOST_RETURN_IF_ERROR(read.status());
 
@@ -219,133 +274,220 @@ absl::StatusOr<std::unique_ptr<const CpuModel>> CpuModel::Load(const ModelFolder
   return std::unique_ptr<const CpuModel>(std::move(model));
 }
 
-void CpuModel::Normalize(const float* x, const Norm& norm, int rows, float* out) const {
+void CpuModel::Normalize(const float* x, const Norm& norm, float* out) const {
   const float eps = static_cast<float>(config_.norm_eps);
   if (config_.layer_norm) {
-    LayerNorm(x, norm.weight.data(), norm.bias.data(), eps, rows, config_.hidden_size, out);
+    kernels_->LayerNorm(x, norm.weight.data(), norm.bias.data(), eps, config_.hidden_size, out);
   } else {
-    RmsNorm(x, norm.weight.data(), eps, rows, config_.hidden_size, out);
+    kernels_->RmsNorm(x, norm.weight.data(), eps, config_.hidden_size, out);
   }
 }
 
-void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache,
-                       std::vector<float>& hidden) const {
-  const ModelConfig& c = config_;
-  const int d = c.hidden_size, q_width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
-  const int qkv_width = q_width + 2 * kv_width, half = c.rotary.num_dims() / 2;
-  const int queries_per_head = c.num_heads / c.num_kv_heads;
-  const bool gated = c.mlp == MlpKind::kSiluGated;
-  const int up_width = (gated ? 2 : 1) * c.intermediate_size;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-
-  int rows = 0, longest = 0;
-  for (const SequenceChunk& chunk : chunks) {
-    rows += static_cast<int>(chunk.tokens.size());
-    longest = std::max(longest, chunk.first_position + static_cast<int>(chunk.tokens.size()));
-  }
-  std::vector<float> x(size_t(rows) * d), normed(size_t(rows) * d), qkv, attended(size_t(rows) * q_width), up,
-      activated(gated ? size_t(rows) * c.intermediate_size : 0);
-  const std::vector<AttentionGroup> groups =
-      GroupRows(chunks, std::max(1, kQueriesAtOnce / queries_per_head));
-  const size_t scores_stride = (size_t(longest) + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
-  std::vector<float> scores(scores_stride * std::max(kQueriesAtOnce, queries_per_head));
-  std::vector<AttentionQuery> queries;
-
-  float* row = x.data();
-  for (const SequenceChunk& chunk : chunks) {
-    for (const int32_t token : chunk.tokens) {
-      std::memcpy(row, embedding_.data() + size_t(token) * d, d * sizeof(float));
-      row += d;
-    }
-  }
-  for (int l = 0; l < c.num_layers; ++l) {
-    const Layer& layer = layers_[l];
-    Normalize(x.data(), layer.input_norm, rows, normed.data());
-    FillRows(layer.qkv_bias, rows, qkv_width, qkv);
-    MatMulAdd(normed.data(), rows, layer.qkv, qkv.data());
-
-    float* at = qkv.data();
+// One pass of chunks through the layers. Rows are the chunks' tokens, one after the other.
+class ForwardPass {
+ public:
+  ForwardPass(const CpuModel& model, std::span<const SequenceChunk> chunks, KvCache& cache,
+              Workspace& workspace)
+      : model_(model), c_(model.config_), kernels_(*model.kernels_), cache_(cache), ws_(workspace) {
     for (const SequenceChunk& chunk : chunks) {
-      const int count = static_cast<int>(chunk.tokens.size());
-      for (int t = 0; t < count; ++t) {
-        const int position = chunk.first_position + t;
-        float* token_qkv = at + size_t(t) * qkv_width;
-        const float* cosines = cosines_.data() + size_t(position) * half;
-        const float* sines = sines_.data() + size_t(position) * half;
-        for (int h = 0; h < c.num_heads + c.num_kv_heads; ++h) {
-          float* head = token_qkv + h * c.head_dim;
-          if (c.qk_norm) {
-            RmsNorm(head, (h < c.num_heads ? layer.query_norm : layer.key_norm).data(),
-                    static_cast<float>(c.norm_eps), 1, c.head_dim, head);
-          }
-          Rotate(head, cosines, sines, 2 * half);
-        }
-        const int block = chunk.blocks[position / kBlockTokens], slot = position % kBlockTokens;
-        for (int h = 0; h < c.num_kv_heads; ++h) {
-          const float* key = token_qkv + q_width + h * c.head_dim;
-          float* keys = cache.keys(l, block, h);
-          for (int i = 0; i < c.head_dim; ++i) keys[i * kBlockTokens + slot] = key[i];
-          std::memcpy(cache.values(l, block, h) + slot * c.head_dim, key + kv_width,
-                      c.head_dim * sizeof(float));
-        }
+      for (size_t t = 0; t < chunk.tokens.size(); ++t) {
+        rows_.push_back({chunk.tokens[t], chunk.first_position + static_cast<int>(t), chunk.blocks.data()});
       }
-      at += size_t(count) * qkv_width;
+      longest_ = std::max(longest_, chunk.first_position + static_cast<int>(chunk.tokens.size()));
     }
-    for (int h = 0; h < c.num_kv_heads; ++h) {
-      const HeadCache head = cache.head(l, h);
-      for (const AttentionGroup& group : groups) {
-        queries.clear();
-        for (int r = group.first_row; r < group.first_row + group.num_rows; ++r) {
-          for (int query = h * queries_per_head; query < (h + 1) * queries_per_head; ++query) {
-            queries.push_back({qkv.data() + size_t(r) * qkv_width + query * c.head_dim,
-                               group.blocks[r - group.first_row], group.num_tokens[r - group.first_row],
-                               scores.data() + queries.size() * scores_stride,
-                               attended.data() + size_t(r) * q_width + query * c.head_dim});
-          }
-        }
-        Attend(queries, group.shared_blocks, head, c.head_dim, scale);
-      }
+    groups_ = GroupRows(chunks, std::min(kMaxRowsPerGroup, kernels_.QueriesAtOnce()));
+    const size_t rows = rows_.size();
+    Resize(ws_.x, rows * x_stride_);
+    Resize(ws_.normed, rows * x_stride_);
+    Resize(ws_.qkv, rows * qkv_stride_);
+    Resize(ws_.attended, rows * attended_stride_);
+    Resize(ws_.up, rows * up_stride_);
+    Resize(ws_.activated, rows * activated_stride_);
+    for (std::vector<float>& scratch : ws_.scratch) {
+      Resize(scratch, kernels_.AttentionScratch(longest_, c_.head_dim));
     }
-    const auto add_bias = [&](const std::vector<float>& bias) {
-      for (int r = 0; r < rows && !bias.empty(); ++r) {
-        for (int i = 0; i < d; ++i) x[size_t(r) * d + i] += bias[i];
-      }
-    };
-    if (c.parallel_residual) Normalize(x.data(), layer.post_attention_norm, rows, normed.data());
-    add_bias(layer.output_bias);
-    MatMulAdd(attended.data(), rows, layer.output, x.data());
-
-    if (!c.parallel_residual) Normalize(x.data(), layer.post_attention_norm, rows, normed.data());
-    FillRows(layer.up_bias, rows, up_width, up);
-    MatMulAdd(normed.data(), rows, layer.up, up.data());
-    if (gated) {
-      SiluMul(up.data(), rows, c.intermediate_size, activated.data());
-    } else if (c.mlp == MlpKind::kGelu) {
-      Gelu(up.data(), up.size());
-    } else {
-      GeluTanh(up.data(), up.size());
-    }
-    add_bias(layer.down_bias);
-    MatMulAdd(gated ? activated.data() : up.data(), rows, layer.down, x.data());
   }
 
-  row = x.data();
+  void Run() {
+    Embed();
+    for (int l = 0; l < c_.num_layers; ++l) {
+      const CpuModel::Layer& layer = model_.layers_[l];
+      Normalize(layer.input_norm);
+      Multiply(layer.qkv, layer.qkv_bias, ws_.qkv, qkv_stride_);
+      StoreKeysAndValues(l, layer);
+      Attend(l);
+      if (c_.parallel_residual) Normalize(layer.post_attention_norm);
+      AddProduct(ws_.attended, attended_stride_, layer.output, layer.output_bias);
+
+      if (!c_.parallel_residual) Normalize(layer.post_attention_norm);
+      Multiply(layer.up, layer.up_bias, ws_.up, up_stride_);
+      Activate();
+      AddProduct(ws_.activated, activated_stride_, layer.down, layer.down_bias);
+    }
+  }
+
+  // The residual stream of a row.
+  const float* x(int row) const { return ws_.x.data() + row * x_stride_; }
+
+ private:
+  struct Row {
+    int32_t token;
+    int position;
+    const int* blocks;
+  };
+
+  int num_rows() const { return static_cast<int>(rows_.size()); }
+
+  // body(row) for every row, by all threads where it pays.
+  template <typename Body>
+  void ForRows(int numbers_per_row, const Body& body) {
+    ws_.team.For(num_rows(), Grain(kPieceNumbers, numbers_per_row), [&](int /*thread*/, int begin, int end) {
+      for (int row = begin; row < end; ++row) body(row);
+    });
+  }
+
+  void Embed() {
+    for (int row = 0; row < num_rows(); ++row) {
+      std::copy_n(model_.embedding_.data() + size_t(rows_[row].token) * c_.hidden_size, c_.hidden_size,
+                  ws_.x.data() + row * x_stride_);
+    }
+  }
+
+  void Normalize(const CpuModel::Norm& norm) {
+    ForRows(c_.hidden_size,
+            [&](int row) { model_.Normalize(x(row), norm, ws_.normed.data() + row * x_stride_); });
+  }
+
+  // out = normed · Wᵀ + bias.
+  void Multiply(const PackedMatrix& weight, const std::vector<float>& bias, std::vector<float>& out,
+                size_t out_stride) {
+    for (int row = 0; row < num_rows() && !bias.empty(); ++row) {
+      std::copy(bias.begin(), bias.end(), out.begin() + row * out_stride);
+    }
+    engine::Multiply(kernels_, ws_.team, ws_.normed.data(), x_stride_, num_rows(), weight, !bias.empty(),
+                     out.data(), out_stride);
+  }
+
+  // x += in · Wᵀ + bias.
+  void AddProduct(const std::vector<float>& in, size_t in_stride, const PackedMatrix& weight,
+                  const std::vector<float>& bias) {
+    for (int row = 0; row < num_rows() && !bias.empty(); ++row) {
+      float* to = ws_.x.data() + row * x_stride_;
+      for (size_t i = 0; i < bias.size(); ++i) to[i] += bias[i];
+    }
+    engine::Multiply(kernels_, ws_.team, in.data(), in_stride, num_rows(), weight, true, ws_.x.data(),
+                     x_stride_);
+  }
+
+  // Norms and rotates queries and keys; keys and values go into the cache.
+  void StoreKeysAndValues(int l, const CpuModel::Layer& layer) {
+    const int half = c_.rotary.num_dims() / 2, q_width = c_.num_heads * c_.head_dim,
+              kv_width = c_.num_kv_heads * c_.head_dim;
+    ForRows(q_width + 2 * kv_width, [&](int row) {
+      const auto& [token, position, blocks] = rows_[row];
+      float* qkv = ws_.qkv.data() + row * qkv_stride_;
+      for (int h = 0; h < c_.num_heads + c_.num_kv_heads; ++h) {
+        float* head = qkv + h * c_.head_dim;
+        if (c_.qk_norm) {
+          const std::vector<float>& norm = h < c_.num_heads ? layer.query_norm : layer.key_norm;
+          kernels_.RmsNorm(head, norm.data(), static_cast<float>(c_.norm_eps), c_.head_dim, head);
+        }
+        kernels_.Rotate(head, model_.cosines_.data() + size_t(position) * half,
+                        model_.sines_.data() + size_t(position) * half, 2 * half);
+      }
+      const int block = blocks[position / kBlockTokens], slot = position % kBlockTokens;
+      for (int h = 0; h < c_.num_kv_heads; ++h) {
+        const float* key = qkv + q_width + h * c_.head_dim;
+        float* keys = cache_.keys(l, block, h);
+        for (int i = 0; i < c_.head_dim; ++i) keys[i * kBlockTokens + slot] = key[i];
+        std::copy_n(key + kv_width, c_.head_dim, cache_.values(l, block, h) + slot * c_.head_dim);
+      }
+    });
+  }
+
+  // A piece is a group of rows in one head; groups of a head follow each other, so that what they share stays
+  // in the cache.
+  void Attend(int l) {
+    const int num_groups = static_cast<int>(groups_.size());
+    const int queries_per_head = c_.num_heads / c_.num_kv_heads;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
+    const int64_t work = int64_t{2} * queries_per_head * groups_.front().num_rows * longest_ * c_.head_dim;
+    ws_.team.For(
+        c_.num_kv_heads * num_groups, Grain(kPieceMultiplyAdds, work), [&](int thread, int begin, int end) {
+          std::vector<AttentionQuery> queries;
+          for (int piece = begin; piece < end; ++piece) {
+            const int h = piece / num_groups;
+            const AttentionGroup& group = groups_[piece % num_groups];
+            queries.clear();
+            for (int i = 0; i < group.num_rows; ++i) {
+              const int row = group.first_row + i;
+              for (int query = h * queries_per_head; query < (h + 1) * queries_per_head; ++query) {
+                queries.push_back({ws_.qkv.data() + row * qkv_stride_ + query * c_.head_dim, group.blocks[i],
+                                   group.num_tokens[i],
+                                   ws_.attended.data() + row * attended_stride_ + query * c_.head_dim});
+              }
+            }
+            kernels_.Attend(queries, group.shared_blocks, cache_.head(l, h), c_.head_dim, scale,
+                            ws_.scratch[thread].data());
+          }
+        });
+  }
+
+  void Activate() {
+    ForRows(4 * c_.intermediate_size, [&](int row) {
+      const float* up = ws_.up.data() + row * up_stride_;
+      float* out = ws_.activated.data() + row * activated_stride_;
+      switch (c_.mlp) {
+        case MlpKind::kSiluGated:
+          return kernels_.SiluMul(up, up + c_.intermediate_size, c_.intermediate_size, out);
+        case MlpKind::kGelu:
+          return kernels_.Gelu(up, c_.intermediate_size, out);
+        case MlpKind::kGeluTanh:
+          return kernels_.GeluTanh(up, c_.intermediate_size, out);
+      }
+    });
+  }
+
+  const CpuModel& model_;
+  const ModelConfig& c_;
+  const Kernels& kernels_;
+  KvCache& cache_;
+  Workspace& ws_;
+  std::vector<Row> rows_;
+  std::vector<AttentionGroup> groups_;
+  int longest_ = 0;
+  const size_t x_stride_ = RowStride(c_.hidden_size);
+  const size_t qkv_stride_ = RowStride((c_.num_heads + 2 * c_.num_kv_heads) * c_.head_dim);
+  const size_t attended_stride_ = RowStride(c_.num_heads * c_.head_dim);
+  const size_t up_stride_ = RowStride((c_.mlp == MlpKind::kSiluGated ? 2 : 1) * c_.intermediate_size);
+  const size_t activated_stride_ = RowStride(c_.intermediate_size);
+};
+
+void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache, Workspace& workspace,
+                       std::vector<float>& hidden) const {
+  ForwardPass pass(*this, chunks, cache, workspace);
+  pass.Run();
+  const size_t width = config_.hidden_size;
+  hidden.clear();
+  int end = 0;
   for (const SequenceChunk& chunk : chunks) {
-    row += chunk.tokens.size() * d;
-    const size_t before = hidden.size();
-    hidden.resize(before + size_t(chunk.num_outputs) * d);
-    Normalize(row - size_t(chunk.num_outputs) * d, final_norm_, chunk.num_outputs, hidden.data() + before);
+    end += static_cast<int>(chunk.tokens.size());
+    for (int row = end - chunk.num_outputs; row < end; ++row) {
+      hidden.resize(hidden.size() + width);
+      Normalize(pass.x(row), final_norm_, hidden.data() + hidden.size() - width);
+    }
   }
 }
 
-void CpuModel::Logits(std::span<const float> hidden, std::vector<float>& logits) const {
+void CpuModel::Logits(std::span<const float> hidden, Workspace& workspace, std::vector<float>& logits) const {
   const int rows = static_cast<int>(hidden.size()) / config_.hidden_size;
-  logits.assign(size_t(rows) * config_.vocab_size, 0.0f);
-  MatMulAdd(hidden.data(), rows, head_, logits.data());
+  Resize(logits, size_t(rows) * config_.vocab_size);
+  Multiply(*kernels_, workspace.team, hidden.data(), config_.hidden_size, rows, head_, false, logits.data(),
+           config_.vocab_size);
 }
 
 float CpuModel::Reward(std::span<const float> hidden) const {
-  return Dot(hidden.data(), reward_head_.data(), config_.hidden_size);
+  return kernels_->Dot(hidden.data(), reward_head_.data(), config_.hidden_size);
 }
 
 }  // namespace almost::engine

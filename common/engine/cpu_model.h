@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/engine/aligned_buffer.h"
 #include "common/engine/kernels.h"
+#include "common/engine/thread_team.h"
 #include "common/model/model_folder.h"
 
 namespace almost::engine {
@@ -20,7 +22,7 @@ class KvCache {
   static int64_t BlockBytes(const ModelConfig& config);
 
   float* keys(int layer, int block, int head) {
-    return data_.get() + (((size_t(layer) * num_blocks_ + block) * heads_ + head) * 2) * block_head_floats_;
+    return data_.data() + (((size_t(layer) * num_blocks_ + block) * heads_ + head) * 2) * block_head_floats_;
   }
   float* values(int layer, int block, int head) { return keys(layer, block, head) + block_head_floats_; }
   HeadCache head(int layer, int head) {
@@ -34,7 +36,7 @@ class KvCache {
   int num_blocks_;
   int heads_;
   size_t block_head_floats_;
-  std::unique_ptr<float[]> data_;  // not touched until used
+  AlignedBuffer<float> data_;  // not touched until used
 };
 
 // Consecutive tokens of one sequence to be computed now.
@@ -45,28 +47,54 @@ struct SequenceChunk {
   int num_outputs = 0;          // hidden states wanted, of the chunk's last tokens
 };
 
-// A decoder-only transformer of the Llama or GPT-NeoX family in float32, weights packed for the kernels. The
-// families differ in what a layer is read from; computed is one shape of layer, with a few choices of
-// ModelConfig's. Immutable after Load and thread-safe: several threads may run chunks of different sequences
-// side by side.
+// out = x · Wᵀ, or out += x · Wᵀ with `accumulate`, by all threads of the team: each takes panels, so that
+// a weight is read by one of them.
+void Multiply(const Kernels& kernels, ThreadTeam& team, const float* x, size_t x_stride, int rows,
+              const PackedMatrix& weight, bool accumulate, float* out, size_t out_stride);
+
+// What passes through a model need besides its weights: threads and buffers, which grow to the largest pass.
+// One pass at a time.
+class Workspace {
+ public:
+  explicit Workspace(int num_threads) : team(num_threads), scratch(num_threads) {}
+
+  ThreadTeam team;
+
+ private:
+  friend class CpuModel;
+  friend class ForwardPass;
+  std::vector<float> x, normed, qkv, attended, up, activated;
+  std::vector<std::vector<float>> scratch;  // of each thread
+};
+
+// A decoder-only transformer of the Llama or GPT-NeoX family: float32 arithmetic, weights packed for the
+// kernels in the type of the checkpoint. The families differ in what a layer is read from; computed is one
+// shape of layer, with a few choices of ModelConfig's. Immutable after Load and thread-safe.
 class CpuModel {
  public:
-  // kFailedPrecondition: this processor lacks AVX2 or FMA; kNotFound or kDataLoss name a tensor.
-  static absl::StatusOr<std::unique_ptr<const CpuModel>> Load(const ModelFolder& folder);
+  // kFailedPrecondition: this processor lacks AVX2, FMA or F16C; kNotFound or kDataLoss name a tensor.
+  // `kernels`: those of Kernels::Best() but in tests.
+  static absl::StatusOr<std::unique_ptr<const CpuModel>> Load(const ModelFolder& folder,
+                                                              const Kernels* kernels = Kernels::Best());
 
-  // Computes the chunks, writes their keys and values into `cache`, and appends the wanted hidden states
-  // (after the final norm), [sum of num_outputs, hidden_size], to `hidden`. No chunk may read a block another
-  // one writes.
-  void Forward(std::span<const SequenceChunk> chunks, KvCache& cache, std::vector<float>& hidden) const;
+  // Computes the chunks, writes their keys and values into `cache`, and leaves the wanted hidden states
+  // (after the final norm), [sum of num_outputs, hidden_size], in `hidden`. No chunk may read a block another
+  // one writes. Bits do not depend on the number of threads.
+  void Forward(std::span<const SequenceChunk> chunks, KvCache& cache, Workspace& workspace,
+               std::vector<float>& hidden) const;
 
   // The language-model head: [rows, vocab_size].
-  void Logits(std::span<const float> hidden, std::vector<float>& logits) const;
+  void Logits(std::span<const float> hidden, Workspace& workspace, std::vector<float>& logits) const;
   // The reward head on one hidden state.
   float Reward(std::span<const float> hidden) const;
 
+  const Kernels& kernels() const { return *kernels_; }
   const ModelConfig& config() const { return config_; }
 
  private:
+  friend class ForwardPass;
+  class Reader;
+
   struct Norm {
     std::vector<float> weight, bias;  // no bias: RMSNorm
   };
@@ -80,14 +108,13 @@ class CpuModel {
     PackedMatrix down;
   };
 
-  class Reader;
-
   CpuModel() = default;
   static Layer ReadLlamaLayer(Reader& read, const ModelConfig& config, int number);
   static Layer ReadNeoXLayer(Reader& read, const ModelConfig& config, int number);
-  void Normalize(const float* x, const Norm& norm, int rows, float* out) const;
+  void Normalize(const float* x, const Norm& norm, float* out) const;
 
   ModelConfig config_;
+  const Kernels* kernels_ = nullptr;
   std::vector<float> embedding_;  // [V, hidden]
   std::vector<Layer> layers_;
   Norm final_norm_;

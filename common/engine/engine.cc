@@ -75,6 +75,8 @@ constexpr absl::string_view kEngineVersion = "almost-cpu-1/float32/fma-chain";
 
 // Rows of logits held at once: a long completion times a large vocabulary is not.
 constexpr size_t kLogitRows = 64;
+// Logits that a thread should at least have to draw from.
+constexpr int kRowNumbers = 1 << 12;
 
 // How often a scoring call looks whether its result is still of use.
 constexpr std::chrono::milliseconds kLook{20};
@@ -108,6 +110,7 @@ class CpuEngine final : public Engine {
         numerics_id_(kEngineVersion),
         cache_(model_->config(), num_blocks),
         scheduler_(options, num_blocks),
+        workspace_(options.num_threads),
         samplers_(options.num_threads),
         owner_([this](const std::stop_token& stop) { Run(stop); }) {}
 
@@ -370,34 +373,6 @@ class CpuEngine final : public Engine {
     }
   }
 
-  // Chunks of different sequences side by side, one share a thread; then the heads that sample.
-  void ForwardSharded(
-      std::span<const SequenceChunk> chunks,
-      const std::function<void(int thread, size_t first_chunk, std::span<const SequenceChunk> share,
-                               const std::vector<float>& hidden)>& consume) {
-    size_t total = 0;
-    for (const SequenceChunk& chunk : chunks) total += chunk.tokens.size();
-    const int threads = std::min<int>(options_.num_threads, static_cast<int>(chunks.size()));
-    std::vector<std::pair<size_t, size_t>> shares;
-    size_t begin = 0, reached = 0;
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      reached += chunks[i].tokens.size();
-      if (reached * threads >= total * (shares.size() + 1) || i + 1 == chunks.size()) {
-        shares.emplace_back(begin, i + 1);
-        begin = i + 1;
-      }
-    }
-    const auto run = [&](int thread) {
-      const auto [first, last] = shares[thread];
-      std::vector<float> hidden;
-      model_->Forward(chunks.subspan(first, last - first), cache_, hidden);
-      consume(thread, first, chunks.subspan(first, last - first), hidden);
-    };
-    std::vector<std::jthread> helpers;
-    for (size_t t = 1; t < shares.size(); ++t) helpers.emplace_back(run, static_cast<int>(t));
-    run(0);
-  }
-
   // Schedule, run, sample, collect.
   void Step() {
     const Scheduler::Step step = scheduler_.Schedule();
@@ -410,12 +385,9 @@ class CpuEngine final : public Engine {
       chunks.push_back({std::span(s->tokens).subspan(s->num_computed, s->num_scheduled), s->num_computed,
                         s->blocks, std::max(0, end - std::max(s->num_computed, s->first_output))});
     }
+    model_->Forward(chunks, cache_, workspace_, hidden_);
     std::vector<std::optional<Sampler::Draw>> draws(step.sequences.size());
-    ForwardSharded(chunks, [&](int thread, size_t first, std::span<const SequenceChunk> share,
-                               const std::vector<float>& hidden) {
-      Use(thread, std::span(step.sequences).subspan(first, share.size()), share, hidden,
-          std::span(draws).subspan(first, share.size()));
-    });
+    Use(step.sequences, chunks, draws);
     scheduler_.Commit(step.sequences);
     const SteadyClock::time_point now = SteadyClock::now();
     for (size_t i = 0; i < chunks.size(); ++i) {
@@ -452,9 +424,9 @@ class CpuEngine final : public Engine {
     return status;
   }
 
-  // What the hidden states of a share are for: candidates draw their next token, items are scored.
-  void Use(int thread, std::span<Sequence* const> sequences, std::span<const SequenceChunk> chunks,
-           std::span<const float> hidden, std::span<std::optional<Sampler::Draw>> draws) {
+  // What the hidden states are for: candidates draw their next token, items are scored.
+  void Use(std::span<Sequence* const> sequences, std::span<const SequenceChunk> chunks,
+           std::span<std::optional<Sampler::Draw>> draws) {
     struct Row {
       size_t sequence;
       int output;  // counted from the sequence's first
@@ -466,24 +438,30 @@ class CpuEngine final : public Engine {
         rows.push_back({i, p - sequences[i]->first_output});
     }
     const size_t width = config().hidden_size, vocab = config().vocab_size;
-    std::vector<float> logits;
+    const std::span<const float> hidden = hidden_;
     for (size_t begin = 0; begin < rows.size(); begin += kLogitRows) {
       const size_t count = std::min(kLogitRows, rows.size() - begin);
-      if (!config().reward_head) model_->Logits(hidden.subspan(begin * width, count * width), logits);
-      for (size_t r = begin; r < begin + count; ++r) {
-        const auto [i, output] = rows[r];
-        Sequence& s = *sequences[i];
-        if (config().reward_head) {
-          s.scores[output] = model_->Reward(hidden.subspan(r * width, width));
-          continue;
+      if (config().reward_head) {
+        for (size_t r = begin; r < begin + count; ++r) {
+          sequences[rows[r].sequence]->scores[rows[r].output] =
+              model_->Reward(hidden.subspan(r * width, width));
         }
-        const auto row = std::span<const float>(logits).subspan((r - begin) * vocab, vocab);
-        if (s.scoring != nullptr) {
-          s.scores[output] = static_cast<float>(row[s.targets[output]] - LogSumExp(row));
-        } else {
-          draws[i] = samplers_[thread](row, s.request->request.sampling, s.index, s.num_new());
-        }
+        continue;
       }
+      model_->Logits(hidden.subspan(begin * width, count * width), workspace_, logits_);
+      const int grain = std::max(1, kRowNumbers / config().vocab_size);
+      workspace_.team.For(static_cast<int>(count), grain, [&](int thread, int first, int last) {
+        for (int r = first; r < last; ++r) {
+          const auto [i, output] = rows[begin + r];
+          Sequence& s = *sequences[i];
+          const auto row = std::span<const float>(logits_).subspan(r * vocab, vocab);
+          if (s.scoring != nullptr) {
+            s.scores[output] = static_cast<float>(row[s.targets[output]] - model_->kernels().LogSumExp(row));
+          } else {
+            draws[i] = samplers_[thread](row, s.request->request.sampling, s.index, s.num_new());
+          }
+        }
+      });
     }
   }
 
@@ -609,7 +587,9 @@ class CpuEngine final : public Engine {
   Scheduler scheduler_;
   std::map<uint64_t, std::unique_ptr<RunningRequest>> requests_;
   std::vector<ScoringCall*> calls_;
-  std::vector<Sampler> samplers_;
+  Workspace workspace_;
+  std::vector<Sampler> samplers_;       // of each thread
+  std::vector<float> hidden_, logits_;  // of the step under way
   int64_t prompt_tokens_ = 0;
   int64_t output_tokens_ = 0;
 

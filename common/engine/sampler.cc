@@ -6,7 +6,6 @@
 #include <numeric>
 
 #include "common/base/random.h"
-#include "common/engine/kernels.h"
 
 namespace almost::engine {
 namespace {
@@ -70,7 +69,7 @@ std::optional<Sampler::Draw> Sampler::operator()(std::span<const float> logits, 
     const float inverse = static_cast<float>(1.0 / params.temperature);
     weights_.resize(logits.size());
     for (size_t i = 0; i < logits.size(); ++i) weights_[i] = (logits[i] - *largest) * inverse;
-    Exp(weights_.data(), static_cast<int>(weights_.size()));
+    kernels_->Exp(weights_.data(), static_cast<int>(weights_.size()));
 
     kept_.resize(logits.size());
     std::iota(kept_.begin(), kept_.end(), 0);
@@ -94,7 +93,8 @@ std::optional<Sampler::Draw> Sampler::operator()(std::span<const float> logits, 
     }
     if (params.logprobs) draw.logprobs.sampled = static_cast<float>(std::log(weights_[draw.token] / mass));
   }
-  if (params.logprobs) draw.logprobs.model = static_cast<float>(logits[draw.token] - LogSumExp(logits));
+  if (params.logprobs)
+    draw.logprobs.model = static_cast<float>(logits[draw.token] - kernels_->LogSumExp(logits));
   return draw;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/engine/engine.h"
+#include "common/engine/kernels.h"
 
 namespace almost::engine {
 
@@ -34,6 +35,7 @@ class Sampler {
   // The sum of the weights of kept_.
   double Mass() const;
 
+  const Kernels* kernels_ = Kernels::Best();
   std::vector<float> weights_;  // exp((logit - largest) / temperature), by token id; the largest is 1
   std::vector<int32_t> kept_;   // ascending
   std::vector<double> buckets_;

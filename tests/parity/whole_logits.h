@@ -18,10 +18,11 @@ inline std::vector<float> WholeLogits(const CpuModel& model, std::span<const int
   KvCache cache(model.config(), static_cast<int>(blocks.size()));
   const bool reward = model.config().reward_head;
   const SequenceChunk chunk{tokens, 0, blocks, reward ? 1 : count};
+  Workspace workspace(1);
   std::vector<float> hidden, logits;
-  model.Forward({&chunk, 1}, cache, hidden);
+  model.Forward({&chunk, 1}, cache, workspace, hidden);
   if (reward) return {model.Reward(hidden)};
-  model.Logits(hidden, logits);
+  model.Logits(hidden, workspace, logits);
   return logits;
 }
 
