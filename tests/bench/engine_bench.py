@@ -304,7 +304,8 @@ def world_prompts(folder):
     text = "\n\n-----".join(parts[:4])
     prompts = [tokenizer.encode(f"{text}\n\nHuman: {q}\n\nAssistant:").ids for q in (seeds * 400)[:400]]
     stop = [i for i in range(tokenizer.get_vocab_size()) if "\n" in tokenizer.decode([i], skip_special_tokens=False)]
-    return prompts, stop + json.loads((folder / "config.json").read_text()).get("_", [])
+    eos = json.loads((folder / "config.json").read_text())["eos_token_id"]
+    return prompts, sorted(set(stop) | set(eos if isinstance(eos, list) else [eos]))
 
 
 def world():
@@ -315,8 +316,6 @@ def world():
     for name in "SML":
         folder = ROOT / "common/world/models" / name
         prompts, stop = world_prompts(folder)
-        eos = json.loads((folder / "config.json").read_text())["eos_token_id"]
-        stop = sorted(set(stop) | set(eos if isinstance(eos, list) else [eos]))
         runs = json.loads(subprocess.run([BINARY, "generate", folder, "1"], check=True, capture_output=True, input=json.dumps(
             {"prompts": prompts, "temperature": 1.0, "top_p": 0.95, "max_new_tokens": 60, "stop_token_ids": stop,
              "repeats": 5}).encode()).stdout)
