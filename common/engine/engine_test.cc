@@ -8,10 +8,12 @@
 #include <bit>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <future>
 #include <thread>
 
 #include "common/base/random.h"
+#include "common/engine/cpu_model.h"
 
 namespace almost::engine {
 namespace {
@@ -305,6 +307,28 @@ TEST(ScoreSequences, AreTheSameBitsForEveryBatchOrderCacheAndChunk) {
     std::reverse(scores.begin(), scores.end());
     EXPECT_EQ(scores, alone);
   }
+}
+
+// What the cache takes is its keys and values, and what it takes is resident: 64 MB written, within 2 %.
+TEST(KvCacheTest, ATokenTakesTheMemoryOfItsKeysAndValues) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "ThreadSanitizer's own memory grows with ours";
+#endif
+  const ModelConfig& c = SmallModel()->config();
+  const int64_t token_bytes = int64_t{2} * c.num_layers * c.num_kv_heads * c.head_dim * sizeof(float);
+  EXPECT_EQ(KvCache::BlockBytes(c), kBlockTokens * token_bytes);
+  const auto resident_bytes = [] {
+    std::ifstream file("/proc/self/statm");
+    int64_t total = 0, resident = 0;
+    file >> total >> resident;
+    return resident * 4096;
+  };
+  const int num_blocks = static_cast<int>((64 << 20) / KvCache::BlockBytes(c));
+  KvCache cache(c, num_blocks + 1);
+  const int64_t before = resident_bytes();
+  for (int block = 1; block <= num_blocks; ++block) cache.Copy(0, block);
+  const auto grown = static_cast<double>(resident_bytes() - before);
+  EXPECT_NEAR(grown, static_cast<double>(num_blocks * kBlockTokens * token_bytes), 0.02 * grown);
 }
 
 TEST(ScoreSequences, AreRefusedWhereTheQueueIsFull) {

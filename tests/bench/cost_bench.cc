@@ -1,6 +1,7 @@
 // What the CPU engine's work costs as it grows, for tests/bench/cost_bench.py, which makes table and plot of
 // it:
-//   cost_bench [--threads 2] [--width 768] [--layers 12]
+//   cost_bench THREADS WIDTH LAYERS      threads of each engine; of the model: width, a multiple of 64, and
+//   layers
 // One line of JSON a point: {"axis": "batch", "x": 16, "decode_tokens_per_second": …}. Axes: batch, prefix,
 // context, models; and memory, bytes a cached token as allocated, as resident and in theory. Weights are
 // random, float32, in memory; greedy.
@@ -8,13 +9,13 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <mutex>
 #include <thread>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
@@ -203,13 +204,12 @@ absl::Status Main(int threads, int width, int layers) {
 }  // namespace almost::engine
 
 int main(int argc, char** argv) {
-  CLI::App app("What the engine's work costs as it grows.", "cost_bench");
-  int threads = 2, width = 768, layers = 12;
-  app.add_option("--threads", threads, "Of each engine")->capture_default_str();
-  app.add_option("--width", width, "Of the model, a multiple of 64")->capture_default_str();
-  app.add_option("--layers", layers, "Of the model")->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
-  const absl::Status status = almost::engine::Main(threads, width, layers);
+  if (argc != 4) {
+    std::fprintf(stderr, "usage: cost_bench THREADS WIDTH LAYERS\n");
+    return 1;
+  }
+  const absl::Status status =
+      almost::engine::Main(std::atoi(argv[1]), std::atoi(argv[2]), std::atoi(argv[3]));
   if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Table and plot of what the CPU engine's work costs as it grows.
 
-    cost_bench.py [--svg common/engine/cost.svg] [-- further arguments of build/release/bin/cost_bench]
+    cost_bench.py [--threads 2] [--width 768] [--layers 12] [--svg common/engine/cost.svg]
 
 Prints a Markdown table; the plot has one panel an axis. Python's standard library and build/release are all it takes.
 """
@@ -69,10 +69,12 @@ def table(points):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--svg", default=os.path.join(ROOT, "common", "engine", "cost.svg"))
-    parser.add_argument("more", nargs="*")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
     args = parser.parse_args()
-    run = subprocess.run([os.path.join(ROOT, "build", "release", "bin", "cost_bench"), *args.more], check=True,
-                         stdout=subprocess.PIPE, text=True)
+    run = subprocess.run([os.path.join(ROOT, "build", "release", "bin", "cost_bench"), str(args.threads),
+                          str(args.width), str(args.layers)], check=True, stdout=subprocess.PIPE, text=True)
     points = [json.loads(line) for line in run.stdout.splitlines()]
     table(points)
     plot(points, args.svg)
