@@ -27,6 +27,7 @@ namespace fs = std::filesystem;
 struct UpFlags {
   std::string model_root = ".";
   std::string ports = "default";
+  std::string artifacts;  // empty: in the store's folder
   bool world_judge = false;
   double stop_seconds = 30;
 };
@@ -103,20 +104,29 @@ absl::Status Up(const Cli& cli, const UpFlags& flags) {
       argv.push_back(absl::StrCat("--token_file=", fs::absolute(cli.token_file).string()));
     services.push_back({service, std::move(argv), tier, ports.at(service).second});
   };
-  const std::string store_flag = absl::StrCat("--store=", store.string());
+  std::vector<std::string> store_flags = {absl::StrCat("--store=", store.string())};
+  if (!flags.artifacts.empty()) {
+    store_flags = {absl::StrCat("--store=", flags.artifacts),
+                   absl::StrCat("--store_cache=", (store / "cache").string())};
+  }
   const std::string root_flag = absl::StrCat("--model_root=", model_root.string());
   const std::string generation_flag = absl::StrCat("--generation=", address("generation"));
   const std::string reward_flag = absl::StrCat("--reward=", address("reward"));
-  add("generation", kModels, {store_flag, root_flag});
-  add("reward", kModels, {store_flag, root_flag});
+  const auto with_store = [&](std::vector<std::string> more) {
+    more.insert(more.end(), store_flags.begin(), store_flags.end());
+    return more;
+  };
+  add("generation", kModels, with_store({root_flag}));
+  add("reward", kModels, with_store({root_flag}));
   if (flags.world_judge) {
     add("judge", kModels, {});
   }
   add("simulator", kCallers, {generation_flag, reward_flag});
-  add("trainer", kCallers, {store_flag, root_flag});
+  add("trainer", kCallers, with_store({root_flag, absl::StrCat("--jobs=", (store / "jobs").string())}));
   add("orchestrator", kOrchestrator,
-      {store_flag, generation_flag, reward_flag, absl::StrCat("--simulator=", address("simulator")),
-       absl::StrCat("--trainer=", address("trainer"))});
+      with_store({absl::StrCat("--journal=", (store / "journal.db").string()), generation_flag, reward_flag,
+                  absl::StrCat("--simulator=", address("simulator")),
+                  absl::StrCat("--trainer=", address("trainer"))}));
 
   bool announced = false;
   const auto observer = [&](const std::map<std::string, pid_t>& pids, bool all_ready) -> absl::Status {
@@ -160,6 +170,9 @@ void AddUp(CLI::App& app, Cli& cli) {
   up->add_option("--ports", flags->ports, "default: 50051 to 50055 and 9451 to 9455; auto: free ones")
       ->check(CLI::IsMember({"default", "auto"}))
       ->capture_default_str();
+  up->add_option(
+      "--artifacts", flags->artifacts,
+      "s3://bucket/prefix for the artifacts; by default they are in the store's folder, as all else is");
   up->add_flag("--world_judge", flags->world_judge, "Also the tiny world's ground truth as a judge");
   up->add_option("--stop_seconds", flags->stop_seconds, "After a stop, time until what still runs is killed")
       ->check(CLI::NonNegativeNumber)

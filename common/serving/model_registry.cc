@@ -132,8 +132,9 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
   }
   absl::MutexLock load_lock(&load_mutex_);
   const auto start = std::chrono::steady_clock::now();
-  ALMOST_ASSIGN_OR_RETURN(const std::filesystem::path folder,
+  ALMOST_ASSIGN_OR_RETURN(const LocalFolder source,
                           ResolveModelSource(store_.get(), model_root_, request.source()));
+  const std::filesystem::path& folder = source.path;
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelFolder> weights, ModelFolder::Open(folder));
   if (!request.expected_digest().empty() && weights->digest() != request.expected_digest()) {
     return absl::FailedPreconditionError(absl::StrCat("expected_digest: ", request.source(), " has digest ",

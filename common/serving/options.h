@@ -6,13 +6,14 @@
 #include "CLI/CLI.hpp"
 #include "common/engine/engine.h"
 #include "common/rpc/server.h"
+#include "common/storage/store_options.h"
 
 namespace almost {
 
 // What the generation and the reward service let their operator choose.
 struct ServingOptions {
   // Behaviour.
-  std::string store;              // artifact store's root; empty: only folders beneath model_root
+  StoreOptions store;             // without a root: only folders beneath model_root
   std::string model_root = ".";   // Hugging Face folders are addressed beneath it
   std::vector<std::string> load;  // id=source, loaded before the service is ready
   // Performance and limits: of each model's engine.
@@ -23,7 +24,7 @@ struct ServingOptions {
 // `listen` and `metrics_listen` are the service's defaults.
 inline void AddServingFlags(CLI::App& app, ServingOptions& options, const std::string& listen,
                             const std::string& metrics_listen) {
-  app.add_option("--store", options.store, "Folder of the artifact store");
+  AddStoreFlags(app, options.store);
   app.add_option("--model_root", options.model_root, "Folder beneath which models are addressed")
       ->capture_default_str();
   app.add_option("--load", options.load, "Models to load at the start, id=source");

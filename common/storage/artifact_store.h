@@ -8,20 +8,20 @@
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "common/storage/env.h"
 #include "nlohmann/json.hpp"
 
-// Artifacts (datasets, models, reports) named by their content. On disk, beneath one root:
-//   objects/<sha256>               every file's bytes, and every manifest's; read-only
-//   artifacts/<digest>/            an artifact's files by their names (hard links), manifest.json, and
-//                                  provenance.json: time and code version, outside every hash
-//   runs/<run>/<stage>/<name>/     the same again, for people; a model folder loads from there
-//   tmp/                           what is on its way
+// Artifacts (datasets, models, reports) named by their content, in a folder (folder_store.h) or in S3
+// (s3_store.h). Beneath the store's root:
+//   objects/<sha256>               every file's bytes, and every manifest's; never changed
+//   artifacts/<digest>/            says that the artifact is there; provenance.json: time and code version,
+//                                  outside every hash. In a folder also its files by their names (hard links)
+//   runs/<run>/<stage>/<name>/     the same again, for people: all files in a folder, the manifest in S3
+//   runs/<run>/<path>              files for people: report.html, summary.json, curves
 // A digest is the SHA-256 of the canonical manifest (JSON, keys sorted, no blanks), schema 1:
 //   {"files":[{"path","sha256","size_bytes"}…],"inputs":{name:digest},"kind","numerics_id","recipe",
 //    "schema_version":1,"stage_version"}
@@ -60,60 +60,83 @@ struct ArtifactDraft {
   nlohmann::json provenance = nlohmann::json::object();  // not hashed
 };
 
-// Thread-safe, and several processes may share a root: everything appears by rename, whole or not at all.
-// Errors everywhere: kResourceExhausted names the path for which there was no space; kDataLoss names a file
-// whose bytes no longer have the hash they are known by.
+// A folder on this machine. What is in it stays there, whatever else goes, for as long as a copy of `hold`
+// lives.
+struct LocalFolder {
+  std::filesystem::path path;
+  std::shared_ptr<const void> hold;
+};
+
+// Something that Sweep removes or would remove.
+struct Garbage {
+  std::string digest;  // of the artifact; empty: objects of no artifact, as a crash leaves them
+  std::string kind;
+  int64_t size_bytes = 0;  // that nothing else needs
+};
+
+// Thread-safe, and several processes on several machines may share a store: everything appears whole or not
+// at all. Errors everywhere: kResourceExhausted names the path for which there was no space; kDataLoss names
+// a file whose bytes no longer have the hash they are known by; kUnavailable: S3 cannot be reached.
 class ArtifactStore {
  public:
-  // Makes the folders if missing. `env` outlives the store.
+  virtual ~ArtifactStore() = default;
+
+  // A store in a folder; makes it if missing. `env` outlives the store.
   static absl::StatusOr<std::shared_ptr<ArtifactStore>> Open(const std::filesystem::path& root,
                                                              Env* env = Env::Posix());
 
   // The same content again gives the same digest and changes nothing. kInvalidArgument: no kind, no file, a
   // path that is not plain or twice the same.
-  absl::StatusOr<Artifact> Publish(const ArtifactDraft& draft);
+  virtual absl::StatusOr<Artifact> Publish(const ArtifactDraft& draft) = 0;
 
   // kNotFound: no such artifact; kInvalidArgument: not a digest.
-  absl::StatusOr<Artifact> Get(absl::string_view digest);
-  // A folder with the artifact's files by their names. Every byte is verified the first time in this process.
-  absl::StatusOr<std::filesystem::path> Path(absl::string_view digest);
+  virtual absl::StatusOr<Artifact> Get(absl::string_view digest) = 0;
+  // A folder with the artifact's files by their names, fetched if need be. Every byte is verified the first
+  // time in this process.
+  virtual absl::StatusOr<LocalFolder> Path(absl::string_view digest) = 0;
   // A file's contents, verified. kNotFound: the artifact has no such file.
-  absl::StatusOr<std::string> ReadFile(absl::string_view digest, absl::string_view path);
+  virtual absl::StatusOr<std::string> ReadFile(absl::string_view digest, absl::string_view path) = 0;
   // Digests of all artifacts, sorted.
-  absl::StatusOr<std::vector<std::string>> List();
+  virtual absl::StatusOr<std::vector<std::string>> List() = 0;
 
   // Makes runs/<run>/<stage>/<name>/ show the artifact, in place of what it showed before.
-  absl::Status Link(absl::string_view run, absl::string_view stage, absl::string_view name,
-                    absl::string_view digest);
+  virtual absl::Status Link(absl::string_view run, absl::string_view stage, absl::string_view name,
+                            absl::string_view digest) = 0;
   // Replaces runs/<run>/<path> (plain, relative): a file for people, not an artifact.
-  absl::Status WriteRunFile(absl::string_view run, absl::string_view path, absl::string_view contents);
+  virtual absl::Status WriteRunFile(absl::string_view run, absl::string_view path,
+                                    absl::string_view contents) = 0;
+  // kNotFound: there is none.
+  virtual absl::StatusOr<std::string> ReadRunFile(absl::string_view run, absl::string_view path) = 0;
+  // Everything beneath runs/<run>/; its artifacts are Sweep's to remove. Harmless when missing.
+  virtual absl::Status RemoveRun(absl::string_view run) = 0;
 
-  const std::filesystem::path& root() const { return root_; }
+  // Removes (unless `dry_run`) every artifact that neither is in `keep`, nor younger than `min_age`, nor held
+  // by a LocalFolder on this machine, nor an input, direct or not, of one that is; and every object that no
+  // artifact needs any more. Returns what it was, artifacts first. Publishing at the same time is safe as
+  // long as it takes less than `min_age`.
+  absl::StatusOr<std::vector<Garbage>> Sweep(const std::set<std::string>& keep, absl::Duration min_age,
+                                             bool dry_run);
 
- private:
-  ArtifactStore(std::filesystem::path root, Env* env) : root_(std::move(root)), env_(env) {}
-  absl::Status Clean();
-  std::filesystem::path Object(absl::string_view sha256) const;
-  absl::Status CheckObject(absl::string_view sha256) const;
-  absl::Status StoreBytes(absl::string_view sha256, absl::string_view bytes);
-  absl::Status StoreFile(absl::string_view sha256, const std::filesystem::path& file);
-  // Hard links of the artifact's files and its manifest in the new folder `to`.
-  absl::Status Materialise(const Artifact& artifact, const std::filesystem::path& to);
-  // Puts the folder `fresh` in the place of `to`.
-  absl::Status Replace(const std::filesystem::path& fresh, const std::filesystem::path& to);
-
-  const std::filesystem::path root_;
-  Env* const env_;
-  absl::Mutex mutex_;
-  std::set<std::string, std::less<>> verified_ ABSL_GUARDED_BY(mutex_);
+ protected:
+  // A name in objects/ or artifacts/.
+  struct Stored {
+    std::string name;
+    int64_t size_bytes = 0;
+    absl::Time time;  // when it was last published
+  };
+  virtual absl::StatusOr<std::vector<Stored>> ListObjects() = 0;
+  // Whether somebody on this machine holds the artifact's folder.
+  virtual bool IsHeld(absl::string_view digest) = 0;
+  // Its manifest's object first: from then on it is not there. Other objects stay.
+  virtual absl::Status RemoveArtifact(absl::string_view digest) = 0;
+  virtual absl::Status RemoveObject(absl::string_view sha256) = 0;
 };
 
 // Where a model named by a request lies: `artifacts/{digest}` of the store, or a folder beneath `model_root`,
 // relative or absolute. `store` may be null: then artifacts are kFailedPrecondition.
 // kInvalidArgument: empty, "..", NUL, or a path that leads out of model_root (symbolic links followed);
 // kNotFound: no such folder.
-absl::StatusOr<std::filesystem::path> ResolveModelSource(ArtifactStore* store,
-                                                         const std::filesystem::path& model_root,
-                                                         absl::string_view source);
+absl::StatusOr<LocalFolder> ResolveModelSource(ArtifactStore* store, const std::filesystem::path& model_root,
+                                               absl::string_view source);
 
 }  // namespace almost

@@ -81,9 +81,9 @@ TEST_F(ArtifactStoreTest, AFolderIsPublishedLikeTheSameContents) {
   EXPECT_EQ(store->Publish(from_folder)->digest, digest);
   fs::remove_all(folder_ / "staged");
   EXPECT_EQ(store->ReadFile(digest, "nested/x.bin").value(), "x");
-  EXPECT_THAT(Tree(store->Path(digest).value()),
+  EXPECT_THAT(Tree(store->Path(digest)->path),
               ::testing::ElementsAre("config.json", "manifest.json", "nested/x.bin", "provenance.json"));
-  EXPECT_THAT(Tree(store->root() / "tmp"), ::testing::IsEmpty());
+  EXPECT_THAT(Tree(folder_ / "store" / "tmp"), ::testing::IsEmpty());
 }
 
 TEST_F(ArtifactStoreTest, ReadsBackWhatWasPublishedInAnotherProcess) {
@@ -106,7 +106,7 @@ TEST_F(ArtifactStoreTest, RefusesDamagedAndTruncatedObjectsByName) {
   auto store = Open();
   const Artifact artifact = store->Publish(Draft()).value();
   const std::string& object = artifact.Find("prompts.jsonl")->sha256;
-  Damage(store->root() / "objects" / object);
+  Damage(folder_ / "store" / "objects" / object);
   EXPECT_EQ(store->ReadFile(artifact.digest, "prompts.jsonl").status().code(), absl::StatusCode::kDataLoss);
   absl::Status status = store->Path(artifact.digest).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
@@ -114,10 +114,9 @@ TEST_F(ArtifactStoreTest, RefusesDamagedAndTruncatedObjectsByName) {
 
   // Publishing again heals it.
   ASSERT_TRUE(store->Publish(Draft()).ok());
-  EXPECT_EQ(Env::Posix()->Read(store->Path(artifact.digest).value() / "prompts.jsonl").value(),
-            "{\"id\":0}\n");
+  EXPECT_EQ(Env::Posix()->Read(store->Path(artifact.digest)->path / "prompts.jsonl").value(), "{\"id\":0}\n");
 
-  Damage(store->root() / "objects" / artifact.digest);
+  Damage(folder_ / "store" / "objects" / artifact.digest);
   status = store->Get(artifact.digest).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(Message(status), HasSubstr(artifact.digest));
@@ -142,7 +141,7 @@ TEST_F(ArtifactStoreTest, LinksAnArtifactIntoItsRun) {
   const std::string first = store->Publish(draft)->digest;
   ASSERT_TRUE(store->Link("r1", "prompts", "mined", first).ok());
   ASSERT_TRUE(store->Link("r1", "prompts", "mined", first).ok());
-  const fs::path shown = store->root() / "runs/r1/prompts/mined";
+  const fs::path shown = folder_ / "store" / "runs/r1/prompts/mined";
   EXPECT_THAT(Tree(shown),
               ::testing::ElementsAre("dropped.jsonl", "manifest.json", "prompts.jsonl", "provenance.json"));
   EXPECT_EQ(Sha256File(shown / "manifest.json").value(), first);
@@ -153,7 +152,7 @@ TEST_F(ArtifactStoreTest, LinksAnArtifactIntoItsRun) {
   EXPECT_EQ(store->Link("../r1", "prompts", "mined", first).code(), absl::StatusCode::kInvalidArgument);
   ASSERT_TRUE(store->WriteRunFile("r1", "summary.json", "{}").ok());
   ASSERT_TRUE(store->WriteRunFile("r1", "summary.json", "{1}").ok());
-  EXPECT_EQ(Env::Posix()->Read(store->root() / "runs/r1/summary.json").value(), "{1}");
+  EXPECT_EQ(Env::Posix()->Read(folder_ / "store" / "runs/r1/summary.json").value(), "{1}");
 }
 
 // Every operation of a publication fails once in every way: nothing half-written is ever visible, and the
@@ -179,13 +178,90 @@ TEST_F(ArtifactStoreTest, SurvivesAFaultAtEveryOperation) {
       for (const std::string& digest : digests) {
         EXPECT_TRUE(reopened->Path(digest).ok()) << digest;
       }
-      for (const auto& entry : fs::directory_iterator(reopened->root() / "objects")) {
+      for (const auto& entry : fs::directory_iterator(folder_ / "store" / "objects")) {
         EXPECT_EQ(Sha256File(entry.path()).value(), entry.path().filename());
       }
       const absl::StatusOr<Artifact> again = reopened->Publish(Draft());
       ASSERT_TRUE(again.ok()) << again.status();
       EXPECT_TRUE(reopened->Path(again->digest).ok());
     }
+  }
+}
+
+TEST_F(ArtifactStoreTest, SweepsWhatNeitherIsKeptNorYoungNorHeldNorAnInput) {
+  auto store = Open();
+  const auto publish = [&](const std::string& content,
+                           const std::map<std::string, std::string>& inputs = {}) {
+    ArtifactDraft draft;
+    draft.kind = "dataset";
+    draft.files = {{"data", content}, {"shared", "the same in all"}};
+    draft.inputs = inputs;
+    return store->Publish(draft)->digest;
+  };
+  const auto age = [&](const std::string& digest) {
+    const Artifact artifact = store->Get(digest).value();
+    std::vector<std::string> objects = {digest};
+    for (const ArtifactFile& file : artifact.files) objects.push_back(file.sha256);
+    for (const std::string& object : objects) {
+      fs::last_write_time(folder_ / "store/objects" / object,
+                          fs::file_time_type::clock::now() - std::chrono::hours(48));
+    }
+  };
+  const std::string source = publish("source");
+  const std::string kept = publish("kept", {{"data", source}, {"model/L", std::string(64, 'a')}});
+  const std::string held = publish("held");
+  const std::string old = publish("old", {{"data", source}});
+  const std::string reused = publish("reused");
+  for (const std::string& digest : {source, kept, held, old, reused}) age(digest);
+  const std::string young = publish("young");
+  LocalFolder hold = Open()->Path(held).value();  // as another process would
+  publish("reused");                              // the same again makes it young
+  std::ofstream(folder_ / "store/objects" / Sha256("left over")) << "left over";
+  fs::last_write_time(folder_ / "store/objects" / Sha256("left over"),
+                      fs::file_time_type::clock::now() - std::chrono::hours(48));
+
+  for (const bool dry_run : {true, false}) {
+    const std::vector<Garbage> garbage = store->Sweep({kept}, absl::Hours(24), dry_run).value();
+    ASSERT_THAT(garbage, ::testing::SizeIs(2));
+    EXPECT_EQ(garbage[0].digest, old);
+    EXPECT_EQ(garbage[0].kind, "dataset");
+    EXPECT_EQ(garbage[1].digest, "");
+    EXPECT_EQ(garbage[1].size_bytes, 9);
+    EXPECT_EQ(store->List()->size(), dry_run ? 6 : 5);
+  }
+  EXPECT_EQ(store->Get(old).status().code(), absl::StatusCode::kNotFound);
+  for (const std::string& digest : {source, kept, held, reused, young}) {
+    EXPECT_TRUE(Open()->Path(digest).ok()) << digest;
+  }
+  hold = {};
+  ASSERT_THAT(store->Sweep({kept}, absl::Hours(24), false).value(), ::testing::SizeIs(1));
+  EXPECT_EQ(Open()->Path(held).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(Tree(folder_ / "store/tmp"), ::testing::IsEmpty());
+}
+
+TEST_F(ArtifactStoreTest, ASweepThatWasCutShortIsFinishedByTheNext) {
+  FaultEnv env;
+  auto store = Open(&env);
+  const std::string kept = store->Publish(Draft())->digest;
+  bool failed = true;
+  for (int operation = 0; failed; ++operation) {
+    ArtifactDraft draft = Draft();
+    draft.recipe["seed"] = 8;
+    env.Heal();
+    const std::string old = store->Publish(draft)->digest;
+    env.FailAt(operation, FaultEnv::Fault::kCrashed);
+    failed = !store->Sweep({kept}, -absl::Minutes(1), false).ok();
+    env.Heal();
+    auto reopened = Open();
+    // What is still there is whole.
+    if (reopened->Get(old).ok()) {
+      EXPECT_TRUE(reopened->Path(old).ok());
+    }
+    EXPECT_TRUE(reopened->Sweep({kept}, -absl::Minutes(1), false).ok());
+    EXPECT_THAT(reopened->List().value(), ::testing::ElementsAre(kept));
+    EXPECT_TRUE(reopened->Path(kept).ok());
+    EXPECT_EQ(Tree(folder_ / "store/objects").size(), 3);
+    ASSERT_LT(operation, 100);
   }
 }
 
@@ -197,9 +273,9 @@ TEST_F(ArtifactStoreTest, ResolvesModelSourcesBeneathTheRootOnly) {
   fs::create_directory_symlink(folder_ / "secret", root / "out");
   fs::create_directory_symlink(root / "L", root / "alias");
   const fs::path l = fs::canonical(root / "L");
-  EXPECT_EQ(ResolveModelSource(store.get(), root, "L").value(), l);
-  EXPECT_EQ(ResolveModelSource(store.get(), root, "alias").value(), l);
-  EXPECT_EQ(ResolveModelSource(store.get(), root, l.string()).value(), l);
+  EXPECT_EQ(ResolveModelSource(store.get(), root, "L")->path, l);
+  EXPECT_EQ(ResolveModelSource(store.get(), root, "alias")->path, l);
+  EXPECT_EQ(ResolveModelSource(store.get(), root, l.string())->path, l);
   for (const std::string& source :
        {std::string(), std::string("../secret"), std::string("L/../../secret"), std::string("out"),
         (folder_ / "secret").string(), std::string("L\0", 2)}) {
@@ -210,8 +286,7 @@ TEST_F(ArtifactStoreTest, ResolvesModelSourcesBeneathTheRootOnly) {
   EXPECT_EQ(ResolveModelSource(store.get(), root, "%2e%2e/secret").status().code(),
             absl::StatusCode::kNotFound);
   const std::string digest = store->Publish(Draft())->digest;
-  EXPECT_EQ(ResolveModelSource(store.get(), root, "artifacts/" + digest).value(),
-            store->Path(digest).value());
+  EXPECT_EQ(ResolveModelSource(store.get(), root, "artifacts/" + digest)->path, store->Path(digest)->path);
   EXPECT_EQ(ResolveModelSource(store.get(), root, "artifacts/../L").status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ResolveModelSource(nullptr, root, "artifacts/" + digest).status().code(),

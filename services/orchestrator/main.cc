@@ -20,10 +20,13 @@ absl::Status Run(const Options& options) {
   prometheus::Registry registry;
   ExportBuildInfo(registry, "none", "none");
   Metrics metrics(registry);
-  ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<ArtifactStore> store, ArtifactStore::Open(options.store));
-  ALMOST_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Journal> journal,
-      Journal::Open(options.journal.empty() ? store->root() / "journal.db" : fs::path(options.journal)));
+  if (options.journal.empty() && IsS3(options.store)) {
+    return absl::InvalidArgumentError("journal: with a store in S3, it needs a file on a disk that lasts");
+  }
+  ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<ArtifactStore> store, OpenStore(options.store));
+  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Journal> journal,
+                          Journal::Open(options.journal.empty() ? fs::path(options.store.root) / "journal.db"
+                                                                : fs::path(options.journal)));
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<RemoteServices> services,
                           RemoteServices::Create(options.targets, options.replicas, &registry));
   ModelPlacement placement(services.get());

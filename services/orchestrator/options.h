@@ -5,6 +5,7 @@
 #include "CLI/CLI.hpp"
 #include "common/rpc/replica_pool.h"
 #include "common/rpc/server.h"
+#include "common/storage/store_options.h"
 #include "services/orchestrator/rpc/remote_services.h"
 
 namespace almost::orchestrator {
@@ -12,8 +13,8 @@ namespace almost::orchestrator {
 // What the orchestrator lets its operator choose.
 struct Options {
   // Behaviour.
-  std::string store = "almost-store";  // folder of the artifact store, shared with the other services
-  std::string journal;                 // empty: <store>/journal.db
+  StoreOptions store;   // shared with the other services
+  std::string journal;  // empty: <store>/journal.db
   Targets targets;
   std::string trainer_reward;  // where the trainer finds the reward service; empty: as here
   ReplicaPoolOptions replicas;
@@ -29,7 +30,8 @@ struct Options {
 };
 
 inline void AddFlags(CLI::App& app, Options& options) {
-  app.add_option("--store", options.store, "Folder of the artifact store")->capture_default_str();
+  options.store.root = "almost-store";
+  AddStoreFlags(app, options.store);
   app.add_option("--journal", options.journal, "File of the journal; by default journal.db in the store");
   app.add_option("--generation", options.targets.generation,
                  "Generation service: host:port,… or dns:///name:port")

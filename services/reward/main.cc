@@ -13,8 +13,8 @@ namespace {
 absl::Status Run(const ServingOptions& options) {
   ALMOST_RETURN_IF_ERROR(log::Start("reward", options.server.log_level));
   std::shared_ptr<ArtifactStore> store;
-  if (!options.store.empty()) {
-    ALMOST_ASSIGN_OR_RETURN(store, ArtifactStore::Open(options.store));
+  if (!options.store.root.empty()) {
+    ALMOST_ASSIGN_OR_RETURN(store, OpenStore(options.store));
   }
   prometheus::Registry registry;
   ExportBuildInfo(registry, "none", "cpu");

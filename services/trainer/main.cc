@@ -12,6 +12,7 @@
 #include "common/metrics/build_info.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
+#include "common/storage/store_options.h"
 #include "google/protobuf/util/json_util.h"
 #include "services/trainer/metrics.h"
 #include "services/trainer/rpc/job_spec_proto.h"
@@ -27,7 +28,8 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Options {
-  std::string store;             // folder of the artifact store; jobs live in its jobs/
+  StoreOptions store;
+  std::string jobs;              // folder of the jobs and their checkpoints; empty: <store>/jobs
   std::string model_root = ".";  // Hugging Face folders and files are addressed beneath it
   ReplicaPoolOptions replicas;   // of reward services
   // One trainer of several processes: rank 0 serves, the others follow.
@@ -263,7 +265,10 @@ absl::Status RunFollower(const Options& options, ArtifactStore& store, Rendezvou
 absl::Status Run(Options options) {
   ALMOST_RETURN_IF_ERROR(log::Start("trainer", options.server.log_level));
   ConfigureLibTorch();
-  ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<ArtifactStore> store, ArtifactStore::Open(options.store));
+  if (options.jobs.empty() && IsS3(options.store)) {
+    return absl::InvalidArgumentError("jobs: with a store in S3, checkpoints need a folder that lasts");
+  }
+  ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<ArtifactStore> store, OpenStore(options.store));
   prometheus::Registry registry;
   ExportBuildInfo(registry, LibTorchVersion(), "cpu");
   std::unique_ptr<Rendezvous> rendezvous;
@@ -273,8 +278,10 @@ absl::Status Run(Options options) {
     if (rendezvous->rank() != 0) return RunFollower(options, *store, *rendezvous, registry);
   }
   TrainerMetrics metrics(registry);
+  const fs::path jobs_folder =
+      options.jobs.empty() ? fs::path(options.store.root) / "jobs" : fs::path(options.jobs);
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<JobQueue> jobs,
-                          JobQueue::Open(fs::path(options.store) / "jobs", [&](const JobContext& job) {
+                          JobQueue::Open(jobs_folder, [&](const JobContext& job) {
                             return RunJob(job, options, *store, metrics, registry, rendezvous.get());
                           }));
   TrainerService service(*jobs, store.get(), options.model_root, [&](const JobSpec& spec) {
@@ -295,8 +302,10 @@ int main(int argc, char** argv) {
   almost::BlockStopSignals();
   CLI::App app("Trains models as jobs.", "almost-trainer");
   almost::trainer::Options options;
-  app.add_option("--store", options.store, "Folder of the artifact store; jobs live in its jobs/")
-      ->required();
+  almost::AddStoreFlags(app, options.store);
+  app.get_option("--store")->required();
+  app.add_option("--jobs", options.jobs,
+                 "Folder of the jobs and their checkpoints; by default jobs in the store");
   app.add_option("--model_root", options.model_root, "Folder beneath which models and datasets are addressed")
       ->capture_default_str();
   app.add_option("--rank", options.ranks.rank, "Place among the processes that train together; 0 serves")

@@ -194,6 +194,9 @@ class Manifests(unittest.TestCase):
             names = {named(doc) for doc in docs}
             self.assertIn(f"ServiceAccount/{pod(workload)['serviceAccountName']}", names)
             secrets = {doc["spec"]["secretName"] for doc in of_kind(docs, "Certificate")}
+            for source in (source for c in containers(workload) for source in c.get("envFrom", [])):
+                if "configMapRef" in source:
+                    self.assertIn(f"ConfigMap/{source['configMapRef']['name']}", names)
             volumes = {volume["name"]: volume for volume in pod(workload).get("volumes", [])}
             for volume in volumes.values():
                 if "persistentVolumeClaim" in volume:
@@ -236,6 +239,23 @@ class Manifests(unittest.TestCase):
                     "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}})
                 self.assertTrue({"cpu", "memory"} <= container["resources"]["requests"].keys())
                 self.assertIn("memory", container["resources"]["limits"])
+
+    def test_with_s3_no_pod_needs_the_shared_store(self):
+        for name, docs in parsed().items():
+            if "s3" not in name.split("+"):
+                continue
+            with self.subTest(rendering=name):
+                self.assertNotIn("PersistentVolumeClaim/store", {named(doc) for doc in docs})
+                for workload in of_kind(docs, *WORKLOADS):
+                    given = flags(pod(workload)["containers"][0])
+                    if "--store" not in given:
+                        continue
+                    self.assertTrue(given["--store"].startswith("s3://"), given)
+                    self.assertEqual(pod(workload)["containers"][0]["envFrom"],
+                                     [{"configMapRef": {"name": "s3"}}, {"secretRef": {"name": "s3"}}])
+                    (cache,) = [v for v in pod(workload)["volumes"] if v["name"] == "store"]
+                    limit = int(cache["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 2**30
+                    self.assertLess(float(given["--store_cache_gigabytes"]) * 1e9, limit, "evicted before it evicts")
 
     def test_every_flag_is_one_of_the_binary(self):
         for _, workload in self.every(*WORKLOADS):

@@ -151,9 +151,9 @@ TEST_F(OrchestratorTest, RunsTheMethodFromPromptsToRl) {
   }
   // Nothing stays in memory for nobody.
   EXPECT_TRUE(services_->models().empty());
-  EXPECT_TRUE(fs::exists(store_->root() / "runs/r/sft/curves.jsonl"));
-  EXPECT_TRUE(fs::exists(store_->root() / "runs/r/rl/model/model.safetensors"));
-  EXPECT_TRUE(fs::exists(store_->root() / "runs/r/report.html"));
+  EXPECT_TRUE(fs::exists(folder_ / "store/runs/r/sft/curves.jsonl"));
+  EXPECT_TRUE(fs::exists(folder_ / "store/runs/r/rl/model/model.safetensors"));
+  EXPECT_TRUE(fs::exists(folder_ / "store/runs/r/report.html"));
   const nlohmann::json summary = nlohmann::json::parse(run.summary_json());
   EXPECT_EQ(summary.at("artifact_hashes"), nlohmann::json(hashes));
   EXPECT_EQ(summary.at("stage_seconds").size(), 7);

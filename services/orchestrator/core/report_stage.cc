@@ -3,7 +3,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "common/storage/env.h"
 #include "common/storage/json_lines.h"
 #include "services/orchestrator/core/datasets.h"
 #include "services/orchestrator/core/stages.h"
@@ -102,7 +101,7 @@ class ReportStage : public Stage {
     for (const char* stage : {"sft", "reward_model", "rl"}) {
       if (!context.Input(stage, "model").ok()) continue;
       const absl::StatusOr<std::string> lines =
-          Env::Posix()->Read(context.store().root() / "runs" / context.run_id() / stage / "curves.jsonl");
+          context.store().ReadRunFile(context.run_id(), absl::StrCat(stage, "/curves.jsonl"));
       if (absl::IsNotFound(lines.status())) continue;  // for people; someone may have tidied up
       ALMOST_RETURN_IF_ERROR(lines.status());
       ordered_json& curve = data["curves"][stage] = ordered_json::array();

@@ -92,7 +92,9 @@ absl::StatusOr<v1::ListArtifactsResponse> Artifacts(const Orchestrator& orchestr
 
 // A file on disk that may be sent.
 struct Readable {
-  std::filesystem::path path;
+  std::filesystem::path path;  // empty: contents
+  LocalFolder folder;          // in which it is
+  std::string contents;
   int64_t size_bytes = 0;
   std::string sha256;
 };
@@ -102,15 +104,18 @@ absl::StatusOr<Readable> Locate(const Orchestrator& orchestrator, ArtifactStore&
   if (absl::StartsWith(request.name(), "runs/")) {
     ALMOST_ASSIGN_OR_RETURN(const std::string run, IdOf("name", "runs/", request.name()));
     ALMOST_RETURN_IF_ERROR(orchestrator.Get(run).status());
-    const std::filesystem::path file = store.root() / "runs" / run / request.path();
-    std::error_code error;
     const bool for_people = request.path() == "report.html" || request.path() == "summary.json";
-    const auto size = for_people ? std::filesystem::file_size(file, error) : 0;
-    if (!for_people || error) {
+    absl::StatusOr<std::string> contents = absl::NotFoundError("");
+    if (for_people) contents = store.ReadRunFile(run, request.path());
+    if (absl::IsNotFound(contents.status())) {
       return absl::NotFoundError(absl::StrCat(request.name(), " has no file \"", request.path(), "\""));
     }
-    ALMOST_ASSIGN_OR_RETURN(std::string sha256, Sha256File(file));
-    return Readable{file, static_cast<int64_t>(size), std::move(sha256)};
+    ALMOST_RETURN_IF_ERROR(contents.status());
+    Readable readable;
+    readable.size_bytes = static_cast<int64_t>(contents->size());
+    readable.sha256 = Sha256(*contents);
+    readable.contents = *std::move(contents);
+    return readable;
   }
   ALMOST_ASSIGN_OR_RETURN(const std::string digest, IdOf("name", "artifacts/", request.name()));
   ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, store.Get(digest));
@@ -118,8 +123,8 @@ absl::StatusOr<Readable> Locate(const Orchestrator& orchestrator, ArtifactStore&
   if (file == nullptr) {
     return absl::NotFoundError(absl::StrCat(request.name(), " has no file \"", request.path(), "\""));
   }
-  ALMOST_ASSIGN_OR_RETURN(const std::filesystem::path folder, store.Path(digest));
-  return Readable{folder / file->path, file->size_bytes, file->sha256};
+  ALMOST_ASSIGN_OR_RETURN(LocalFolder folder, store.Path(digest));
+  return Readable{folder.path / file->path, std::move(folder), "", file->size_bytes, file->sha256};
 }
 
 absl::Status Read(const Orchestrator& orchestrator, ArtifactStore& store,
@@ -139,7 +144,9 @@ absl::Status Read(const Orchestrator& orchestrator, ArtifactStore& store,
   do {
     std::string& data = *response.mutable_data();
     data.resize(static_cast<size_t>(std::min(kChunkBytes, file.size_bytes - offset)));
-    if (!stream.read(data.data(), static_cast<std::streamsize>(data.size()))) {
+    if (file.path.empty()) {
+      data = file.contents.substr(static_cast<size_t>(offset), data.size());
+    } else if (!stream.read(data.data(), static_cast<std::streamsize>(data.size()))) {
       return absl::DataLossError(absl::StrCat(request.name(), "/", request.path(), " could not be read"));
     }
     response.set_offset(offset);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -131,6 +132,7 @@ struct JobSpec {
   int64_t checkpoint_steps = 0;  // 0: about one a minute
   MemorySpec memory;
   KindSpec kind;
+  std::vector<std::shared_ptr<const void>> holds;  // what is fetched stays where it is while these live
 };
 
 // kInvalidArgument names the field, its rule and its value. Files are not looked at.

@@ -19,13 +19,14 @@ class Sources {
   Sources(ArtifactStore* store, const fs::path& model_root) : store_(store), model_root_(model_root) {}
 
   absl::StatusOr<fs::path> Folder(absl::string_view field, const std::string& source) const {
-    absl::StatusOr<fs::path> path = ResolveModelSource(store_, model_root_, source);
+    absl::StatusOr<LocalFolder> folder = ResolveModelSource(store_, model_root_, source);
     // To whoever asks for a job, what is not there is a wrong value, not the lack of a job.
-    if (absl::IsNotFound(path.status())) {
-      return absl::InvalidArgumentError(absl::StrCat(field, ": ", path.status().message()));
+    if (absl::IsNotFound(folder.status())) {
+      return absl::InvalidArgumentError(absl::StrCat(field, ": ", folder.status().message()));
     }
-    if (!path.ok()) return Annotate(path.status(), field);
-    return path;
+    if (!folder.ok()) return Annotate(folder.status(), field);
+    holds_.push_back(std::move(folder->hold));
+    return std::move(folder->path);
   }
 
   // An artifact's only JSON Lines file, or a file beneath model_root.
@@ -50,9 +51,13 @@ class Sources {
     return found;
   }
 
+  // Of every folder so far.
+  std::vector<std::shared_ptr<const void>> TakeHolds() { return std::move(holds_); }
+
  private:
   ArtifactStore* const store_;
   const fs::path& model_root_;
+  mutable std::vector<std::shared_ptr<const void>> holds_;
 };
 
 OptimizerSpec ReadOptimizer(const v1::OptimizerSpec& proto) {
@@ -204,7 +209,7 @@ absl::StatusOr<KindSpec> ReadKind(const v1::JobSpec& proto, const Sources& sourc
 
 absl::StatusOr<JobSpec> ReadJobSpec(const v1::JobSpec& proto, ArtifactStore* store,
                                     const fs::path& model_root) {
-  const Sources sources(store, model_root);
+  Sources sources(store, model_root);
   JobSpec spec;
   if (!proto.base_model().empty()) {
     ALMOST_ASSIGN_OR_RETURN(spec.base_model, sources.Folder("base_model", proto.base_model()));
@@ -216,6 +221,7 @@ absl::StatusOr<JobSpec> ReadJobSpec(const v1::JobSpec& proto, ArtifactStore* sto
   spec.checkpoint_steps = proto.checkpoint_steps();
   ALMOST_ASSIGN_OR_RETURN(spec.memory, ReadMemory(proto.memory()));
   ALMOST_ASSIGN_OR_RETURN(spec.kind, ReadKind(proto, sources));
+  spec.holds = sources.TakeHolds();
   ALMOST_RETURN_IF_ERROR(ValidateJobSpec(spec));
   ALMOST_RETURN_IF_ERROR(CheckDataset(spec.kind));
   return spec;
