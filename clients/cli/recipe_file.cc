@@ -42,9 +42,11 @@ class Files {
 
 }  // namespace
 
-absl::StatusOr<pb::Recipe> ReadRecipe(const fs::path& file, const std::string& judge) {
+absl::StatusOr<pb::Recipe> ReadRecipe(const fs::path& file, const std::string& judge,
+                                      const std::vector<fs::path>& changes) {
   pb::Recipe recipe;
   ALMOST_RETURN_IF_ERROR(ReadYamlFile(file, &recipe));
+  for (const fs::path& change : changes) ALMOST_RETURN_IF_ERROR(ReadYamlFile(change, &recipe));
   const Files files(file.parent_path());
   for (int i = 0; i < recipe.demonstrations_size(); ++i) {
     pb::DemonstrationSet& set = *recipe.mutable_demonstrations(i);

@@ -78,6 +78,7 @@ void PrintPlan(const pb::Run& run) {
 
 struct RunFlags {
   std::string recipe, id, judge;
+  std::vector<std::filesystem::path> changes;
   std::optional<uint64_t> seed;
   bool follow = false, validate_only = false, recompute = false;
   int priority = 0;
@@ -91,7 +92,7 @@ absl::Status Run(const Cli& cli, const RunFlags& flags) {
       judge = service->second.address;
   }
   pb::CreateRunRequest request;
-  ALMOST_ASSIGN_OR_RETURN(*request.mutable_recipe(), ReadRecipe(flags.recipe, judge));
+  ALMOST_ASSIGN_OR_RETURN(*request.mutable_recipe(), ReadRecipe(flags.recipe, judge, flags.changes));
   if (flags.seed) request.mutable_recipe()->set_seed(*flags.seed);
   request.set_run_id(flags.id.empty() ? IdFromFile(flags.recipe) : flags.id);
   request.set_validate_only(flags.validate_only);
@@ -137,6 +138,8 @@ void AddRun(CLI::App& app, Cli& cli) {
   auto flags = std::make_shared<RunFlags>();
   CLI::App* run = app.add_subcommand("run", "Runs a recipe, from prompts to the report");
   run->add_option("RECIPE", flags->recipe, "YAML of almost.orchestrator.v1.Recipe")->required();
+  run->add_option("--with", flags->changes,
+                  "YAML of what is different, such as deploy/recipes/ablations/*.yaml; repeatable");
   run->add_option("--id", flags->id, "The run's id; by default the file's name and the time");
   run->add_option("--seed", flags->seed, "In place of the recipe's");
   run->add_option("--judge", flags->judge, "host:port of the JudgeService that a recipe calls up:judge");

@@ -81,6 +81,7 @@ class Reader {
       }
       if (field->is_map()) return Error(entry.first, inner, "maps cannot be given in YAML");
       if (!entry.second.IsSequence()) return Error(entry.second, inner, "must be a list");
+      message->GetReflection()->ClearField(message, field);
       for (size_t i = 0; i < entry.second.size(); ++i) {
         ALMOST_RETURN_IF_ERROR(Set(entry.second[i], absl::StrCat(inner, "[", i, "]"), *field, message));
       }

@@ -12,7 +12,9 @@ namespace almost {
 // (or in camelCase), enums by name, lists for repeated fields. Nothing is guessed: an unknown or repeated
 // field, a value of another type or out of range, a second member of a oneof, and a field without a value are
 // kInvalidArgument, as is broken YAML. The error reads "name:line: path.of.field: what is wrong (value)";
-// `name` is the file's. After an error `message` is half filled. Map fields and extensions are not supported.
+// `name` is the file's. Fields that the YAML does not name stay as they are, messages are filled in place and
+// lists are replaced, so that a second text can change what a first one said. After an error `message` is
+// half filled. Map fields and extensions are not supported.
 absl::Status ReadYaml(absl::string_view name, absl::string_view yaml, google::protobuf::Message* message);
 
 }  // namespace almost

@@ -50,6 +50,19 @@ rl:
   EXPECT_FALSE(recipe.has_sft());
 }
 
+TEST(ReadYamlTest, ASecondTextChangesWhatItNamesAndNothingElse) {
+  Recipe recipe;
+  ASSERT_TRUE(
+      Read("seed: 7\nmodels: [{id: a}, {id: b}]\nprompts: {num_prompts: 3, draw_from_pool: true}", &recipe)
+          .ok());
+  ASSERT_TRUE(Read("models: [{id: c}]\nprompts: {draw_from_pool: false}", &recipe).ok());
+  EXPECT_EQ(recipe.seed(), 7);
+  ASSERT_EQ(recipe.models_size(), 1);
+  EXPECT_EQ(recipe.models(0).id(), "c");
+  EXPECT_EQ(recipe.prompts().num_prompts(), 3);
+  EXPECT_FALSE(recipe.prompts().draw_from_pool());
+}
+
 TEST(ReadYamlTest, RefusesAnUnknownFieldWithLineAndSuggestion) {
   EXPECT_EQ(ErrorOf("seed: 1\nprompts:\n  num_promts: 9\n"),
             "recipe.yaml:3: prompts.num_promts: unknown field of PromptStage; did you mean num_prompts?");

@@ -183,6 +183,18 @@ absl::StatusOr<SynthesizedComparisons> SynthesizeComparisons(
       for (size_t j = i + 1; j < candidates.size(); ++j) {
         const Candidate& better = candidates[i];
         const Candidate& worse = candidates[j];
+        const auto pair = [&]() -> Comparison {
+          return {p,
+                  better.configuration,
+                  worse.configuration,
+                  better.response->text,
+                  worse.response->text,
+                  absl::StrCat(names[better.configuration], "-vs-", names[worse.configuration])};
+        };
+        const auto filter = [&](Reason reason) {
+          drop(reason);
+          out.filtered.emplace_back(pair(), reason);
+        };
         if (rule.one_pair_per_rank && rank_used[better.rank]) {
           drop(Reason::kRankUsed);
         } else if (better.rank == worse.rank) {
@@ -190,16 +202,14 @@ absl::StatusOr<SynthesizedComparisons> SynthesizeComparisons(
         } else if (worse.rank - better.rank < static_cast<size_t>(rule.min_rank_gap)) {
           drop(Reason::kRankGap);
         } else if (rule.skips_identical && better.response->text == worse.response->text) {
-          drop(Reason::kIdentical);
+          filter(Reason::kIdentical);
         } else if (better.response->bad) {
-          drop(Reason::kBadBetterSide);
+          filter(Reason::kBadBetterSide);
         } else if (is_too_short(better, worse)) {
-          drop(Reason::kShorter);
+          filter(Reason::kShorter);
         } else {
           rank_used[better.rank] = true;
-          out.comparisons.push_back(
-              {p, better.configuration, worse.configuration, better.response->text, worse.response->text,
-               absl::StrCat(names[better.configuration], "-vs-", names[worse.configuration])});
+          out.comparisons.push_back(pair());
         }
       }
     }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -88,6 +89,9 @@ absl::string_view Name(ComparisonDropReason reason);
 struct SynthesizedComparisons {
   std::vector<Comparison> comparisons;  // by prompt, then in the order in which the pairs are walked
   std::array<int64_t, kComparisonDropReasons.size()> dropped{};  // by ComparisonDropReason
+  // Those of them that the ranking would have made and a filter forbade: kIdentical, kBadBetterSide,
+  // kShorter.
+  std::vector<std::pair<Comparison, ComparisonDropReason>> filtered;
 };
 
 // `responses`[configuration][prompt], configurations as in Rubric::Configurations(); nothing: a response that

@@ -179,6 +179,10 @@ TEST(PaperRuleTest, ABetterSideThatIsShortForItsPromptLosesToLongerOnesOnly) {
   const auto out = Synthesize(kThree, {"aa", "bbbbbbbbbb", "c"}, PairRule::Paper());
   EXPECT_THAT(AsStrings(out, 0), ElementsAre("aa|c|A-vs-C", "bbbbbbbbbb|c|B-vs-C"));
   EXPECT_EQ(Dropped(out, ComparisonDropReason::kShorter), 1);
+  ASSERT_EQ(out.filtered.size(), 1);
+  EXPECT_EQ(out.filtered[0].first.meta, "A-vs-B");
+  EXPECT_EQ(out.filtered[0].first.rejected, "bbbbbbbbbb");
+  EXPECT_EQ(out.filtered[0].second, ComparisonDropReason::kShorter);
 }
 
 TEST(PaperRuleTest, BlankResponsesFormNoPairButCountForTheMean) {

@@ -85,6 +85,15 @@ ResponseFilter ResponseFilter::World() {
   return filter;
 }
 
+std::optional<ResponseFilter> ResponseFilter::Named(absl::string_view name, absl::string_view prompt_format) {
+  if (name == "paper") return Paper();
+  if (name == "world") return World();
+  if (name != "none") return std::nullopt;
+  ResponseFilter filter;
+  filter.cut_at = (prompt_format == "world" ? World() : Paper()).cut_at;
+  return filter;
+}
+
 std::string ResponseFilter::Extract(absl::string_view completion) const {
   for (const std::string& mark : cut_at) completion = completion.substr(0, completion.find(mark));
   completion.remove_prefix(std::min(completion.find_first_not_of("\n "), completion.size()));

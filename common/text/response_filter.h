@@ -46,6 +46,9 @@ struct ResponseFilter {
   static ResponseFilter Paper();
   // The tiny world's answers, of which the paper would call most too short.
   static ResponseFilter World();
+  // "paper", "world", or "none": nothing is BAD, and a response ends where one of that prompt format does.
+  // Nothing: another name.
+  static std::optional<ResponseFilter> Named(absl::string_view name, absl::string_view prompt_format);
 
   // The response that `completion` begins with, without newlines and blanks at its ends.
   std::string Extract(absl::string_view completion) const;

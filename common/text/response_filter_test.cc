@@ -98,6 +98,17 @@ TEST(ResponseFilterTest, WorldRefusesADuplicateSentence) {
   EXPECT_EQ(World(". . ."), BadReason::kDuplicateSentence);
 }
 
+TEST(ResponseFilterTest, NoneKeepsWhatItsFormatCutsOff) {
+  const auto paper = ResponseFilter::Named("none", "paper");
+  const auto world = ResponseFilter::Named("none", "world");
+  ASSERT_TRUE(paper.has_value() && world.has_value());
+  EXPECT_EQ(paper->Extract(" a?\nb\n\n-----\n\nHuman: c"), "a?\nb");
+  EXPECT_EQ(world->Extract(" a?\nb"), "a?");
+  EXPECT_EQ(paper->Check("well?", /*finished=*/false), std::nullopt);
+  EXPECT_EQ(ResponseFilter::Named("paper", "world")->min_characters, ResponseFilter::Paper().min_characters);
+  EXPECT_FALSE(ResponseFilter::Named("strict", "paper").has_value());
+}
+
 TEST(ResponseFilterTest, ReasonsHaveDistinctNames) {
   std::set<absl::string_view> names;
   for (const BadReason reason : kBadReasons) names.insert(Name(reason));

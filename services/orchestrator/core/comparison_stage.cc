@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <optional>
 #include <set>
@@ -17,6 +18,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
+constexpr char kScorer[] = "scorer";
 constexpr size_t kPairsPerCall = 32;  // both sides fill a call
 
 PairRule RuleOf(const v1::ComparisonStage& recipe) {
@@ -31,11 +33,13 @@ PairRule RuleOf(const v1::ComparisonStage& recipe) {
 }
 
 // An item's result is JSON Lines: {dropped: {reason: count}, scorer: [digest, numerics] or null}, then a pair
-// a line with its drop_reason. Pairs depend on their prompt's responses alone, so the stage follows the one
-// that makes them; except where the rule looks at the whole set.
+// a line with its drop_reason, those that a filter forbade last. `dropped` counts what makes no line. Pairs
+// depend on their prompt's responses alone, so the stage follows the one that makes them; except where the
+// rule looks at the whole set.
 class ComparisonStage : public Stage {
  public:
-  explicit ComparisonStage(const v1::Recipe& recipe) : rule_(RuleOf(recipe.comparisons())) {
+  explicit ComparisonStage(const v1::Recipe& recipe)
+      : rule_(RuleOf(recipe.comparisons())), source_(recipe.comparisons().agreeing_source()) {
     for (const v1::RubricTier& tier : recipe.comparisons().rubric()) {
       rubric_.ranks.emplace_back(tier.configurations().begin(), tier.configurations().end());
     }
@@ -44,6 +48,11 @@ class ComparisonStage : public Stage {
   }
 
   absl::string_view id() const override { return "comparisons"; }
+  int64_t version() const override { return 2; }
+  std::vector<ModelNeed> models() const override {
+    if (source_.empty()) return {};
+    return {{kScorer, ModelHost::kReward, "", "", source_}};
+  }
   absl::string_view follows() const override { return NeedsWholeSet() ? "" : "responses"; }
 
   absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
@@ -51,15 +60,18 @@ class ComparisonStage : public Stage {
     ALMOST_ASSIGN_OR_RETURN(const Artifact prompts, context.Input("prompts", "prompts"));
     ALMOST_ASSIGN_OR_RETURN(const Artifact responses, context.Input("responses", "responses"));
     StageIdentity identity;
-    identity.recipe = {{"comparisons", ToJson(recipe)}, {"seed", context.recipe().seed()}};
+    v1::ComparisonStage own = recipe;
+    own.clear_agreeing_target();  // who was asked is an input
+    identity.recipe = {{"comparisons", ToJson(own)}, {"seed", context.recipe().seed()}};
     identity.inputs = {{"prompts", prompts.digest}, {"responses", responses.digest}};
     if (recipe.agreeing_scorer().empty()) return identity;
     // Whoever has loaded the scorer, it says what it is when it scores.
     reward::v1::ScoreRequest request;
-    request.set_model(recipe.agreeing_scorer());
+    SetScorer(context, request);
     request.add_items()->set_prompt("?");
     request.mutable_items(0)->set_response(".");
-    ALMOST_ASSIGN_OR_RETURN(const reward::v1::ScoreResponse answer, context.services().Score(request));
+    ALMOST_ASSIGN_OR_RETURN(const reward::v1::ScoreResponse answer,
+                            context.services().Score(request, recipe.agreeing_target()));
     scorer_ = {answer.model_digest(), answer.numerics_id()};
     identity.inputs["agreeing_scorer"] = answer.model_digest();
     identity.numerics_id = answer.numerics_id();
@@ -111,6 +123,7 @@ class ComparisonStage : public Stage {
       line["drop_reason"] = reasons[i];
       ALMOST_RETURN_IF_ERROR(AppendJsonLine(line, &result));
     }
+    for (const ordered_json& line : pairs.filtered) ALMOST_RETURN_IF_ERROR(AppendJsonLine(line, &result));
     return result;
   }
 
@@ -131,10 +144,9 @@ class ComparisonStage : public Stage {
       return absl::FailedPreconditionError(
           "comparisons.agreeing_scorer: its weights or numerics changed while pairs were scored");
     }));
-    for (size_t i = 0; i < kComparisonDropReasons.size(); ++i) {
-      if (of_whole_set_.dropped[i] == 0) continue;
-      output.figures[absl::StrCat("dropped_", std::string(Name(kComparisonDropReasons[i])))] =
-          static_cast<double>(of_whole_set_.dropped[i]);
+    const ordered_json whole_set = WithoutLines(of_whole_set_);
+    for (const auto& [reason, count] : whole_set.items()) {
+      output.figures[absl::StrCat("dropped_", reason)] = count.get<double>();
     }
     LimitPairs(context.recipe(), reasons);
 
@@ -177,6 +189,7 @@ class ComparisonStage : public Stage {
   };
   struct Pairs {
     std::vector<ordered_json> lines;
+    std::vector<ordered_json> filtered;  // with drop_reason
     ordered_json dropped = ordered_json::object();
   };
 
@@ -210,14 +223,24 @@ class ComparisonStage : public Stage {
     const int64_t end = std::min(first + kPromptChunk, static_cast<int64_t>(prompts_.size()));
     Pairs pairs;
     if (NeedsWholeSet()) {
-      const std::vector<Comparison>& all = of_whole_set_.comparisons;  // by prompt
-      const auto is_before = [first](const Comparison& each) {
-        return static_cast<int64_t>(each.prompt_index) < first;
+      // Both lists are by prompt.
+      const auto of_chunk = [first, end](const auto& all, const auto& comparison, const auto& use) {
+        const auto before = [&](int64_t prompt) {
+          return std::partition_point(all.begin(), all.end(), [&](const auto& each) {
+            return static_cast<int64_t>(comparison(each).prompt_index) < prompt;
+          });
+        };
+        std::for_each(before(first), before(end), use);
       };
-      for (auto each = std::partition_point(all.begin(), all.end(), is_before);
-           each != all.end() && static_cast<int64_t>(each->prompt_index) < end; ++each) {
-        pairs.lines.push_back(Line(*each, 0, responses_));
-      }
+      of_chunk(
+          of_whole_set_.comparisons, [](const Comparison& each) -> const Comparison& { return each; },
+          [&](const Comparison& each) { pairs.lines.push_back(Line(each, 0, responses_)); });
+      of_chunk(
+          of_whole_set_.filtered, [](const auto& each) -> const Comparison& { return each.first; },
+          [&](const auto& each) {
+            pairs.filtered.push_back(Line(each.first, 0, responses_));
+            pairs.filtered.back()["drop_reason"] = std::string(Name(each.second));
+          });
       return pairs;
     }
     Table table = MakeTable(first, end - first);
@@ -235,11 +258,24 @@ class ComparisonStage : public Stage {
     }
     ALMOST_ASSIGN_OR_RETURN(const SynthesizedComparisons made,
                             SynthesizeComparisons(rubric_, table.texts, rule_));
-    for (size_t i = 0; i < kComparisonDropReasons.size(); ++i) {
-      if (made.dropped[i] > 0) pairs.dropped[std::string(Name(kComparisonDropReasons[i]))] = made.dropped[i];
-    }
+    pairs.dropped = WithoutLines(made);
     for (const Comparison& each : made.comparisons) pairs.lines.push_back(Line(each, first, table));
+    for (const auto& [each, reason] : made.filtered) {
+      pairs.filtered.push_back(Line(each, first, table));
+      pairs.filtered.back()["drop_reason"] = std::string(Name(reason));
+    }
     return pairs;
+  }
+
+  // {reason: count} of what makes no line of its own: responses, and pairs that the ranking does not make.
+  static ordered_json WithoutLines(const SynthesizedComparisons& made) {
+    std::array<int64_t, kComparisonDropReasons.size()> counts = made.dropped;
+    for (const auto& [each, reason] : made.filtered) --counts[static_cast<size_t>(reason)];
+    ordered_json dropped = ordered_json::object();
+    for (size_t i = 0; i < counts.size(); ++i) {
+      if (counts[i] > 0) dropped[std::string(Name(kComparisonDropReasons[i]))] = counts[i];
+    }
+    return dropped;
   }
 
   ordered_json Line(const Comparison& comparison, int64_t first_prompt, const Table& table) const {
@@ -253,13 +289,21 @@ class ComparisonStage : public Stage {
             {"rejected_id", table.ids[comparison.worse][comparison.prompt_index]}};
   }
 
-  // Whether the scorer agrees with each pair, and who it was.
-  static absl::Status AskScorer(StageContext& context, const std::vector<ordered_json>& pairs,
-                                std::vector<std::string>& reasons, ordered_json& scorer) {
+  // The scorer as it was loaded for this stage, or as whoever has it calls it.
+  void SetScorer(StageContext& context, reward::v1::ScoreRequest& request) const {
+    request.set_model(context.recipe().comparisons().agreeing_scorer());
+    if (source_.empty()) return;
+    request.set_model(context.model(kScorer).name);
+    request.set_expected_digest(context.model(kScorer).digest);
+  }
+
+  // Whether the scorer agrees with each pair that has no reason against it yet, and who it was.
+  absl::Status AskScorer(StageContext& context, const std::vector<ordered_json>& pairs,
+                         std::vector<std::string>& reasons, ordered_json& scorer) const {
     for (size_t first = 0; first < pairs.size(); first += kPairsPerCall) {
       const size_t end = std::min(first + kPairsPerCall, pairs.size());
       reward::v1::ScoreRequest request;
-      request.set_model(context.recipe().comparisons().agreeing_scorer());
+      SetScorer(context, request);
       for (size_t i = first; i < end; ++i) {
         for (const char* const side : {"chosen", "rejected"}) {
           reward::v1::ScoreItem& each = *request.add_items();
@@ -267,7 +311,9 @@ class ComparisonStage : public Stage {
           each.set_response(pairs[i].at(side).get<std::string>());
         }
       }
-      ALMOST_ASSIGN_OR_RETURN(const reward::v1::ScoreResponse answer, context.services().Score(request));
+      ALMOST_ASSIGN_OR_RETURN(
+          const reward::v1::ScoreResponse answer,
+          context.services().Score(request, context.recipe().comparisons().agreeing_target()));
       if (answer.items_size() != request.items_size()) {
         return absl::InternalError(
             absl::StrCat("reward answered ", answer.items_size(), " of ", request.items_size(), " items"));
@@ -313,6 +359,7 @@ class ComparisonStage : public Stage {
   }
 
   const PairRule rule_;
+  const std::string source_;  // of the scorer; empty: it is loaded already
   Rubric rubric_;
   std::vector<std::string> order_;              // the rubric's configurations
   int64_t num_configurations_ = 0;              // that answer, ranked or not

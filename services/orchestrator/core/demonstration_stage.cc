@@ -80,6 +80,9 @@ class DemonstrationStage : public Stage {
     request.set_max_turns(recipe.max_turns());
     *request.mutable_sampling() = recipe.sampling();
     request.mutable_sampling()->set_seed(DeriveSeed(context.recipe().seed(), "demonstrations"));
+    if (const int own = recipe.assistant().max_new_tokens(); own > 0) {
+      request.mutable_sampling()->set_max_new_tokens(own);
+    }
     request.set_response_filter(recipe.filter());
     request.set_prompt_format(context.recipe().prompt_format());
     ALMOST_ASSIGN_OR_RETURN(const auto dialogues, context.services().SimulateDialogues(request));

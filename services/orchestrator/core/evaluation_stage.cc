@@ -109,8 +109,7 @@ class EvaluationStage : public Stage {
     for (int i = 0; i < recipe.grid_size(); ++i) {
       ALMOST_RETURN_IF_ERROR(add(absl::StrCat("evaluation.grid[", i, "]"), recipe.grid(i), grid));
     }
-    filter_ =
-        context.recipe().responses().filter() == "world" ? ResponseFilter::World() : ResponseFilter::Paper();
+    filter_ = *ResponseFilter::Named(context.recipe().responses().filter(), context.recipe().prompt_format());
     ALMOST_ASSIGN_OR_RETURN(const PromptFormat format, PromptFormat::Named(context.recipe().prompt_format()));
     answer_prefix_ = format.answer_prefix;
     return absl::OkStatus();

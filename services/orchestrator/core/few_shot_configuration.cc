@@ -6,6 +6,12 @@
 
 namespace almost::orchestrator {
 
+uint64_t SampleSeed(uint64_t recipe_seed, absl::string_view purpose, absl::string_view configuration,
+                    int64_t prompt_id) {
+  return DeriveSeed(DeriveSeed(recipe_seed, absl::StrCat(purpose, "/", configuration)),
+                    static_cast<uint64_t>(prompt_id));
+}
+
 absl::StatusOr<FewShotConfiguration> FewShotConfiguration::Create(absl::string_view field,
                                                                   const v1::Recipe& recipe,
                                                                   const v1::Configuration& configuration) {
@@ -13,6 +19,7 @@ absl::StatusOr<FewShotConfiguration> FewShotConfiguration::Create(absl::string_v
   made.id_ = configuration.id();
   made.model_ = configuration.model();
   made.shots_ = configuration.shots();
+  made.max_new_tokens_ = configuration.max_new_tokens();
   auto format = PromptFormat::Named(recipe.prompt_format());
   if (!format.ok())
     return absl::InvalidArgumentError(absl::StrCat("prompt_format: ", format.status().message()));
@@ -64,8 +71,8 @@ types::v1::SamplingParams FewShotConfiguration::Sampling(const types::v1::Sampli
                                                          uint64_t recipe_seed, absl::string_view purpose,
                                                          int64_t prompt_id) const {
   types::v1::SamplingParams own = sampling;
-  const uint64_t seed = DeriveSeed(recipe_seed, absl::StrCat(purpose, "/", id_));
-  own.set_seed(DeriveSeed(seed, static_cast<uint64_t>(prompt_id)));
+  own.set_seed(SampleSeed(recipe_seed, purpose, id_, prompt_id));
+  if (max_new_tokens_ > 0) own.set_max_new_tokens(max_new_tokens_);
   if (own.stop().empty()) {
     for (const std::string& stop : format_.stop) own.add_stop(stop);
   }

@@ -12,6 +12,10 @@
 
 namespace almost::orchestrator {
 
+// The seed of a sample: of the recipe's seed, what it is for, the configuration that answers, and the prompt.
+uint64_t SampleSeed(uint64_t recipe_seed, absl::string_view purpose, absl::string_view configuration,
+                    int64_t prompt_id);
+
 // A Configuration of the recipe, ready to write prompts: the demonstrations it puts in front, and what ends
 // an answer. Immutable.
 class FewShotConfiguration {
@@ -28,8 +32,8 @@ class FewShotConfiguration {
   absl::StatusOr<std::string> Prompt(int64_t prompt_id, const std::string& prompt) const;
   // One text for each demonstration file, with `prompt` at its end.
   absl::StatusOr<std::vector<std::string>> AllPrompts(const std::string& prompt) const;
-  // `sampling` for candidate numbers from 0 of one prompt: its own seed, a function of the recipe's seed,
-  // `purpose`, this configuration and the prompt's id, and the format's stop strings where it has none.
+  // `sampling` for candidate numbers from 0 of one prompt: its SampleSeed, this configuration's length if it
+  // has one, and the format's stop strings where there are none.
   types::v1::SamplingParams Sampling(const types::v1::SamplingParams& sampling, uint64_t recipe_seed,
                                      absl::string_view purpose, int64_t prompt_id) const;
 
@@ -38,6 +42,7 @@ class FewShotConfiguration {
   std::string id_;
   std::string model_;
   int shots_ = 0;
+  int max_new_tokens_ = 0;  // 0: as the stage says
   PromptFormat format_;
   std::vector<Demonstrations> files_;  // empty without shots
 };

@@ -27,6 +27,13 @@ const std::string& BaseModel(const ModelNeed& need, const v1::Recipe& recipe) {
 
 absl::StatusOr<types::v1::LoadModelRequest> LoadRequest(const ModelNeed& need, const v1::Recipe& recipe,
                                                         const std::map<std::string, std::string>& artifacts) {
+  if (!need.source.empty()) {
+    types::v1::LoadModelRequest request;
+    request.set_name(
+        absl::StrCat("models/", need.role.substr(0, 64), "-", Sha256(need.source).substr(0, 12)));
+    request.set_source(need.source);
+    return request;
+  }
   // A trained model runs where the one does from which it was trained.
   const std::string& base = BaseModel(need, recipe);
   const v1::VanillaModel* const model = FindModel(recipe, base);

@@ -160,6 +160,94 @@ TEST_F(OrchestratorTest, RunsTheMethodFromPromptsToRl) {
 }
 
 TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
+TEST_F(OrchestratorTest, AScorerThatMustAgreeIsLoadedForItsStageAlone) {
+  ASSERT_TRUE(Start().ok());
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_comparisons()->set_agreeing_scorer("models/as-is");
+  recipe.mutable_comparisons()->set_agreeing_source("as-is");
+  recipe.mutable_comparisons()->set_max_pairs(0);
+  ASSERT_TRUE(orchestrator_->Create("r", recipe, false).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  EXPECT_TRUE(services_->models().empty());
+  const auto hashes = Hashes("r");
+  const std::string kept =
+      store_->ReadFile(hashes.at("comparisons/comparisons"), "comparisons.jsonl").value();
+  const std::string dropped = store_->ReadFile(hashes.at("comparisons/dropped"), "dropped.jsonl").value();
+  EXPECT_THAT(dropped, HasSubstr("\"drop_reason\":\"scorer_disagrees\""));
+  EXPECT_THAT(kept, ::testing::Not(HasSubstr("drop_reason")));
+  const Artifact comparisons = store_->Get(hashes.at("comparisons/comparisons")).value();
+  EXPECT_TRUE(comparisons.inputs.contains("agreeing_scorer")) << comparisons.manifest_json;
+}
+
+TEST_F(OrchestratorTest, CollectsOnlyWhatNothingRefersTo) {
+  const auto hashes = UndisturbedHashes();
+  ArtifactDraft draft;
+  draft.kind = "model";
+  draft.files["model.safetensors"] = "nobody's";
+  const std::string lost = store_->Publish(draft)->digest;
+  draft.files["model.safetensors"] = "served elsewhere";
+  const std::string elsewhere = store_->Publish(draft)->digest;
+  draft.files["model.safetensors"] = "base of a model trained by hand";
+  const std::string base = store_->Publish(draft)->digest;
+  trainer::v1::CreateJobRequest by_hand;
+  by_hand.set_job_id("by-hand");
+  by_hand.mutable_spec()->set_base_model("artifacts/" + base);
+  ASSERT_TRUE(services_->CreateJob({}, by_hand).ok());
+  ASSERT_TRUE(services_
+                  ->CancelJob({},
+                              [] {
+                                trainer::v1::CancelJobRequest cancel;
+                                cancel.set_name("jobs/by-hand");
+                                return cancel;
+                              }())
+                  .ok());
+
+  v1::CollectGarbageRequest request;
+  EXPECT_EQ(orchestrator_->CollectGarbage(request)->garbage_size(), 0) << "all of it is young";
+  request.mutable_min_age();
+  request.add_keep("artifacts/" + elsewhere);
+  v1::CollectGarbageResponse response = orchestrator_->CollectGarbage(request).value();
+  ASSERT_EQ(response.garbage_size(), 1);
+  EXPECT_EQ(response.garbage(0).name(), "artifacts/" + lost);
+  EXPECT_EQ(response.garbage(0).kind(), "model");
+  EXPECT_GT(response.garbage(0).size_bytes(), 7);
+  EXPECT_TRUE(store_->Get(lost).ok()) << "it was only named";
+
+  request.set_remove(true);
+  EXPECT_EQ(orchestrator_->CollectGarbage(request)->garbage_size(), 1);
+  EXPECT_EQ(store_->Get(lost).status().code(), absl::StatusCode::kNotFound);
+  for (const auto& [name, digest] : hashes) EXPECT_TRUE(store_->Path(digest).ok()) << name;
+  EXPECT_TRUE(store_->Path(elsewhere).ok());
+  EXPECT_TRUE(store_->Path(base).ok());
+  EXPECT_EQ(orchestrator_->CollectGarbage(request)->garbage_size(), 0);
+
+  request.mutable_min_age()->set_seconds(-1);
+  EXPECT_EQ(orchestrator_->CollectGarbage(request).status().code(), absl::StatusCode::kInvalidArgument);
+  request.mutable_min_age()->set_seconds(0);
+  request.add_keep("artifacts/x");
+  EXPECT_EQ(orchestrator_->CollectGarbage(request).status().code(), absl::StatusCode::kInvalidArgument);
+  request.clear_keep();
+  services_->SetScript([](absl::string_view method, const CallOptions&) -> absl::Status {
+    return method == "ListJobs" ? absl::UnavailableError("away") : absl::OkStatus();
+  });
+  EXPECT_EQ(orchestrator_->CollectGarbage(request).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(store_->Get(elsewhere).ok()) << "nothing goes unless all who may refer to it have been asked";
+}
+
+TEST_F(OrchestratorTest, CollectsNothingNewWhileARunIsAtWork) {
+  ASSERT_TRUE(Start().ok());
+  services_->HoldJobs(true);
+  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  v1::CollectGarbageRequest request;
+  request.mutable_min_age()->set_seconds(60);
+  request.set_remove(true);
+  EXPECT_EQ(orchestrator_->CollectGarbage(request).status().code(), absl::StatusCode::kFailedPrecondition);
+  request.mutable_min_age()->set_seconds(3600);
+  EXPECT_TRUE(orchestrator_->CollectGarbage(request).ok());
+  services_->HoldJobs(false);
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+}
+
   const auto hashes = UndisturbedHashes();
   const std::string prompts = "artifacts/" + hashes.at("prompts/prompts");
   const std::string responses = "artifacts/" + hashes.at("responses/responses");

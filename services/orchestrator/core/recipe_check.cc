@@ -12,6 +12,7 @@
 #include "common/base/status_macros.h"
 #include "common/text/prompt_filter.h"
 #include "common/text/prompt_format.h"
+#include "common/text/response_filter.h"
 #include "services/orchestrator/core/few_shot_configuration.h"
 #include "services/orchestrator/core/model_placement.h"
 
@@ -74,8 +75,8 @@ class Checker {
     }
   }
   void Filter(absl::string_view field, const std::string& name) {
-    if (name != "paper" && name != "world") {
-      Fail(field, absl::StrCat("must be \"paper\" or \"world\", is \"", name, "\""));
+    if (!ResponseFilter::Named(name, recipe_.prompt_format()).has_value()) {
+      Fail(field, absl::StrCat("must be \"paper\", \"world\" or \"none\", is \"", name, "\""));
     }
   }
 
@@ -107,6 +108,7 @@ class Checker {
     status_.Update(ValidateId(field + ".id", configuration.id()));
     Known(field + ".model", configuration.model(), models_, "models");
     NotNegative(field + ".shots", configuration.shots());
+    NotNegative(field + ".max_new_tokens", configuration.max_new_tokens());
     if (configuration.shots() > 0) {
       Known(field + ".demonstrations", configuration.demonstrations(), demonstrations_, "demonstrations");
     }
@@ -170,6 +172,12 @@ class Checker {
     }
     Range("comparisons.min_rank_gap", comparisons.min_rank_gap(), 1, 1000);
     NotNegative("comparisons.max_pairs", comparisons.max_pairs());
+    const bool source = !comparisons.agreeing_source().empty();
+    const bool target = !comparisons.agreeing_target().empty();
+    if (source && target) Fail("comparisons.agreeing_source", "excludes agreeing_target");
+    if ((source || target) && comparisons.agreeing_scorer().empty()) {
+      Fail("comparisons.agreeing_scorer", "must name the scorer, as models/{id}");
+    }
   }
 
   void Optimizer(const std::string& field, const trainer::v1::OptimizerSpec& optimizer) {
@@ -289,7 +297,8 @@ absl::StatusOr<std::map<std::string, std::vector<ForeseenText>>> ForeseenTexts(c
                             FewShotConfiguration::Create(field, recipe, configuration));
     ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> all, few_shot.AllPrompts(longest));
     for (const std::string& text : all) {
-      texts[configuration.model()].push_back({field, text, sampling.max_new_tokens()});
+      const int64_t own = configuration.max_new_tokens();
+      texts[configuration.model()].push_back({field, text, own > 0 ? own : sampling.max_new_tokens()});
     }
     return absl::OkStatus();
   };

@@ -77,7 +77,14 @@ TEST(RecipeCheckTest, NamesTheFieldThatIsWrong) {
          [](auto& r) { r.mutable_responses()->mutable_configurations(1)->set_model("M"); });
   expect("responses.configurations[0].demonstrations: ",
          [](auto& r) { r.mutable_responses()->mutable_configurations(0)->set_demonstrations("bad"); });
-  expect("responses.filter: ", [](auto& r) { r.mutable_responses()->set_filter("none"); });
+  expect("comparisons.agreeing_source: ", [](auto& r) {
+    r.mutable_comparisons()->set_agreeing_scorer("models/as-is");
+    r.mutable_comparisons()->set_agreeing_source("as-is");
+    r.mutable_comparisons()->set_agreeing_target("127.0.0.1:1");
+  });
+  expect("comparisons.agreeing_scorer: ",
+         [](auto& r) { r.mutable_comparisons()->set_agreeing_source("as-is"); });
+  expect("responses.filter: ", [](auto& r) { r.mutable_responses()->set_filter("strict"); });
   expect("comparisons.rubric[0].configurations: ",
          [](auto& r) { r.mutable_comparisons()->mutable_rubric(0)->set_configurations(0, "X"); });
   expect("reward_model.spec.epochs: ",

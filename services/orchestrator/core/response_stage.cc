@@ -60,7 +60,7 @@ class ResponseStage : public Stage {
                                                            context.recipe(), recipe.configurations(i)));
       configurations_.push_back(std::move(configuration));
     }
-    filter_ = recipe.filter() == "world" ? ResponseFilter::World() : ResponseFilter::Paper();
+    filter_ = *ResponseFilter::Named(recipe.filter(), context.recipe().prompt_format());
     return absl::OkStatus();
   }
 

@@ -197,10 +197,11 @@ absl::StatusOr<generation::v1::TokenizeResponse> RetryingServices::Tokenize(
   });
 }
 
-absl::StatusOr<reward::v1::ScoreResponse> RetryingServices::Score(const reward::v1::ScoreRequest& request) {
+absl::StatusOr<reward::v1::ScoreResponse> RetryingServices::Score(const reward::v1::ScoreRequest& request,
+                                                                  absl::string_view target) {
   auto answer = Retry<reward::v1::ScoreResponse>(policy_.call_timeout, true, [&](const CallOptions& options) {
     const CostMeter::Busy busy = At(ModelHost::kReward);
-    return Checked(request.model(), services_->Score(options, request));
+    return Checked(request.model(), services_->Score(options, request, target));
   });
   if (!answer.ok()) return answer;
   v1::Cost cost;

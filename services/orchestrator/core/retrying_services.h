@@ -71,7 +71,8 @@ class RetryingServices {
   absl::StatusOr<generation::v1::ScoreCompletionsResponse> ScoreCompletions(
       const generation::v1::ScoreCompletionsRequest& request);
   absl::StatusOr<generation::v1::TokenizeResponse> Tokenize(const generation::v1::TokenizeRequest& request);
-  absl::StatusOr<reward::v1::ScoreResponse> Score(const reward::v1::ScoreRequest& request);
+  absl::StatusOr<reward::v1::ScoreResponse> Score(const reward::v1::ScoreRequest& request,
+                                                  absl::string_view target = "");
   absl::StatusOr<std::vector<simulator::v1::GeneratePromptsResponse>> GeneratePrompts(
       const simulator::v1::GeneratePromptsRequest& request);
   absl::StatusOr<std::vector<simulator::v1::SimulateDialoguesResponse>> SimulateDialogues(

@@ -684,7 +684,7 @@ absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, Context& cont
         for (const ModelNeed& other : stages_[i]->models()) {
           const auto bits = progress_[i].models.find(other.role);
           if (bits != progress_[i].models.end() && other.recipe_model == need.recipe_model &&
-              other.stage == need.stage) {
+              other.stage == need.stage && other.source == need.source) {
             request.set_expected_digest(bits->second.digest);
           }
         }

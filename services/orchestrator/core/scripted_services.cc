@@ -194,7 +194,8 @@ absl::StatusOr<generation::v1::TokenizeResponse> ScriptedServices::Tokenize(
 }
 
 absl::StatusOr<reward::v1::ScoreResponse> ScriptedServices::Score(const CallOptions& options,
-                                                                  const reward::v1::ScoreRequest& request) {
+                                                                  const reward::v1::ScoreRequest& request,
+                                                                  absl::string_view) {
   ALMOST_RETURN_IF_ERROR(Before("Score", options));
   reward::v1::ScoreResponse response;
   ALMOST_ASSIGN_OR_RETURN(const std::string digest, Digest(request.model(), request.expected_digest()));

@@ -49,7 +49,8 @@ class ScriptedServices : public Services {
   absl::StatusOr<generation::v1::TokenizeResponse> Tokenize(
       const CallOptions& options, const generation::v1::TokenizeRequest& request) override;
   absl::StatusOr<reward::v1::ScoreResponse> Score(const CallOptions& options,
-                                                  const reward::v1::ScoreRequest& request) override;
+                                                  const reward::v1::ScoreRequest& request,
+                                                  absl::string_view target) override;
   absl::StatusOr<types::v1::Model> LoadModel(const CallOptions& options, ModelHost host,
                                              const types::v1::LoadModelRequest& request) override;
   absl::Status UnloadModel(const CallOptions& options, ModelHost host,

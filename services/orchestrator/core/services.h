@@ -44,8 +44,10 @@ class Services {
   virtual absl::StatusOr<generation::v1::TokenizeResponse> Tokenize(
       const CallOptions& options, const generation::v1::TokenizeRequest& request) = 0;
 
+  // Asks the reward service at `target`, or the suite's own where that is empty.
   virtual absl::StatusOr<reward::v1::ScoreResponse> Score(const CallOptions& options,
-                                                          const reward::v1::ScoreRequest& request) = 0;
+                                                          const reward::v1::ScoreRequest& request,
+                                                          absl::string_view target) = 0;
 
   // Loading reaches every replica of the host and answers for all of them.
   virtual absl::StatusOr<types::v1::Model> LoadModel(const CallOptions& options, ModelHost host,

@@ -22,7 +22,8 @@
 //   prompts         prompts: {id, prompt}; dropped: {round, attempt, prompt, drop_reason}
 //   responses       responses: {id, prompt_id, config, response, finish_reason, num_tokens, bad_reason}
 //   comparisons     comparisons: {prompt, chosen, rejected, meta, prompt_id, chosen_id, rejected_id};
-//                   dropped: the same with drop_reason
+//                   dropped: the same with drop_reason, of pairs that a filter, a scorer or max_pairs left
+//                   out
 //   reward_model    model
 //   demonstrations  demonstrations: {messages, prompt_id, score}; candidates: {prompt_id, drop_reason, turns}
 //   sft             model
@@ -31,12 +32,13 @@
 // Training stages also leave runs/<run>/<stage>/curves.jsonl, {step, metrics by name}, outside every hash.
 namespace almost::orchestrator {
 
-// A model that must be in memory while a stage's items run. Exactly one of `recipe_model` and `stage` is set.
+// A model that must be in memory while a stage's items run. Exactly one of the last three is set.
 struct ModelNeed {
   std::string role;  // how the stage calls it; unique within the stage
   ModelHost host = ModelHost::kGeneration;
   std::string recipe_model;  // of Recipe.models
   std::string stage;         // the artifact "model" that this stage published: "reward_model", "sft", "rl"
+  std::string source;        // as LoadModel takes it
 };
 
 // A model in memory. Requests name it and pin its digest.

@@ -125,8 +125,13 @@ absl::StatusOr<generation::v1::TokenizeResponse> RemoteServices::Tokenize(
 }
 
 absl::StatusOr<reward::v1::ScoreResponse> RemoteServices::Score(const CallOptions& options,
-                                                                const reward::v1::ScoreRequest& request) {
-  return Unary<RewardService>(*reward_, options, static_cast<double>(request.ByteSizeLong()) / 4,
+                                                                const reward::v1::ScoreRequest& request,
+                                                                absl::string_view target) {
+  ReplicaPool* pool = reward_.get();
+  if (!target.empty()) {
+    ALMOST_ASSIGN_OR_RETURN(pool, PoolOf(target));
+  }
+  return Unary<RewardService>(*pool, options, static_cast<double>(request.ByteSizeLong()) / 4,
                               &RewardService::Stub::Score, request);
 }
 
@@ -193,6 +198,11 @@ absl::StatusOr<trainer::v1::Job> RemoteServices::GetJob(const CallOptions& optio
   return Unary<TrainerService>(*trainer_, options, 1, &TrainerService::Stub::GetJob, request);
 }
 
+absl::StatusOr<trainer::v1::ListJobsResponse> RemoteServices::ListJobs(
+    const CallOptions& options, const trainer::v1::ListJobsRequest& request) {
+  return Unary<TrainerService>(*trainer_, options, 1, &TrainerService::Stub::ListJobs, request);
+}
+
 absl::StatusOr<trainer::v1::Job> RemoteServices::CancelJob(const CallOptions& options,
                                                            const trainer::v1::CancelJobRequest& request) {
   return Unary<TrainerService>(*trainer_, options, 1, &TrainerService::Stub::CancelJob, request);
@@ -219,18 +229,19 @@ absl::Status RemoteServices::WatchJob(const CallOptions& options, const trainer:
   return absl::IsDeadlineExceeded(status) ? absl::OkStatus() : status;
 }
 
+absl::StatusOr<ReplicaPool*> RemoteServices::PoolOf(absl::string_view target) {
+  const absl::MutexLock lock(&mutex_);
+  std::unique_ptr<ReplicaPool>& pool = named_[std::string(target)];
+  if (pool == nullptr) {
+    ALMOST_ASSIGN_OR_RETURN(pool, ReplicaPool::Create(std::string(target), options_, registry_));
+  }
+  return pool.get();
+}
+
 absl::StatusOr<judge::v1::CompareResponse> RemoteServices::Compare(const CallOptions& options,
                                                                    absl::string_view target,
                                                                    const judge::v1::CompareRequest& request) {
-  ReplicaPool* pool = nullptr;
-  {
-    const absl::MutexLock lock(&mutex_);
-    std::unique_ptr<ReplicaPool>& judge = judges_[std::string(target)];
-    if (judge == nullptr) {
-      ALMOST_ASSIGN_OR_RETURN(judge, ReplicaPool::Create(std::string(target), options_, registry_));
-    }
-    pool = judge.get();
-  }
+  ALMOST_ASSIGN_OR_RETURN(ReplicaPool * pool, PoolOf(target));
   return Unary<JudgeService>(*pool, options, request.items_size(), &JudgeService::Stub::Compare, request);
 }
 

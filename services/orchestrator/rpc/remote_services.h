@@ -37,7 +37,8 @@ class RemoteServices : public Services {
   absl::StatusOr<generation::v1::TokenizeResponse> Tokenize(
       const CallOptions& options, const generation::v1::TokenizeRequest& request) override;
   absl::StatusOr<reward::v1::ScoreResponse> Score(const CallOptions& options,
-                                                  const reward::v1::ScoreRequest& request) override;
+                                                  const reward::v1::ScoreRequest& request,
+                                                  absl::string_view target) override;
   absl::StatusOr<types::v1::Model> LoadModel(const CallOptions& options, ModelHost host,
                                              const types::v1::LoadModelRequest& request) override;
   absl::Status UnloadModel(const CallOptions& options, ModelHost host,
@@ -50,6 +51,8 @@ class RemoteServices : public Services {
                                              const trainer::v1::CreateJobRequest& request) override;
   absl::StatusOr<trainer::v1::Job> GetJob(const CallOptions& options,
                                           const trainer::v1::GetJobRequest& request) override;
+  absl::StatusOr<trainer::v1::ListJobsResponse> ListJobs(
+      const CallOptions& options, const trainer::v1::ListJobsRequest& request) override;
   absl::StatusOr<trainer::v1::Job> CancelJob(const CallOptions& options,
                                              const trainer::v1::CancelJobRequest& request) override;
   absl::Status WatchJob(const CallOptions& options, const trainer::v1::WatchJobRequest& request,
@@ -60,6 +63,7 @@ class RemoteServices : public Services {
  private:
   RemoteServices(const ReplicaPoolOptions& options, prometheus::Registry* registry)
       : options_(options), registry_(registry) {}
+  absl::StatusOr<ReplicaPool*> PoolOf(absl::string_view target);
 
   const ReplicaPoolOptions options_;
   prometheus::Registry* const registry_;
@@ -68,7 +72,8 @@ class RemoteServices : public Services {
   std::unique_ptr<ReplicaPool> simulator_;
   std::unique_ptr<ReplicaPool> trainer_;
   absl::Mutex mutex_;
-  std::map<std::string, std::unique_ptr<ReplicaPool>, std::less<>> judges_ ABSL_GUARDED_BY(mutex_);
+  // Of targets that recipes name: judges and scorers.
+  std::map<std::string, std::unique_ptr<ReplicaPool>, std::less<>> named_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace almost::orchestrator

@@ -110,15 +110,14 @@ absl::StatusOr<DialogueOptions> ReadRequest(const v1::SimulateDialoguesRequest& 
     options.demonstrations.push_back(*std::move(file));
   }
   options.shots = request.shots();
-  if (request.response_filter() == "paper") {
-    options.response_filter = ResponseFilter::Paper();
-    options.user_filter = PromptFilter::Paper();
-  } else if (request.response_filter() == "world") {
-    options.response_filter = ResponseFilter::World();
-    options.user_filter = PromptFilter::World();
-  } else {
-    return InvalidField("response_filter", "\"paper\" or \"world\"", request.response_filter());
+  const auto filter = ResponseFilter::Named(request.response_filter(), request.prompt_format());
+  if (!filter.has_value()) {
+    return InvalidField("response_filter", "\"paper\", \"world\" or \"none\"", request.response_filter());
   }
+  options.response_filter = *filter;
+  const bool world = request.response_filter() == "world" ||
+                     (request.response_filter() == "none" && request.prompt_format() == "world");
+  options.user_filter = world ? PromptFilter::World() : PromptFilter::Paper();
   ALMOST_ASSIGN_OR_RETURN(options.format, PromptFormat::Named(request.prompt_format()));
   options.drop_held_out = request.drop_world_held_out();
   options.seed = request.sampling().seed();
