@@ -98,7 +98,36 @@ absl::Status Report(const Cli& cli, const std::string& run, std::string to) {
   return absl::OkStatus();
 }
 
+    if (!node.sampling_json().empty()) absl::PrintF("  sampled as %s\n", node.sampling_json());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CollectGarbage(const Cli& cli, bool remove, double min_age_hours,
+                            const std::vector<std::string>& keep) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  pb::CollectGarbageRequest request;
+  request.set_remove(remove);
+  request.mutable_min_age()->set_seconds(static_cast<int64_t>(min_age_hours * 3600));
+  for (const std::string& each : keep) request.add_keep(ResourceName("artifacts", each));
+  ALMOST_ASSIGN_OR_RETURN(
+      const pb::CollectGarbageResponse response,
+      Call<pb::OrchestratorService>(endpoint, &pb::OrchestratorService::Stub::CollectGarbage, request,
+                                    absl::Hours(1)));
+  if (cli.json) {
+    PrintJson(stdout, response);
+    return absl::OkStatus();
 }  // namespace
+  int64_t size_bytes = 0;
+  std::vector<std::vector<std::string>> rows = {{"KIND", "BYTES", "ARTIFACT"}};
+  for (const pb::Garbage& each : response.garbage()) {
+    size_bytes += each.size_bytes();
+    rows.push_back(
+        {each.name().empty() ? "(left over)" : each.kind(), absl::StrCat(each.size_bytes()), each.name()});
+  }
+  if (rows.size() > 1) PrintTable(stdout, rows);
+  absl::PrintF("%d bytes %s.%s\n", size_bytes, remove ? "removed" : "would be removed",
+               remove || size_bytes == 0 ? "" : " --remove does it.");
 
 void AddArtifacts(CLI::App& app, Cli& cli) {
   struct Flags {
@@ -106,7 +135,7 @@ void AddArtifacts(CLI::App& app, Cli& cli) {
     bool descendants = false;
   };
   auto flags = std::make_shared<Flags>();
-  CLI::App* artifacts = app.add_subcommand("artifacts", "What runs have made: ls, get");
+  CLI::App* artifacts = app.add_subcommand("artifacts", "What runs have made: ls, get, gc");
   artifacts->require_subcommand(1);
 
   CLI::App* list = artifacts->add_subcommand("ls", "A run's artifacts with their files");
@@ -116,6 +145,9 @@ void AddArtifacts(CLI::App& app, Cli& cli) {
   CLI::App* get = artifacts->add_subcommand("get", "Copies an artifact's files into a folder");
   get->add_option("RUN", flags->run, "The run's id")->required();
   get->add_option("ARTIFACT", flags->which, "Its stage, kind, or digest (a beginning of it is enough)")
+    bool remove = false;
+    double min_age_hours = 24;
+    std::vector<std::string> keep;
       ->required();
   get->add_option("--to", flags->to, "The folder; by default RUN-KIND here");
   get->callback([&cli, flags] {
@@ -134,6 +166,18 @@ void AddArtifacts(CLI::App& app, Cli& cli) {
   report->add_option("--to", flags->to, "The file; by default RUN-report.html here");
   report->callback(
       [&cli, flags] { cli.action = [&cli, flags] { return Report(cli, flags->run, flags->to); }; });
+  CLI::App* gc = artifacts->add_subcommand("gc", "Names what no run, job or model refers to any more");
+  gc->add_flag("--remove", flags->remove, "Removes it");
+  gc->add_option("--min_age_hours", flags->min_age_hours, "Younger artifacts stay")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  gc->add_option("--keep", flags->keep, "Digests that stay all the same, such as of models served elsewhere");
+  gc->callback([&cli, flags] {
+    cli.action = [&cli, flags] {
+      return CollectGarbage(cli, flags->remove, flags->min_age_hours, flags->keep);
+    };
+  });
+
 }
 
 }  // namespace almost::cli

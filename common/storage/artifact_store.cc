@@ -16,7 +16,8 @@ namespace almost {
 namespace fs = std::filesystem;
 
 absl::StatusOr<std::vector<Garbage>> ArtifactStore::Sweep(const std::set<std::string>& keep,
-                                                          absl::Duration min_age, bool dry_run) {
+                                                          absl::Duration min_age, bool dry_run,
+                                                          const std::set<std::string>& weak) {
   const absl::Time youngest = absl::Now() - min_age;
   // Before the artifacts: an object that is not listed here yet is no garbage.
   ALMOST_ASSIGN_OR_RETURN(const std::vector<Stored> objects, ListObjects());
@@ -48,7 +49,8 @@ absl::StatusOr<std::vector<Garbage>> ArtifactStore::Sweep(const std::set<std::st
     needed.insert(artifact.digest);
     for (const ArtifactFile& file : artifact.files) needed.insert(file.sha256);
     for (const auto& [name, digest] : artifact.inputs) {
-      if (artifacts.contains(digest) && kept.insert(digest).second) marked.push_back(digest);
+      const bool keeps = !weak.contains(name) && artifacts.contains(digest);
+      if (keeps && kept.insert(digest).second) marked.push_back(digest);
     }
   }
 

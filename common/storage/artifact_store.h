@@ -112,10 +112,10 @@ class ArtifactStore {
 
   // Removes (unless `dry_run`) every artifact that neither is in `keep`, nor younger than `min_age`, nor held
   // by a LocalFolder on this machine, nor an input, direct or not, of one that is; and every object that no
-  // artifact needs any more. Returns what it was, artifacts first. Publishing at the same time is safe as
-  // long as it takes less than `min_age`.
+  // artifact needs any more. An input whose name is in `weak` keeps nothing. Returns what it was, artifacts
+  // first. Publishing at the same time is safe as long as it takes less than `min_age`.
   absl::StatusOr<std::vector<Garbage>> Sweep(const std::set<std::string>& keep, absl::Duration min_age,
-                                             bool dry_run);
+                                             bool dry_run, const std::set<std::string>& weak = {});
 
  protected:
   // A name in objects/ or artifacts/.

@@ -9,9 +9,9 @@
 #include "absl/time/clock.h"
 #include "common/base/ids.h"
 #include "common/base/status_macros.h"
-#include "common/storage/env.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "services/orchestrator/core/garbage.h"
 #include "services/orchestrator/core/run_plan.h"
 
 namespace almost::orchestrator {
@@ -73,6 +73,7 @@ Orchestrator::Orchestrator(const RunEnvironment& environment, RecipeCheck check)
       environment_([this, &environment] {
         RunEnvironment own = environment;
         own.slots = &slots_;
+        own.sweep = &sweep_;
         return own;
       }()),
       check_(std::move(check)) {}
@@ -253,7 +254,7 @@ absl::Status Orchestrator::Delete(absl::string_view id) {
     return absl::FailedPreconditionError(absl::StrCat("run \"", id, "\" is at work; cancel it first"));
   }
   // The folder first: should that fail, the run is still there to be deleted again.
-  ALMOST_RETURN_IF_ERROR(Env::Posix()->Remove(environment_.store->root() / "runs" / record.id));
+  ALMOST_RETURN_IF_ERROR(environment_.store->RemoveRun(record.id));
   JournalBatch batch;
   batch.DeleteRun(record.id);
   ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
@@ -282,6 +283,10 @@ absl::StatusOr<std::set<std::string>> Orchestrator::KeptArtifacts(absl::Duration
       for (const v1::VanillaModel& model : recipe.models()) {
         if (absl::StartsWith(model.source(), kArtifacts))
           kept.insert(model.source().substr(kArtifacts.size()));
+      }
+      if (const std::string& source = recipe.comparisons().agreeing_source();
+          absl::StartsWith(source, kArtifacts)) {
+        kept.insert(source.substr(kArtifacts.size()));
       }
       const std::vector<std::unique_ptr<Stage>> own = environment_.make_stages(recipe);
       ALMOST_ASSIGN_OR_RETURN(const std::vector<StageRecord> stages, journal.GetStages(listed.id));
@@ -339,6 +344,16 @@ absl::StatusOr<std::vector<v1::RunEvent>> Orchestrator::Events(absl::string_view
     *event.mutable_error() = run.error();
   }
   return events;
+}
+
+absl::StatusOr<v1::CollectGarbageResponse> Orchestrator::CollectGarbage(
+    const v1::CollectGarbageRequest& request) {
+  absl::Duration candidates = absl::InfiniteDuration();
+  if (request.has_candidates_age()) candidates = absl::Seconds(request.candidates_age().seconds());
+  const absl::MutexLock lock(&sweep_);
+  ALMOST_ASSIGN_OR_RETURN(std::set<std::string> kept, KeptArtifacts(candidates));
+  return orchestrator::CollectGarbage(*environment_.journal, *environment_.services, *environment_.store,
+                                      std::move(kept), request);
 }
 
 absl::StatusOr<std::vector<Orchestrator::RunArtifact>> Orchestrator::Artifacts(absl::string_view id) const {

@@ -57,6 +57,9 @@ class Orchestrator {
   absl::StatusOr<std::vector<v1::RunEvent>> Events(absl::string_view id, int64_t after_sequence,
                                                    absl::Duration timeout, bool* ended) const;
 
+  // As OrchestratorService.CollectGarbage. Runs go on meanwhile, but for one that would take a stage over.
+  absl::StatusOr<v1::CollectGarbageResponse> CollectGarbage(const v1::CollectGarbageRequest& request);
+
   struct RunArtifact {
     std::string stage;
     std::string name;
@@ -72,6 +75,7 @@ class Orchestrator {
   absl::Status Start(RunRecord record);
 
   ItemSlots slots_;
+  absl::Mutex sweep_;  // before mutex_; see RunEnvironment
   const RunEnvironment environment_;
   const RecipeCheck check_;
   absl::Mutex start_mutex_;  // one Create, Resume or Recover at a time

@@ -544,6 +544,7 @@ void RunExecution::DropResults(size_t index, JournalBatch& batch) const {
 }
 
 absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, const std::string& key) {
+  const absl::ReaderMutexLock lock_out_sweeps(environment_.sweep);
   ALMOST_ASSIGN_OR_RETURN(const std::optional<StageOutcome> found,
                           FindOutcome(*environment_.journal, *environment_.store, key));
   if (!found.has_value()) return false;
@@ -559,7 +560,7 @@ absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, const st
   }
   for (const std::string& path : outcome.run_files) {
     // For people; they may be gone with the run that made them.
-    const auto contents = Env::Posix()->Read(store.root() / "runs" / outcome.run / path);
+    const absl::StatusOr<std::string> contents = store.ReadRunFile(outcome.run, path);
     if (contents.ok() && outcome.run != run) ALMOST_RETURN_IF_ERROR(store.WriteRunFile(run, path, *contents));
   }
 

@@ -53,9 +53,12 @@ struct RunEnvironment {
   // A recipe's stages in the order of the method.
   std::function<std::vector<std::unique_ptr<Stage>>(const v1::Recipe&)> make_stages;
   RetryPolicy retry;
-  int concurrent_items = 8;           // of one stage of a run
-  int total_items = 32;               // of all runs
-  ItemSlots* slots = nullptr;         // total_items of them; the Orchestrator's
+  int concurrent_items = 8;    // of one stage of a run
+  int total_items = 32;        // of all runs
+  ItemSlots* slots = nullptr;  // total_items of them; the Orchestrator's
+  // Held shared from finding what other runs left until it is this run's, and alone while garbage is
+  // collected; the Orchestrator's.
+  absl::Mutex* sweep = nullptr;
   double max_set_aside_share = 0.01;  // of a stage's items; more fail the stage
   absl::Duration progress_interval = absl::Milliseconds(500);
   nlohmann::json provenance;  // written beside every artifact, with the time

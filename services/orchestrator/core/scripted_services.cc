@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
@@ -322,12 +323,27 @@ absl::StatusOr<trainer::v1::Job> ScriptedServices::GetJob(const CallOptions& opt
     ArtifactDraft draft;
     draft.kind = "model";
     draft.files["model.safetensors"] = Sha256(job->second.spec().SerializeAsString());
+    const trainer::v1::JobSpec& spec = job->second.spec();
+    for (absl::string_view dataset :
+         {absl::string_view(spec.reward_model().dataset()), absl::string_view(spec.sft().dataset()),
+          absl::string_view(spec.ppo().dataset())}) {
+      if (absl::ConsumePrefix(&dataset, "artifacts/")) draft.inputs["dataset"] = std::string(dataset);
+    }
     ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, store_->Publish(draft));
     job->second.set_output_digest(artifact.digest);
     job->second.set_state(trainer::v1::JOB_STATE_SUCCEEDED);
     (*job->second.mutable_metrics())["loss"] = 0.5;
   }
   return job->second;
+}
+
+absl::StatusOr<trainer::v1::ListJobsResponse> ScriptedServices::ListJobs(
+    const CallOptions& options, const trainer::v1::ListJobsRequest&) {
+  ALMOST_RETURN_IF_ERROR(Before("ListJobs", options));
+  trainer::v1::ListJobsResponse response;
+  const absl::MutexLock lock(&mutex_);
+  for (const auto& [name, job] : jobs_) *response.add_jobs() = job;
+  return response;
 }
 
 absl::StatusOr<trainer::v1::Job> ScriptedServices::CancelJob(const CallOptions& options,

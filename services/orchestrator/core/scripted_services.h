@@ -63,6 +63,8 @@ class ScriptedServices : public Services {
                                              const trainer::v1::CreateJobRequest& request) override;
   absl::StatusOr<trainer::v1::Job> GetJob(const CallOptions& options,
                                           const trainer::v1::GetJobRequest& request) override;
+  absl::StatusOr<trainer::v1::ListJobsResponse> ListJobs(
+      const CallOptions& options, const trainer::v1::ListJobsRequest& request) override;
   absl::StatusOr<trainer::v1::Job> CancelJob(const CallOptions& options,
                                              const trainer::v1::CancelJobRequest& request) override;
   absl::Status WatchJob(const CallOptions& options, const trainer::v1::WatchJobRequest& request,

@@ -65,6 +65,8 @@ class Services {
                                                      const trainer::v1::CreateJobRequest& request) = 0;
   virtual absl::StatusOr<trainer::v1::Job> GetJob(const CallOptions& options,
                                                   const trainer::v1::GetJobRequest& request) = 0;
+  virtual absl::StatusOr<trainer::v1::ListJobsResponse> ListJobs(
+      const CallOptions& options, const trainer::v1::ListJobsRequest& request) = 0;
   virtual absl::StatusOr<trainer::v1::Job> CancelJob(const CallOptions& options,
                                                      const trainer::v1::CancelJobRequest& request) = 0;
   // Hands every event to `use` until the job ends, `use` returns false, or the deadline passes (all OK).

@@ -236,10 +236,18 @@ grpc::Status OrchestratorService::ReadArtifact(grpc::ServerContext* context,
 
 grpc::Status OrchestratorService::GetLineage(grpc::ServerContext*, const v1::GetLineageRequest* request,
                                              v1::GetLineageResponse* response) {
-  auto nodes = Lineage(*store_, request->name(), request->descendants());
-  if (!nodes.ok()) return ToGrpc(nodes.status());
-  for (v1::LineageNode& node : *nodes) *response->add_nodes() = std::move(node);
-  return grpc::Status::OK;
+  const auto size = PageSize(request->page_size());
+  const auto start = PageStart(request->page_token());
+  for (const absl::Status& status : {size.status(), start.status()}) {
+    if (!status.ok()) return ToGrpc(status);
+  }
+  return Answer(Lineage(*store_, request->name(), request->descendants(), *start, *size), response);
+}
+
+grpc::Status OrchestratorService::CollectGarbage(grpc::ServerContext*,
+                                                 const v1::CollectGarbageRequest* request,
+                                                 v1::CollectGarbageResponse* response) {
+  return Answer(orchestrator_->CollectGarbage(*request), response);
 }
 
 }  // namespace almost::orchestrator

@@ -32,6 +32,8 @@ class OrchestratorService : public v1::OrchestratorService::Service {
                             grpc::ServerWriter<v1::ReadArtifactResponse>* writer) override;
   grpc::Status GetLineage(grpc::ServerContext*, const v1::GetLineageRequest* request,
                           v1::GetLineageResponse* response) override;
+  grpc::Status CollectGarbage(grpc::ServerContext*, const v1::CollectGarbageRequest* request,
+                              v1::CollectGarbageResponse* response) override;
 
  private:
   Orchestrator* const orchestrator_;
