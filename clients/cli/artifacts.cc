@@ -75,18 +75,62 @@ absl::Status Lineage(const Cli& cli, const std::string& name, bool descendants) 
   pb::GetLineageRequest request;
   request.set_name(ResourceName("artifacts", name));
   request.set_descendants(descendants);
-  ALMOST_ASSIGN_OR_RETURN(
-      const pb::GetLineageResponse lineage,
-      Call<pb::OrchestratorService>(endpoint, &pb::OrchestratorService::Stub::GetLineage, request));
+  request.set_page_size(1000);
+  pb::GetLineageResponse lineage;
+  do {
+    ALMOST_ASSIGN_OR_RETURN(
+        const pb::GetLineageResponse page,
+        Call<pb::OrchestratorService>(endpoint, &pb::OrchestratorService::Stub::GetLineage, request));
+    lineage.mutable_nodes()->MergeFrom(page.nodes());
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
   if (cli.json) {
     PrintJson(stdout, lineage);
     return absl::OkStatus();
   }
   for (const pb::LineageNode& node : lineage.nodes()) {
     absl::PrintF("%s  %s  %s\n", node.name(), node.kind(), node.stage());
-    for (const std::string& input : node.inputs()) absl::PrintF("  from %s\n", input);
+    for (int i = 0; i < node.inputs_size(); ++i) {
+      absl::PrintF("  %s: %s\n", i < node.input_roles_size() ? node.input_roles(i) : "from", node.inputs(i));
+    }
+    if (node.num_lines() > 0) {
+      absl::PrintF("  %d lines: %s/0 … %s/%d\n", node.num_lines(), node.name(), node.name(),
+                   node.num_lines() - 1);
+    }
     if (!node.json().empty()) absl::PrintF("  %s\n", node.json());
+    if (!node.sampling_json().empty()) absl::PrintF("  sampled as %s\n", node.sampling_json());
   }
+  return absl::OkStatus();
+}
+
+absl::Status CollectGarbage(const Cli& cli, bool remove, double min_age_hours, double candidates_days,
+                            const std::vector<std::string>& keep) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
+  pb::CollectGarbageRequest request;
+  request.set_remove(remove);
+  request.mutable_min_age()->set_seconds(static_cast<int64_t>(min_age_hours * 3600));
+  if (candidates_days >= 0) {
+    request.mutable_candidates_age()->set_seconds(static_cast<int64_t>(candidates_days * 86400));
+  }
+  for (const std::string& each : keep) request.add_keep(ResourceName("artifacts", each));
+  ALMOST_ASSIGN_OR_RETURN(
+      const pb::CollectGarbageResponse response,
+      Call<pb::OrchestratorService>(endpoint, &pb::OrchestratorService::Stub::CollectGarbage, request,
+                                    absl::Hours(1)));
+  if (cli.json) {
+    PrintJson(stdout, response);
+    return absl::OkStatus();
+  }
+  int64_t size_bytes = 0;
+  std::vector<std::vector<std::string>> rows = {{"KIND", "BYTES", "ARTIFACT"}};
+  for (const pb::Garbage& each : response.garbage()) {
+    size_bytes += each.size_bytes();
+    rows.push_back(
+        {each.name().empty() ? "(left over)" : each.kind(), absl::StrCat(each.size_bytes()), each.name()});
+  }
+  if (rows.size() > 1) PrintTable(stdout, rows);
+  absl::PrintF("%d bytes %s.%s\n", size_bytes, remove ? "removed" : "would be removed",
+               remove || size_bytes == 0 ? "" : " --remove does it.");
   return absl::OkStatus();
 }
 
@@ -98,41 +142,16 @@ absl::Status Report(const Cli& cli, const std::string& run, std::string to) {
   return absl::OkStatus();
 }
 
-    if (!node.sampling_json().empty()) absl::PrintF("  sampled as %s\n", node.sampling_json());
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CollectGarbage(const Cli& cli, bool remove, double min_age_hours,
-                            const std::vector<std::string>& keep) {
-  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
-  pb::CollectGarbageRequest request;
-  request.set_remove(remove);
-  request.mutable_min_age()->set_seconds(static_cast<int64_t>(min_age_hours * 3600));
-  for (const std::string& each : keep) request.add_keep(ResourceName("artifacts", each));
-  ALMOST_ASSIGN_OR_RETURN(
-      const pb::CollectGarbageResponse response,
-      Call<pb::OrchestratorService>(endpoint, &pb::OrchestratorService::Stub::CollectGarbage, request,
-                                    absl::Hours(1)));
-  if (cli.json) {
-    PrintJson(stdout, response);
-    return absl::OkStatus();
 }  // namespace
-  int64_t size_bytes = 0;
-  std::vector<std::vector<std::string>> rows = {{"KIND", "BYTES", "ARTIFACT"}};
-  for (const pb::Garbage& each : response.garbage()) {
-    size_bytes += each.size_bytes();
-    rows.push_back(
-        {each.name().empty() ? "(left over)" : each.kind(), absl::StrCat(each.size_bytes()), each.name()});
-  }
-  if (rows.size() > 1) PrintTable(stdout, rows);
-  absl::PrintF("%d bytes %s.%s\n", size_bytes, remove ? "removed" : "would be removed",
-               remove || size_bytes == 0 ? "" : " --remove does it.");
 
 void AddArtifacts(CLI::App& app, Cli& cli) {
   struct Flags {
     std::string run, which, to;
     bool descendants = false;
+    bool remove = false;
+    double min_age_hours = 24;
+    double candidates_days = -1;  // below 0: for ever
+    std::vector<std::string> keep;
   };
   auto flags = std::make_shared<Flags>();
   CLI::App* artifacts = app.add_subcommand("artifacts", "What runs have made: ls, get, gc");
@@ -145,13 +164,25 @@ void AddArtifacts(CLI::App& app, Cli& cli) {
   CLI::App* get = artifacts->add_subcommand("get", "Copies an artifact's files into a folder");
   get->add_option("RUN", flags->run, "The run's id")->required();
   get->add_option("ARTIFACT", flags->which, "Its stage, kind, or digest (a beginning of it is enough)")
-    bool remove = false;
-    double min_age_hours = 24;
-    std::vector<std::string> keep;
       ->required();
   get->add_option("--to", flags->to, "The folder; by default RUN-KIND here");
   get->callback([&cli, flags] {
     cli.action = [&cli, flags] { return Get(cli, flags->run, flags->which, flags->to); };
+  });
+
+  CLI::App* gc = artifacts->add_subcommand("gc", "Names what no run, job or model refers to any more");
+  gc->add_flag("--remove", flags->remove, "Removes it");
+  gc->add_option("--min_age_hours", flags->min_age_hours, "Younger artifacts stay")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  gc->add_option("--candidates_days", flags->candidates_days,
+                 "Candidates that were not chosen go when their run ended longer ago; by default never")
+      ->check(CLI::NonNegativeNumber);
+  gc->add_option("--keep", flags->keep, "Digests that stay all the same, such as of models served elsewhere");
+  gc->callback([&cli, flags] {
+    cli.action = [&cli, flags] {
+      return CollectGarbage(cli, flags->remove, flags->min_age_hours, flags->candidates_days, flags->keep);
+    };
   });
 
   CLI::App* lineage = app.add_subcommand("lineage", "What an artifact or a line of one came from");
@@ -166,18 +197,6 @@ void AddArtifacts(CLI::App& app, Cli& cli) {
   report->add_option("--to", flags->to, "The file; by default RUN-report.html here");
   report->callback(
       [&cli, flags] { cli.action = [&cli, flags] { return Report(cli, flags->run, flags->to); }; });
-  CLI::App* gc = artifacts->add_subcommand("gc", "Names what no run, job or model refers to any more");
-  gc->add_flag("--remove", flags->remove, "Removes it");
-  gc->add_option("--min_age_hours", flags->min_age_hours, "Younger artifacts stay")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  gc->add_option("--keep", flags->keep, "Digests that stay all the same, such as of models served elsewhere");
-  gc->callback([&cli, flags] {
-    cli.action = [&cli, flags] {
-      return CollectGarbage(cli, flags->remove, flags->min_age_hours, flags->keep);
-    };
-  });
-
 }
 
 }  // namespace almost::cli

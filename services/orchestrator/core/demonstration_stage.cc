@@ -25,6 +25,7 @@ class DemonstrationStage : public Stage {
       : model_(recipe.demonstration().assistant().model()) {}
 
   absl::string_view id() const override { return "demonstrations"; }
+  int64_t version() const override { return 2; }
   std::vector<ModelNeed> models() const override {
     return {{kAssistant, ModelHost::kGeneration, model_, ""},
             {kRewardModel, ModelHost::kReward, "", "reward_model"}};
@@ -79,10 +80,10 @@ class DemonstrationStage : public Stage {
     request.set_num_candidates(recipe.num_candidates());
     request.set_max_turns(recipe.max_turns());
     *request.mutable_sampling() = recipe.sampling();
-    request.mutable_sampling()->set_seed(DeriveSeed(context.recipe().seed(), "demonstrations"));
     if (const int own = recipe.assistant().max_new_tokens(); own > 0) {
       request.mutable_sampling()->set_max_new_tokens(own);
     }
+    request.mutable_sampling()->set_seed(DeriveSeed(context.recipe().seed(), "demonstrations"));
     request.set_response_filter(recipe.filter());
     request.set_prompt_format(context.recipe().prompt_format());
     ALMOST_ASSIGN_OR_RETURN(const auto dialogues, context.services().SimulateDialogues(request));
@@ -133,9 +134,11 @@ class DemonstrationStage : public Stage {
           "no demonstration was kept: see the figures dropped_… for the reasons, and demonstration.filter");
     }
     for (auto& [name, lines] :
-         {std::pair{"demonstrations", &kept_lines}, std::pair{"candidates", &all_lines}}) {
+         {std::pair{"candidates", &all_lines}, std::pair{"demonstrations", &kept_lines}}) {
       output.artifacts.push_back(DatasetArtifact(name, std::move(*lines)));
     }
+    // A demonstration is a choice among its candidates.
+    output.artifacts.back().siblings = {"candidates"};
     return output;
   }
 

@@ -14,6 +14,7 @@
 #include "common/logging/logging.h"
 #include "common/storage/fault_env.h"
 #include "common/storage/faulting_disk.h"
+#include "services/orchestrator/core/few_shot_configuration.h"
 #include "services/orchestrator/core/lineage.h"
 #include "services/orchestrator/core/recipe_check.h"
 #include "services/orchestrator/core/retrying_services.h"
@@ -159,14 +160,13 @@ TEST_F(OrchestratorTest, RunsTheMethodFromPromptsToRl) {
   EXPECT_EQ(summary.at("stage_seconds").size(), 7);
 }
 
-TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
 TEST_F(OrchestratorTest, AScorerThatMustAgreeIsLoadedForItsStageAlone) {
   ASSERT_TRUE(Start().ok());
   v1::Recipe recipe = ScriptedRecipe(7);
   recipe.mutable_comparisons()->set_agreeing_scorer("models/as-is");
   recipe.mutable_comparisons()->set_agreeing_source("as-is");
   recipe.mutable_comparisons()->set_max_pairs(0);
-  ASSERT_TRUE(orchestrator_->Create("r", recipe, false).ok());
+  ASSERT_TRUE(Create("r", recipe).ok());
   ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
   EXPECT_TRUE(services_->models().empty());
   const auto hashes = Hashes("r");
@@ -221,6 +221,20 @@ TEST_F(OrchestratorTest, CollectsOnlyWhatNothingRefersTo) {
   EXPECT_TRUE(store_->Path(base).ok());
   EXPECT_EQ(orchestrator_->CollectGarbage(request)->garbage_size(), 0);
 
+  // Candidates that were not chosen may go before the demonstrations that were.
+  request.mutable_candidates_age();
+  response = orchestrator_->CollectGarbage(request).value();
+  ASSERT_EQ(response.garbage_size(), 1);
+  EXPECT_EQ(response.garbage(0).name(), "artifacts/" + hashes.at("demonstrations/candidates"));
+  const std::string demonstration = "artifacts/" + hashes.at("demonstrations/demonstrations") + "/3";
+  const auto without_candidates = Lineage(*store_, demonstration, false);
+  ASSERT_TRUE(without_candidates.ok()) << without_candidates.status();
+  const auto is_gone = [&](const v1::LineageNode& node) {
+    return node.name() == response.garbage(0).name() && node.kind() == "source";
+  };
+  EXPECT_EQ(std::count_if(without_candidates->nodes().begin(), without_candidates->nodes().end(), is_gone),
+            1);
+
   request.mutable_min_age()->set_seconds(-1);
   EXPECT_EQ(orchestrator_->CollectGarbage(request).status().code(), absl::StatusCode::kInvalidArgument);
   request.mutable_min_age()->set_seconds(0);
@@ -237,7 +251,7 @@ TEST_F(OrchestratorTest, CollectsOnlyWhatNothingRefersTo) {
 TEST_F(OrchestratorTest, CollectsNothingNewWhileARunIsAtWork) {
   ASSERT_TRUE(Start().ok());
   services_->HoldJobs(true);
-  ASSERT_TRUE(orchestrator_->Create("r", ScriptedRecipe(7), false).ok());
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
   v1::CollectGarbageRequest request;
   request.mutable_min_age()->set_seconds(60);
   request.set_remove(true);
@@ -248,6 +262,7 @@ TEST_F(OrchestratorTest, CollectsNothingNewWhileARunIsAtWork) {
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
 }
 
+TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
   const auto hashes = UndisturbedHashes();
   const std::string prompts = "artifacts/" + hashes.at("prompts/prompts");
   const std::string responses = "artifacts/" + hashes.at("responses/responses");
@@ -255,9 +270,9 @@ TEST_F(OrchestratorTest, CollectsNothingNewWhileARunIsAtWork) {
   const std::string demonstrations = "artifacts/" + hashes.at("demonstrations/demonstrations");
 
   const auto back = Lineage(*store_, comparison, false).value();
-  const auto line = nlohmann::json::parse(back.front().json());
+  const auto line = nlohmann::json::parse(back.nodes(0).json());
   std::vector<std::string> names;
-  for (const v1::LineageNode& node : back) names.push_back(node.name());
+  for (const v1::LineageNode& node : back.nodes()) names.push_back(node.name());
   for (const char* const key : {"chosen_id", "rejected_id"}) {
     EXPECT_THAT(names, Contains(absl::StrCat(responses, "/", line.at(key).get<int64_t>())));
   }
@@ -265,14 +280,51 @@ TEST_F(OrchestratorTest, CollectsNothingNewWhileARunIsAtWork) {
 
   const auto player = Lineage(*store_, demonstrations + "/3", false).value();
   names.clear();
-  for (const v1::LineageNode& node : player) names.push_back(node.name());
+  for (const v1::LineageNode& node : player.nodes()) names.push_back(node.name());
   EXPECT_THAT(names, Contains("artifacts/" + hashes.at("reward_model/model")));
+  // All its candidates with their scores, the one chosen among them.
+  const v1::LineageNode& candidates = player.nodes(1);
+  EXPECT_EQ(candidates.kind(), "candidates");
+  EXPECT_EQ(player.nodes(0).input_roles(0), "prompt_id");
+  const auto shown = nlohmann::json::parse(player.nodes(0).json());
+  const auto turn = nlohmann::json::parse(candidates.json()).at("turns").at(0);
+  EXPECT_EQ(turn.at("candidates").size(), 4);
+  EXPECT_EQ(turn.at("candidates").at(turn.at("chosen").get<size_t>()).at("text"),
+            shown.at("messages").back().at("content"));
+  EXPECT_EQ(turn.at("candidates").at(turn.at("chosen").get<size_t>()).at("score"), shown.at("score"));
 
-  const int64_t prompt = nlohmann::json::parse(player.front().json()).at("prompt_id");
+  // How a response was sampled, so that it can be made again.
+  for (const v1::LineageNode& node : back.nodes()) {
+    if (node.kind() != "responses" || node.json().empty()) continue;
+    const auto response = nlohmann::json::parse(node.json());
+    const auto sampling = nlohmann::json::parse(node.sampling_json());
+    EXPECT_EQ(sampling.at("configuration").at("id"), response.at("config"));
+    EXPECT_EQ(sampling.at("sampling").at("seed"),
+              SampleSeed(7, "responses", response.at("config").get<std::string>(), response.at("prompt_id")));
+  }
+
+  // Page by page it is the same.
+  v1::GetLineageResponse paged;
+  std::string token = "0";
+  do {
+    const auto page = Lineage(*store_, demonstrations + "/3", false, std::stoll(token), 2).value();
+    EXPECT_LE(page.nodes_size(), 2);
+    paged.mutable_nodes()->MergeFrom(page.nodes());
+    token = page.next_page_token();
+  } while (!token.empty());
+  EXPECT_EQ(paged.SerializeAsString(), player.SerializeAsString());
+
+  const int64_t prompt = nlohmann::json::parse(player.nodes(0).json()).at("prompt_id");
   const auto onward = Lineage(*store_, absl::StrCat(prompts, "/", prompt), true).value();
   names.clear();
-  for (const v1::LineageNode& node : onward) names.push_back(node.name());
+  for (const v1::LineageNode& node : onward.nodes()) names.push_back(node.name());
   EXPECT_THAT(names, Contains(demonstrations + "/3"));
+  std::map<std::string, int> kinds;
+  for (const v1::LineageNode& node : onward.nodes()) ++kinds[node.kind()];
+  EXPECT_EQ(kinds["responses"], 3) << "one of each configuration";
+  EXPECT_GE(kinds["comparisons"] + kinds["dropped"], 1);
+  EXPECT_EQ(kinds["candidates"], 1);
+  EXPECT_GE(kinds["model"], 1) << "and the models that learned from them";
 
   EXPECT_EQ(Lineage(*store_, "artifacts/x/y", false).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Lineage(*store_, prompts + "/70", false).status().code(), absl::StatusCode::kNotFound);

@@ -5,6 +5,7 @@
 #include "common/base/status_macros.h"
 #include "common/storage/json_lines.h"
 #include "services/orchestrator/core/datasets.h"
+#include "services/orchestrator/core/prompt_traces.h"
 #include "services/orchestrator/core/stages.h"
 #include "services/orchestrator/report/report.h"
 
@@ -14,6 +15,7 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr size_t kSamples = 12;  // shown side by side
+constexpr size_t kTraces = 8;    // prompts followed through the stages
 
 // Tells what the run came to. It has times in it, so it is left beside the artifacts and is none.
 class ReportStage : public Stage {
@@ -31,6 +33,7 @@ class ReportStage : public Stage {
     ALMOST_RETURN_IF_ERROR(DescribeArtifacts(context, data));
     ALMOST_RETURN_IF_ERROR(DescribeCurves(context, data));
     ALMOST_RETURN_IF_ERROR(DescribeEvaluation(context, data));
+    ALMOST_ASSIGN_OR_RETURN(data["traces"], PromptTraces(context, kTraces));
     StageOutput output;
     output.run_files["report.html"] = RenderReport(data);
     output.summary_json = Summary(data).dump(2) + "\n";

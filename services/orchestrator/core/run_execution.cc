@@ -600,6 +600,11 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
         artifact.draft.inputs = identity->inputs;
         artifact.draft.numerics_id = identity->numerics_id;
       }
+      for (const auto& [name, digest] : published) {
+        const std::vector<std::string>& siblings = artifact.siblings;
+        if (std::find(siblings.begin(), siblings.end(), name) != siblings.end())
+          artifact.draft.inputs[name] = digest;
+      }
       artifact.draft.provenance = environment_.provenance;
       artifact.draft.provenance["time"] = absl::FormatTime(absl::Now(), absl::UTCTimeZone());
       ALMOST_ASSIGN_OR_RETURN(const Artifact made, store.Publish(artifact.draft));

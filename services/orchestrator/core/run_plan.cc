@@ -62,7 +62,7 @@ class PlanContext : public StageContext {
     bool all = true;
     for (const ModelNeed& need : stage.models()) {
       v1::PlannedModel& planned = *plan->add_models();
-      planned.set_id(need.stage.empty() ? need.recipe_model : need.stage);
+      planned.set_id(!need.stage.empty() ? need.stage : need.source.empty() ? need.recipe_model : need.role);
       planned.set_service(need.host == ModelHost::kGeneration ? "generation" : "reward");
       auto request = LoadRequest(need, recipe_, artifacts_);
       if (absl::IsFailedPrecondition(request.status())) {
@@ -80,9 +80,9 @@ class PlanContext : public StageContext {
       PlacedModel& placed = models_[need.role];
       placed = {request->name(),        model.digest(),       model.numerics_id(), "",
                 model.context_tokens(), model.prompt_format()};
-      if (need.stage.empty()) {
+      if (!need.recipe_model.empty()) {
         vanilla_[need.recipe_model] = model.digest();
-      } else {
+      } else if (!need.stage.empty()) {
         placed.artifact_digest = artifacts_.at(absl::StrCat(need.stage, "/model"));
       }
     }

@@ -119,6 +119,8 @@ struct StageArtifact {
   std::string name;
   ArtifactDraft draft;  // identity, stage_version and provenance are filled in
   std::string digest;   // when set: published already (by the trainer), and `draft` is unused
+  // Further inputs: artifacts of these names that come before it in the same output.
+  std::vector<std::string> siblings = {};
 };
 
 // What a stage leaves behind.

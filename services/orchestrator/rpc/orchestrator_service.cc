@@ -90,7 +90,7 @@ absl::StatusOr<v1::ListArtifactsResponse> Artifacts(const Orchestrator& orchestr
   return response;
 }
 
-// A file on disk that may be sent.
+// What may be sent: a file on disk, or contents.
 struct Readable {
   std::filesystem::path path;  // empty: contents
   LocalFolder folder;          // in which it is
