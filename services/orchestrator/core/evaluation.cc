@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_split.h"
 #include "common/base/random.h"
+#include "common/evaluation/benchmarks.h"
 #include "common/evaluation/statistics.h"
 
 namespace almost::orchestrator {
@@ -15,10 +16,6 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr double kClearDifference = 1.0;  // of the judge's 0 to 10
-
-ordered_json ToJson(const Estimate& estimate) {
-  return {{"value", estimate.value}, {"low", estimate.low}, {"high", estimate.high}, {"n", estimate.n}};
-}
 
 // 1 when the better answer has more of it, 1/2 when both have the same; nothing where one was not measured.
 std::optional<double> Picks(const ordered_json& better, const ordered_json& worse, const char* by) {

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
+#include "common/evaluation/benchmarks.h"
 #include "common/storage/json_lines.h"
 #include "common/text/prompt_format.h"
 #include "common/text/response_filter.h"
@@ -392,17 +393,15 @@ class EvaluationStage : public Stage {
     if (there.result().has_score_a()) (*match.a)["score"] = there.result().score_a();
     if (there.result().has_score_b()) (*match.b)["score"] = there.result().score_b();
     if (match.verdict_of == nullptr) return absl::OkStatus();
-    using judge::v1::Verdict;
-    const Verdict first = there.result().verdict(), second = back.result().verdict();
-    std::string verdict = "tie";
-    if (first == Verdict::VERDICT_UNPARSABLE || second == Verdict::VERDICT_UNPARSABLE) {
-      verdict = "unparsable";
-    } else if (first == Verdict::VERDICT_A && second == Verdict::VERDICT_B) {
-      verdict = "win";
-    } else if (first == Verdict::VERDICT_B && second == Verdict::VERDICT_A) {
-      verdict = "loss";
-    }
-    (*match.verdict_of)["verdicts"][match.name] = verdict;
+    const auto word = [](judge::v1::Verdict verdict, judge::v1::Verdict win, judge::v1::Verdict loss) {
+      return verdict == win                      ? "win"
+             : verdict == loss                   ? "loss"
+             : verdict == judge::v1::VERDICT_TIE ? "tie"
+                                                 : "unparsable";
+    };
+    const auto a = judge::v1::VERDICT_A, b = judge::v1::VERDICT_B;
+    (*match.verdict_of)["verdicts"][match.name] =
+        CombineOrders(word(there.result().verdict(), a, b), word(back.result().verdict(), b, a));
     return absl::OkStatus();
   }
 

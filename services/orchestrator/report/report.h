@@ -6,7 +6,7 @@
 
 namespace almost::orchestrator {
 
-// The run's report: one HTML page that needs no network and no other file. The page (report.html, compiled
+// The run's report: one HTML page that needs no network and no other file. The page (report.js, compiled
 // in) draws itself from `data`, which it carries as JSON; every section whose data is missing says so.
 //
 // Keys of `data`, all optional:
