@@ -14,21 +14,25 @@ namespace almost::orchestrator {
 
 using nlohmann::ordered_json;
 
+const ArtifactFile* DatasetFile(const Artifact& artifact) {
+  const ArtifactFile* plain = artifact.Find(absl::StrCat(artifact.kind, ".jsonl"));
+  return plain != nullptr ? plain : artifact.Find(absl::StrCat(artifact.kind, ".jsonl.gz"));
+}
+
 absl::StatusOr<std::string> DatasetText(ArtifactStore& store, const Artifact& artifact) {
-  const bool plain = artifact.files.size() == 1 && absl::EndsWith(artifact.files[0].path, ".jsonl");
-  const bool packed = artifact.files.size() == 1 && absl::EndsWith(artifact.files[0].path, ".jsonl.gz");
-  if (!plain && !packed) {
+  const ArtifactFile* file = DatasetFile(artifact);
+  if (file == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("artifacts/", artifact.digest, " is no dataset"));
   }
-  ALMOST_ASSIGN_OR_RETURN(std::string text, store.ReadFile(artifact.digest, artifact.files[0].path));
-  return packed ? Gunzip(text) : absl::StatusOr<std::string>(std::move(text));
+  ALMOST_ASSIGN_OR_RETURN(std::string text, store.ReadFile(artifact.digest, file->path));
+  return absl::EndsWith(file->path, ".gz") ? Gunzip(text) : absl::StatusOr<std::string>(std::move(text));
 }
 
 absl::Status ForEachInDataset(const StageContext& context, absl::string_view stage, absl::string_view name,
                               const std::function<absl::Status(const ordered_json&)>& use) {
   ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, context.Input(stage, name));
   ALMOST_ASSIGN_OR_RETURN(const std::string text, DatasetText(context.store(), artifact));
-  return ForEachJsonLine(artifact.files[0].path, text,
+  return ForEachJsonLine(DatasetFile(artifact)->path, text,
                          [&](int64_t, const ordered_json& line) { return use(line); });
 }
 

@@ -15,8 +15,9 @@
 // What stages read from one another and write for people.
 namespace almost::orchestrator {
 
-// The text of an artifact of one JSON Lines file, unpacked where it is compressed. kInvalidArgument: it is
-// none; kDataLoss: damaged.
+// A dataset's JSON Lines file, <kind>.jsonl or <kind>.jsonl.gz; null: the artifact is no dataset.
+const ArtifactFile* DatasetFile(const Artifact& artifact);
+// What it holds, unpacked where it is compressed. kInvalidArgument: no dataset; kDataLoss: damaged.
 absl::StatusOr<std::string> DatasetText(ArtifactStore& store, const Artifact& artifact);
 
 // Calls `use` for every line of the dataset that a stage published under `name`; stops at its first error.

@@ -160,7 +160,7 @@ class Graph {
       }
     } else {
       node.set_recipe_json(artifact.recipe.dump());
-      if (IsDataset(artifact)) {
+      if (DatasetFile(artifact) != nullptr) {
         ALMOST_ASSIGN_OR_RETURN(const Dataset* lines, Lines(artifact));
         node.set_num_lines(lines->size());
       }
@@ -203,12 +203,6 @@ class Graph {
   }
 
  private:
-  static bool IsDataset(const Artifact& artifact) {
-    return std::any_of(artifact.files.begin(), artifact.files.end(), [&](const ArtifactFile& file) {
-      return file.path == artifact.kind + ".jsonl" || file.path == artifact.kind + ".jsonl.gz";
-    });
-  }
-
   static void AddInput(v1::LineageNode& node, std::string name, const std::string& role) {
     node.add_inputs(std::move(name));
     node.add_input_roles(role);
@@ -235,7 +229,7 @@ class Graph {
     const auto known = datasets_.find(artifact.digest);
     if (known != datasets_.end()) return &known->second;
     std::string text;
-    if (IsDataset(artifact)) {
+    if (DatasetFile(artifact) != nullptr) {
       ALMOST_ASSIGN_OR_RETURN(text, DatasetText(store_, artifact));
     }
     return &datasets_.emplace(artifact.digest, Dataset(std::move(text))).first->second;

@@ -12,6 +12,7 @@
 #include "common/logging/logging.h"
 #include "common/logging/trace.h"
 #include "common/storage/env.h"
+#include "services/orchestrator/core/dataset_card.h"
 #include "services/orchestrator/core/item_runner.h"
 #include "services/orchestrator/core/stage_outcome.h"
 
@@ -604,6 +605,11 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
         const std::vector<std::string>& siblings = artifact.siblings;
         if (std::find(siblings.begin(), siblings.end(), name) != siblings.end())
           artifact.draft.inputs[name] = digest;
+      }
+      if (IsDataset(artifact.draft)) {
+        ALMOST_ASSIGN_OR_RETURN(
+            artifact.draft.files["README.md"],
+            DatasetCard(artifact.draft, std::string(stage.id()), output.figures, recipe_.dataset_license()));
       }
       artifact.draft.provenance = environment_.provenance;
       artifact.draft.provenance["time"] = absl::FormatTime(absl::Now(), absl::UTCTimeZone());

@@ -17,7 +17,8 @@
 #include "nlohmann/json.hpp"
 #include "services/orchestrator/core/retrying_services.h"
 
-// What the stages publish. A dataset is an artifact of one JSON Lines file, <name>.jsonl.
+// What the stages publish. A dataset is an artifact of one JSON Lines file, <name>.jsonl, beside which the
+// runner puts the dataset's card, README.md (dataset_card.h).
 //   stage           artifacts: lines
 //   prompts         prompts: {id, prompt}; dropped: {round, attempt, prompt, drop_reason}
 //   responses       responses: {id, prompt_id, config, response, finish_reason, num_tokens, bad_reason}

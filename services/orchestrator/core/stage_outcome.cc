@@ -65,6 +65,7 @@ std::string StageKey(const Stage& stage, const StageIdentity& identity, const v1
                       {"inputs", identity.inputs},
                       {"numerics_id", identity.numerics_id},
                       {"prompt_format", recipe.prompt_format()},
+                      {"dataset_license", recipe.dataset_license()},
                       {"models", models}};
   return Sha256(whole.dump());
 }

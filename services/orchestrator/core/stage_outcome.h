@@ -30,8 +30,8 @@ struct StageOutcome {
   static absl::StatusOr<StageOutcome> FromRecord(const OutcomeRecord& record);
 };
 
-// The hash under which a stage's outcome is known: of its identity, its version, the run's prompt format, and
-// the digest and numerics of its models by role. Stages of equal keys leave equal artifacts.
+// The hash under which a stage's outcome is known: of its identity, its version, the run's prompt format and
+// licence, and the digest and numerics of its models by role. Stages of equal keys leave equal artifacts.
 std::string StageKey(const Stage& stage, const StageIdentity& identity, const v1::Recipe& recipe,
                      const std::map<std::string, std::pair<std::string, std::string>>& models);
 
