@@ -37,6 +37,8 @@ int main(int argc, char** argv) {
   almost::cli::AddRuns(app, cli);
   almost::cli::AddArtifacts(app, cli);
   almost::cli::AddGenerate(app, cli);
+  almost::cli::AddEval(app, cli);
+  almost::cli::AddInspect(app, cli);
   almost::cli::AddTrain(app, cli);
   almost::cli::AddData(app, cli);
   almost::cli::AddWorld(app, cli);

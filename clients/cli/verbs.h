@@ -32,6 +32,8 @@ void AddRun(CLI::App& app, Cli& cli);
 void AddRuns(CLI::App& app, Cli& cli);
 void AddArtifacts(CLI::App& app, Cli& cli);
 void AddGenerate(CLI::App& app, Cli& cli);
+void AddEval(CLI::App& app, Cli& cli);
+void AddInspect(CLI::App& app, Cli& cli);
 void AddTrain(CLI::App& app, Cli& cli);
 void AddData(CLI::App& app, Cli& cli);
 void AddWorld(CLI::App& app, Cli& cli);
