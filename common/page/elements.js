@@ -224,12 +224,14 @@ function columnsOf(rows) {
 // A list to search, filter, sort and open. sort: {column, descending}; lead: the texts that a row shows; extra(row): what
 // stands beneath an open one.
 function rowBrowser({rows, columns, sort, lead, extra}) {
-  const ROW = 92;
+  const ROW = 96;
   let shown = rows, turn = 0, open = null;
   const count = h("span", {class: "soft small", role: "status"});
   const list = h("div", {class: "rows", tabindex: 0}), spacer = h("div", {}), detail = h("div", {class: "detail", hidden: ""});
   list.append(spacer);
-  const facts = row => [...columns.choices.keys(), ...columns.numbers].filter(name => row[name] !== undefined).map(name => `${words(name)} ${asText(row[name])}`).join(" · ");
+  const telling = [...columns.numbers, ...[...columns.choices].filter(([, values]) => values.length > 1).map(([name]) => name)];
+  if (sort) telling.sort((a, b) => (b === sort.column) - (a === sort.column));
+  const facts = row => telling.filter(name => row[name] !== undefined).map(name => `${words(name)} ${asText(row[name])}`).join(" · ");
   const show = row => {
     open = row;
     detail.hidden = false;

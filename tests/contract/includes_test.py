@@ -24,6 +24,7 @@ FORBIDDEN = {
     "common/storage": (TORCH, PROTO),
     "common/world": (TORCH, PROTO),
     "common/evaluation": (TORCH, PROTO),
+    "common/page": (TORCH, PROTO),
     "common/model": (PROTO,),
     "common/engine": (PROTO,),
     "common/training": (PROTO,),
