@@ -123,6 +123,7 @@ class Evaluation {
       out_["rm_versus"][name] = {
           {"difference", ToJson(PairedBootstrap(mixed.units["reward"], mixed.units[rule], settings_.bootstrap,
                                                 DeriveSeed(settings_.seed, "accuracy")))},
+          {"pairs", counts.only_a + counts.only_b + counts.both + counts.neither},
           {"only_rm_right", counts.only_a},
           {"only_other_right", counts.only_b},
           {"mcnemar_p", counts.p_value()}};

@@ -31,10 +31,10 @@ struct EvaluationSettings {
 // evaluation.json. Estimates are {value, low, high, n}. Keys are there when what they need was measured:
 //   rm_accuracy, rm_accuracy_length_only, rm_accuracy_likelihood   on pairs of different configurations
 //   rm_same_configuration: {rm, length_only, likelihood}           on pairs of the baseline's own candidates
-//   rm_versus: {length_only, likelihood: {difference, only_rm_right, only_other_right, mcnemar_p}}
-//     the paired comparison: difference of the accuracies, prompts drawn together; how many pairs only one of
-//     the two gets right (those that neither leaves undecided) with the exact p of McNemar's test, which takes
-//     pairs as independent although some share a prompt
+//   rm_versus: {length_only, likelihood: {difference, pairs, only_rm_right, only_other_right, mcnemar_p}}
+//     the paired comparison: difference of the accuracies, prompts drawn together; of the pairs that neither
+//     leaves undecided, how many only one of the two gets right, with the exact p of McNemar's test, which
+//     takes pairs as independent although some share a prompt
 //   rm_length_correlation
 //   win_rate_sft, win_rate_rl, win_rate_rl_over_sft with their counts in wins: {name: {win, tie, loss,
 //   unparsable}} and, where a fit exists, had lengths been equal: length_controlled: {name: estimate}

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-
 namespace almost::orchestrator {
 namespace {
 
@@ -44,7 +43,9 @@ TEST(EvaluateTest, CountsAsDefined) {
   EXPECT_DOUBLE_EQ(out["rm_same_configuration"]["rm"]["value"], 0.5);
   const ordered_json& versus = out["rm_versus"];
   EXPECT_DOUBLE_EQ(versus["length_only"]["difference"]["value"], 0.5);
-  EXPECT_EQ(versus["length_only"]["only_rm_right"], 1);  // of the other pair the reward model leaves undecided
+  EXPECT_EQ(versus["length_only"]["pairs"], 1);
+  EXPECT_EQ(versus["length_only"]["only_rm_right"],
+            1);  // of the other pair the reward model leaves undecided
   EXPECT_EQ(versus["length_only"]["only_other_right"], 0);
   EXPECT_EQ(versus["length_only"]["mcnemar_p"], 1);
   EXPECT_DOUBLE_EQ(versus["likelihood"]["difference"]["value"], -0.25);
