@@ -56,9 +56,9 @@ class Trainer:
         self.process = None
 
     def launch(self, binary, *arguments):
-        log = open(self.folder / f"{binary}.log", "ab")
-        return subprocess.Popen([BIN / binary, "--store", self.store, "--metrics_listen=127.0.0.1:0", *arguments], stdout=log,
-                                stderr=log, cwd=self.folder)
+        with open(self.folder / f"{binary}.log", "ab") as log:
+            return subprocess.Popen([BIN / binary, "--store", self.store, "--metrics_listen=127.0.0.1:0", *arguments],
+                                    stdout=log, stderr=log, cwd=self.folder)
 
     def start(self):
         self.process = self.launch("almost-trainer", f"--listen=127.0.0.1:{self.trainer_port}", "--model_root", self.folder)

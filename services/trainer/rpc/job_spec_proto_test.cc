@@ -19,6 +19,7 @@ class JobSpecProto : public testing::Test {
     fs::create_directories(root_ / "models" / "base");
     std::ofstream(root_ / "models" / "prompts.jsonl") << "{\"prompt\": \"a\"}\n";
     std::ofstream(root_ / "models" / "texts.jsonl") << "{\"text\": \"a\"}\n";
+    store_ = ArtifactStore::Open(root_ / "store").value();
   }
   ~JobSpecProto() override { fs::remove_all(root_); }
 
@@ -58,7 +59,7 @@ class JobSpecProto : public testing::Test {
   }
 
   const fs::path root_ = fs::path(testing::TempDir()) / ("job_spec_proto_test-" + std::to_string(getpid()));
-  const std::shared_ptr<ArtifactStore> store_ = ArtifactStore::Open(root_ / "store").value();
+  std::shared_ptr<ArtifactStore> store_;
 };
 
 TEST_F(JobSpecProto, GrpoIsPpoWithGroupsAndWithoutAValueFunction) {
