@@ -309,7 +309,8 @@ TEST(ScoreSequences, AreTheSameBitsForEveryBatchOrderCacheAndChunk) {
   }
 }
 
-// What the cache takes is its keys and values, and what it takes is resident: 64 MB written, within 2 %.
+// What the cache takes is its keys and values, and what it takes is resident: 256 MB written, within 2 % (huge
+// pages at both ends are up to 1.6 %).
 TEST(KvCacheTest, ATokenTakesTheMemoryOfItsKeysAndValues) {
 #ifdef __SANITIZE_THREAD__
   GTEST_SKIP() << "ThreadSanitizer's own memory grows with ours";
@@ -323,7 +324,7 @@ TEST(KvCacheTest, ATokenTakesTheMemoryOfItsKeysAndValues) {
     file >> total >> resident;
     return resident * 4096;
   };
-  const int num_blocks = static_cast<int>((64 << 20) / KvCache::BlockBytes(c));
+  const int num_blocks = static_cast<int>((256 << 20) / KvCache::BlockBytes(c));
   KvCache cache(c, num_blocks + 1);
   const int64_t before = resident_bytes();
   for (int block = 1; block <= num_blocks; ++block) cache.Copy(0, block);
