@@ -246,7 +246,7 @@ class StubReward final : public reward::v1::RewardService::Service {
     const absl::MutexLock lock(&one_at_a_time_);
     absl::SleepFor(absl::Milliseconds(1) * request->items_size());
     scored_ += request->items_size();
-    return Answer(scripted_.Score({}, *request), response);
+    return Answer(scripted_.Score({}, *request, ""), response);
   }
   grpc::Status LoadModel(grpc::ServerContext*, const types::v1::LoadModelRequest* request,
                          types::v1::Model* response) override {
