@@ -17,7 +17,7 @@ import unittest
 
 from suite import BIN, SOURCE, Failed
 
-STEPS = 30
+STEPS = 400  # some seconds: a rank is to die before they are over
 
 
 def free_port():
