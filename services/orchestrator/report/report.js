@@ -45,7 +45,8 @@ function headline() {
 }
 const costs = ["prompt_tokens", "generated_tokens", "scored_items", "judged_items", "trained_tokens"];
 function costWords(cost) {
-  return costs.filter(name => cost[name]).map(name => `${number(cost[name])} ${words(name)}`).join(" · ");
+  const count = x => x < 1e4 ? number(x) : x < 1e6 ? `${(x / 1e3).toFixed(0)}\u00a0k` : `${+(x / 1e6).toPrecision(3)}\u00a0M`;
+  return costs.filter(name => cost[name]).map(name => `${count(cost[name])} ${words(name)}`).join(" · ");
 }
 function pipeline() {
   if (!stages.length) return "This run has no stages.";
