@@ -18,6 +18,7 @@
 #include "services/trainer/torch/rendezvous.h"
 #include "services/trainer/torch/runtime.h"
 #include "services/trainer/torch/train.h"
+#include "services/trainer/torch/workers.h"
 
 // Several processes that train one job over Gloo on loopback. Every rank is a child of the test.
 namespace almost::trainer {
@@ -309,6 +310,21 @@ TEST_F(RanksTest, AnErrorOfOneRankEndsTheAttemptOfAll) {
   std::get<SftSpec>(specs[1].kind).dataset = root_ / "nowhere.jsonl";
   EXPECT_THAT(Run(specs, "job", {}),
               testing::ElementsAre(kLost, static_cast<int>(absl::StatusCode::kNotFound)));
+}
+
+TEST(WorkersTest, StartTogetherInAChildOfAProcessThatHasComputed) {
+  at::set_num_threads(1);
+  for (int child = 0; child < 50; ++child) {
+    const pid_t pid = fork();
+    if (pid == 0) {
+      Workers workers(8);
+      workers.Run([](int) {});
+      _exit(0);
+    }
+    int status = -1;
+    waitpid(pid, &status, 0);
+    ASSERT_EQ(status, 0) << "child " << child;
+  }
 }
 
 TEST(ShareOutTest, RanksHoldAboutEquallyMuch) {
