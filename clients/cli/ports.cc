@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <random>
 
 #include "absl/strings/str_cat.h"
 
@@ -35,7 +36,17 @@ absl::StatusOr<int> Bind(int port) {
 
 }  // namespace
 
-absl::StatusOr<int> FreePort() { return Bind(0); }
+absl::StatusOr<int> FreePort() {
+  // Beneath the ports that the kernel gives to outgoing connections (ip_local_port_range, from 32768 on): one of
+  // those could be taken by anybody's connection while a service is being restarted.
+  std::random_device random;
+  std::uniform_int_distribution<int> ports(20000, 32767);
+  for (int attempt = 0; attempt < 1000; ++attempt) {
+    const absl::StatusOr<int> port = Bind(ports(random));
+    if (port.ok()) return port;
+  }
+  return absl::ResourceExhaustedError("no port of 127.0.0.1 between 20000 and 32767 is free");
+}
 
 absl::Status CheckPortFree(int port) { return Bind(port).status(); }
 

@@ -11,8 +11,8 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
+import sys
 import tempfile
 import unittest
 import urllib.request
@@ -20,6 +20,9 @@ import urllib.request
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/integration"))
+from ports import free_port  # noqa: E402
+
 K8S = ROOT / "k8s"
 BIN = pathlib.Path(os.environ["ALMOST_BINARY_DIR"]) / "bin"
 TOOLS = pathlib.Path(os.environ["TOOLS"])  # deploy/setup --full
@@ -384,9 +387,7 @@ class Manifests(unittest.TestCase):
     def test_the_ranks_start_and_stop_as_the_job_has_them(self):
         (job,) = of_kind(parsed()["base+training-nodes"], "Job")
         container = pod(job)["containers"][0]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
             for rank in range(job["spec"]["completions"]):
                 environment = {"RANK": str(rank), "WORLD_SIZE": str(job["spec"]["completions"]), "MASTER_ADDR": "127.0.0.1",

@@ -2,12 +2,12 @@
 
 import json
 import pathlib
-import socket
 import subprocess
 import tempfile
 import time
 import unittest
 
+from ports import free_port
 from suite import BIN, SOURCE
 
 
@@ -56,9 +56,7 @@ class Cli(unittest.TestCase):
         (self.path / "san").write_text("subjectAltName=DNS:localhost\n")
         for name in ("server", "client"):
             openssl(f"x509 -req -in {name}.pem -CA ca.pem -CAkey ca.key -CAcreateserial -extfile san -out {name}.pem")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         reward = subprocess.Popen([BIN / "almost-reward", f"--listen=127.0.0.1:{port}", "--metrics_listen=127.0.0.1:0",
                                    "--tls_cert=server.pem", "--tls_key=server.key", "--tls_client_ca=ca.pem"], cwd=self.path,
                                   stderr=subprocess.DEVNULL)

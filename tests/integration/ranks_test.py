@@ -8,22 +8,16 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 import time
 import unittest
 
+from ports import free_port
 from suite import BIN, SOURCE, Failed
 
 STEPS = 400  # some seconds: a rank is to die before they are over
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Rank:

@@ -18,10 +18,11 @@ import unittest
 import urllib.error
 import urllib.request
 
+from ports import free_port
 from suite import BIN, SMOKE, SOURCE, Suite
 
 sys.path.insert(0, str(SOURCE / "tests/robustness"))
-from faulting_proxy import FaultingProxy, free_port
+from faulting_proxy import FaultingProxy
 
 KEY, SECRET = "test-key", "test-secret"
 

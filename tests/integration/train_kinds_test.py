@@ -9,12 +9,12 @@ import os
 import pathlib
 import pty
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 import unittest
 
+from ports import free_port
 from suite import BIN, SOURCE, Suite
 
 os.environ.update(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
@@ -84,9 +84,7 @@ class TrainKinds(unittest.TestCase):
         shutil.copytree(SOURCE / "common/world/models/S", cls.folder / "S")
         cls.suite = cls.enterClassContext(Suite(model_root=cls.folder))
         cls.train("reward_model")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            cls.reward = f"127.0.0.1:{free.getsockname()[1]}"
+        cls.reward = f"127.0.0.1:{free_port()}"
         scorer = subprocess.Popen([BIN / "almost-reward", f"--listen={cls.reward}", "--metrics_listen=127.0.0.1:0",
                                    "--model_root", cls.folder, "--load", "RM=out-reward_model"], stderr=subprocess.DEVNULL)
         cls.addClassCleanup(scorer.wait, 60)

@@ -17,7 +17,8 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
-from faulting_proxy import FaultingProxy, free_port
+from faulting_proxy import FaultingProxy
+from ports import free_port
 from suite import BIN, SOURCE, Failed, Suite
 
 FAULTS = pathlib.Path(os.environ["ALMOST_BINARY_DIR"]) / "bin/libfaulting_system.so"

@@ -7,12 +7,6 @@ import threading
 import time
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class FaultingProxy:
     """Listens on a free port of loopback until close()."""
 

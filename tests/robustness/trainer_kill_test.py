@@ -14,7 +14,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,16 +21,13 @@ import time
 import unittest
 
 SOURCE = pathlib.Path(os.environ["ALMOST_SOURCE_DIR"])
+sys.path.insert(0, str(SOURCE / "tests/integration"))
+from ports import free_port  # noqa: E402
+
 BIN = pathlib.Path(os.environ["ALMOST_BINARY_DIR"]) / "bin"
 OPTIONS = argparse.Namespace(kills=6, seed=1)
 OPTIMIZER = {"learning_rate": 5e-4, "schedule": "SCHEDULE_LINEAR", "max_grad_norm": 1}
 PATIENCE = 60  # seconds
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def write_data(folder):

@@ -1,0 +1,20 @@
+"""A port for a server that a test starts, and may start again."""
+
+import random
+import socket
+
+# Beneath the ports that the kernel gives to outgoing connections (ip_local_port_range, from 32768 on): one of those could be
+# taken by anybody's connection while the server is being restarted.
+_PORTS = range(20000, 32768)
+
+
+def free_port():
+    """A TCP port of 127.0.0.1 that nothing listens on now."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
