@@ -73,10 +73,11 @@ struct Vector8 {
 #ifdef __AVX512F__
 struct Vector16 {
   static constexpr int kWidth = 16;
-  // Of 32 registers: 24 sums. Eight are the least that hide a multiply-add's latency.
+  // Of 32 registers: 24 sums. Eight are the least that hide a multiply-add's latency; a single row waits for
+  // memory instead, which four streams use best.
   static constexpr int kTileSums = 24;
   static constexpr int kTileRows = 8;
-  static constexpr int PanelsAtOnce(int rows) { return rows <= 2 ? 8 : rows <= 5 ? 4 : 3; }
+  static constexpr int PanelsAtOnce(int rows) { return rows == 1 ? 4 : rows == 2 ? 8 : rows <= 5 ? 4 : 3; }
 
   __m512 v;
 

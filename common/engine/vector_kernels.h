@@ -68,6 +68,10 @@ struct Tile {
   template <typename W>
   void Add(const float* x, size_t x_stride, const W* const (&w)[VECTORS], size_t w_stride, int count) {
     for (int k = 0; k < count; ++k) {
+      if constexpr (ROWS == 1 && sizeof(W) == 2) {
+        // At half a cache line a step, the processor does not run ahead far enough by itself.
+        for (int c = 0; c < VECTORS; ++c) __builtin_prefetch(w[c] + (k + 32) * w_stride);
+      }
       V weights[VECTORS];
       for (int c = 0; c < VECTORS; ++c) weights[c] = LoadWeights<V>(w[c] + k * w_stride);
       for (int r = 0; r < ROWS; ++r) {
@@ -265,8 +269,10 @@ class VectorKernels final : public Kernels {
   template <typename W>
   static void MultiplyPanels(const Product& p, int first_panel, int num_panels) {
     const int whole_end = std::min(first_panel + num_panels, p.weight.num_outputs() / kPanel);
-    for (int begin = 0; begin < p.weight.num_inputs(); begin += kInputBlock) {
-      const int end = std::min(p.weight.num_inputs(), begin + kInputBlock);
+    // One row stays in the cache as it is, and whole panels are what memory streams best.
+    const int block = p.rows == 1 ? p.weight.num_inputs() : kInputBlock;
+    for (int begin = 0; begin < p.weight.num_inputs(); begin += block) {
+      const int end = std::min(p.weight.num_inputs(), begin + block);
       WithConstant<V::kTileRows>(std::min(p.rows, V::kTileRows), [&]<int ROWS>() {
         constexpr int kPanels = V::PanelsAtOnce(ROWS);
         int panel = first_panel;
