@@ -17,7 +17,8 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr absl::string_view kStateNames[] = {"queued", "running", "succeeded", "failed", "cancelled"};
+constexpr absl::string_view kStateNames[] = {"queued",    "running", "paused",
+                                             "succeeded", "failed",  "cancelled"};
 
 json ErrorToJson(const absl::Status& error) {
   return {{"code", static_cast<int>(error.code())}, {"message", std::string(error.message())}};
@@ -174,20 +175,43 @@ std::vector<JobRecord> JobQueue::List() const {
   return records;
 }
 
-absl::StatusOr<JobRecord> JobQueue::Cancel(absl::string_view id) {
+absl::StatusOr<JobRecord> JobQueue::Cancel(absl::string_view id) { return Stop(id, JobState::kCancelled); }
+
+absl::StatusOr<JobRecord> JobQueue::Pause(absl::string_view id) { return Stop(id, JobState::kPaused); }
+
+absl::StatusOr<JobRecord> JobQueue::Stop(absl::string_view id, JobState state) {
   absl::MutexLock lock(&mutex_);
   const auto found = jobs_.find(std::string(id));
   if (found == jobs_.end()) return absl::NotFoundError(absl::StrCat("no job jobs/", id));
   Job& job = found->second;
-  if (HasEnded(job.record.state)) return job.record;
-  job.cancel_requested = true;
-  job.stop.request_stop();
-  if (job.record.state == JobState::kQueued) {
-    job.record.state = JobState::kCancelled;
-    job.record.end_time = absl::Now();
-    ALMOST_RETURN_IF_ERROR(Record(job));
+  if (HasEnded(job.record.state) || job.record.state == state) return job.record;
+  if (job.record.state == JobState::kRunning) {
+    job.stops_as = std::max(job.stops_as, state);
+    job.stop.request_stop();
+    return job.record;
   }
+  job.record.state = state;
+  if (HasEnded(state)) job.record.end_time = absl::Now();
+  ALMOST_RETURN_IF_ERROR(Record(job));
+  if (HasEnded(state)) RemoveWork(id);
   return job.record;
+}
+
+absl::StatusOr<JobRecord> JobQueue::Resume(absl::string_view id) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = jobs_.find(std::string(id));
+  if (found == jobs_.end()) return absl::NotFoundError(absl::StrCat("no job jobs/", id));
+  Job& job = found->second;
+  if (job.stops_as == JobState::kPaused) job.stops_as = JobState::kQueued;  // it has not stopped yet
+  if (job.record.state != JobState::kPaused) return job.record;
+  job.record.state = JobState::kQueued;
+  ALMOST_RETURN_IF_ERROR(Record(job));
+  return job.record;
+}
+
+void JobQueue::RemoveWork(absl::string_view id) const {
+  std::error_code ignored;
+  fs::remove_all(root_ / std::string(id) / "work", ignored);
 }
 
 absl::StatusOr<std::vector<JobEvent>> JobQueue::Events(absl::string_view id, int64_t after_sequence,
@@ -275,6 +299,9 @@ void JobQueue::RunJob(const std::string& id) {
   {
     absl::MutexLock lock(&mutex_);
     Job& job = jobs_.find(id)->second;
+    if (shutting_down_ || job.record.state != JobState::kQueued) return;
+    job.stop = std::stop_source();
+    job.stops_as = JobState::kQueued;
     job.record.state = JobState::kRunning;
     recorded = Record(job);
     context.id = id;
@@ -295,15 +322,16 @@ void JobQueue::RunJob(const std::string& id) {
     job.record.state = JobState::kSucceeded;
     job.record.output_digest = trained->output_digest;
     job.record.numerics_id = trained->numerics_id;
-  } else if (job.cancel_requested) {
+  } else if (job.stops_as == JobState::kCancelled) {
     job.record.state = JobState::kCancelled;
-  } else if (shutting_down_ && absl::IsCancelled(trained.status())) {
-    return;  // the next Open goes on from the checkpoint
+  } else if (absl::IsCancelled(trained.status()) && job.stop.stop_requested()) {
+    if (job.stops_as == JobState::kQueued && shutting_down_) return;  // the next Open goes on
+    job.record.state = job.stops_as;
   } else {
     job.record.state = JobState::kFailed;
     job.record.error = trained.status();
   }
-  job.record.end_time = absl::Now();
+  if (HasEnded(job.record.state)) job.record.end_time = absl::Now();
   if (const absl::Status status = Record(job); !status.ok()) {
     // The end could not be written (a full disk): the job is reported failed now and taken up again after a
     // restart.
@@ -316,8 +344,7 @@ void JobQueue::RunJob(const std::string& id) {
     job.events.push_back(std::move(event));
     return;
   }
-  std::error_code ignored;
-  std::filesystem::remove_all(root_ / id / "work", ignored);
+  if (HasEnded(job.record.state)) RemoveWork(id);
 }
 
 }  // namespace almost::trainer

@@ -24,7 +24,7 @@
 //   work/         the training function's own: checkpoints, data on the way
 namespace almost::trainer {
 
-enum class JobState { kQueued, kRunning, kSucceeded, kFailed, kCancelled };
+enum class JobState { kQueued, kRunning, kPaused, kSucceeded, kFailed, kCancelled };
 
 // "queued", "running", ….
 absl::string_view JobStateName(JobState state);
@@ -96,6 +96,11 @@ class JobQueue {
   std::vector<JobRecord> List() const;
   // A queued job ends at once, a running one after its step. Harmless on one that has ended.
   absl::StatusOr<JobRecord> Cancel(absl::string_view id);
+  // The same, but it keeps what it has done, and is kPaused until Resume, also over restarts. Harmless on one
+  // that has ended.
+  absl::StatusOr<JobRecord> Pause(absl::string_view id);
+  // A paused job waits in the queue again. Harmless on any other.
+  absl::StatusOr<JobRecord> Resume(absl::string_view id);
   // Events after `after_sequence`; waits up to `timeout` for the first. Empty when none came.
   absl::StatusOr<std::vector<JobEvent>> Events(absl::string_view id, int64_t after_sequence,
                                                absl::Duration timeout) const;
@@ -105,18 +110,22 @@ class JobQueue {
     JobRecord record;
     std::vector<JobEvent> events;
     std::stop_source stop;
-    bool cancel_requested = false;
+    // What it becomes if it runs and `stop` ends it; kQueued: nobody asked, or has changed his mind since.
+    JobState stops_as = JobState::kQueued;
   };
 
   JobQueue(std::filesystem::path root, TrainFunction train)
       : root_(std::move(root)), train_(std::move(train)) {}
   absl::Status Recover();
+  // `state` is kPaused or kCancelled.
+  absl::StatusOr<JobRecord> Stop(absl::string_view id, JobState state);
   void Run(const std::stop_token& shutdown);
   void RunJob(const std::string& id);
   // Takes over `record`'s state with an event; durable when it returns OK.
   absl::Status Record(Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Report(const std::string& id, int64_t step, int64_t num_steps,
               const std::map<std::string, double>& metrics);
+  void RemoveWork(absl::string_view id) const;
   std::string NextQueued() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   const std::filesystem::path root_;

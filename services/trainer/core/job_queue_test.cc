@@ -162,6 +162,65 @@ TEST_F(JobQueueTest, CancelsAQueuedJobAtOnceAndARunningOneAfterItsStep) {
   EXPECT_EQ(WaitForEnd(*queue, "running").state, JobState::kCancelled);
 }
 
+TEST_F(JobQueueTest, APausedJobLeavesTheDeviceAndGoesOnFromItsCheckpoint) {
+  absl::Notification started;
+  const auto train = [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+    if (context.id != "job" || fs::exists(context.work_folder / "checkpoint")) return ThreeSteps(context);
+    started.Notify();
+    WaitForStop(context.stop);
+    std::ofstream(context.work_folder / "checkpoint") << "step 1";
+    return absl::CancelledError("stopped");
+  };
+  const auto wait_for = [](const JobQueue& queue, JobState state) {
+    for (int64_t seen = 0;;) {
+      const auto events = queue.Events("job", seen, absl::Seconds(20)).value();
+      ASSERT_FALSE(events.empty()) << "no event for 20 s";
+      seen = events.back().sequence;
+      if (events.back().state == state) return;
+    }
+  };
+  {
+    auto queue = *JobQueue::Open(root_, train);
+    ASSERT_TRUE(queue->Create("job", "spec").ok());
+    started.WaitForNotification();
+    ASSERT_TRUE(queue->Create("waits", "spec").ok());
+    EXPECT_EQ(queue->Pause("waits")->state, JobState::kPaused);
+    ASSERT_TRUE(queue->Pause("job").ok());
+    wait_for(*queue, JobState::kPaused);
+    ASSERT_TRUE(queue->Create("other", "spec").ok());
+    EXPECT_EQ(WaitForEnd(*queue, "other").state, JobState::kSucceeded);
+    EXPECT_EQ(queue->Pause("other")->state, JobState::kSucceeded);
+    EXPECT_EQ(queue->Pause("none").status().code(), absl::StatusCode::kNotFound);
+  }
+  auto queue = *JobQueue::Open(root_, train);
+  EXPECT_EQ(queue->Get("job")->state, JobState::kPaused);
+  EXPECT_EQ(queue->Get("waits")->state, JobState::kPaused);
+  EXPECT_EQ(queue->Cancel("waits")->state, JobState::kCancelled);
+  EXPECT_EQ(queue->Resume("waits")->state, JobState::kCancelled);
+  EXPECT_EQ(queue->Resume("none").status().code(), absl::StatusCode::kNotFound);
+  ASSERT_TRUE(queue->Resume("job").ok());
+  EXPECT_EQ(WaitForEnd(*queue, "job").state, JobState::kSucceeded);
+}
+
+TEST_F(JobQueueTest, AJobResumedBeforeItHasStoppedGoesOn) {
+  absl::Notification started;
+  absl::Notification resumed;
+  std::atomic<int> attempts{0};
+  auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+    if (++attempts > 1) return ThreeSteps(context);
+    started.Notify();
+    resumed.WaitForNotification();
+    return absl::CancelledError("stopped");
+  });
+  ASSERT_TRUE(queue->Create("job", "spec").ok());
+  started.WaitForNotification();
+  EXPECT_EQ(queue->Pause("job")->state, JobState::kRunning);
+  EXPECT_EQ(queue->Resume("job")->state, JobState::kRunning);
+  resumed.Notify();
+  EXPECT_EQ(WaitForEnd(*queue, "job").state, JobState::kSucceeded);
+  EXPECT_EQ(attempts, 2);
+}
+
 TEST_F(JobQueueTest, AFailureKeepsItsReason) {
   auto queue = *JobQueue::Open(root_, [](const JobContext&) -> absl::StatusOr<TrainedModel> {
     return absl::InvalidArgumentError("dataset: holds no line");

@@ -39,7 +39,23 @@ std::string SpecBytes(const v1::JobSpec& spec) {
   return bytes;
 }
 
-v1::JobState ToProtoState(JobState state) { return static_cast<v1::JobState>(static_cast<int>(state) + 1); }
+v1::JobState ToProtoState(JobState state) {
+  switch (state) {
+    case JobState::kQueued:
+      return v1::JOB_STATE_QUEUED;
+    case JobState::kRunning:
+      return v1::JOB_STATE_RUNNING;
+    case JobState::kPaused:
+      return v1::JOB_STATE_PAUSED;
+    case JobState::kSucceeded:
+      return v1::JOB_STATE_SUCCEEDED;
+    case JobState::kFailed:
+      return v1::JOB_STATE_FAILED;
+    case JobState::kCancelled:
+      return v1::JOB_STATE_CANCELLED;
+  }
+  return v1::JOB_STATE_UNSPECIFIED;
+}
 
 google::protobuf::Timestamp ToTimestamp(absl::Time time) {
   google::protobuf::Timestamp proto;
@@ -135,6 +151,20 @@ grpc::Status TrainerService::CancelJob(grpc::ServerContext*, const v1::CancelJob
   const auto id = JobId(request->name());
   if (!id.ok()) return ToGrpc(id.status());
   return Answer(ToProtoJob(jobs_.Cancel(*id)), response);
+}
+
+grpc::Status TrainerService::PauseJob(grpc::ServerContext*, const v1::PauseJobRequest* request,
+                                      v1::Job* response) {
+  const auto id = JobId(request->name());
+  if (!id.ok()) return ToGrpc(id.status());
+  return Answer(ToProtoJob(jobs_.Pause(*id)), response);
+}
+
+grpc::Status TrainerService::ResumeJob(grpc::ServerContext*, const v1::ResumeJobRequest* request,
+                                       v1::Job* response) {
+  const auto id = JobId(request->name());
+  if (!id.ok()) return ToGrpc(id.status());
+  return Answer(ToProtoJob(jobs_.Resume(*id)), response);
 }
 
 grpc::Status TrainerService::WatchJob(grpc::ServerContext* context, const v1::WatchJobRequest* request,
