@@ -17,9 +17,9 @@ namespace {
 
 namespace pb = almost::orchestrator::v1;
 
+// Whether no event will come unless somebody resumes the run.
 bool Ended(pb::RunState state) {
-  return state == pb::RUN_STATE_SUCCEEDED || state == pb::RUN_STATE_FAILED ||
-         state == pb::RUN_STATE_CANCELLED;
+  return state != pb::RUN_STATE_RUNNING && state != pb::RUN_STATE_PAUSED;
 }
 
 // What a person watches while a stage is at work, in order of preference.

@@ -91,7 +91,7 @@ absl::Status Delete(const Cli& cli, const std::string& id) {
 }  // namespace
 
 void AddRuns(CLI::App& app, Cli& cli) {
-  CLI::App* runs = app.add_subcommand("runs", "Runs: list, show, watch, cancel, resume, delete");
+  CLI::App* runs = app.add_subcommand("runs", "Runs: list, show, watch, pause, cancel, resume, delete");
   runs->require_subcommand(1);
   auto id = std::make_shared<std::string>();
   const auto verb = [&](const char* name, const char* help, std::function<absl::Status()> action) {
@@ -104,11 +104,13 @@ void AddRuns(CLI::App& app, Cli& cli) {
   with_id(verb("show", "One run with its stages and figures",
                [&cli, id] { return OneRun(cli, *id, &Stub::GetRun); }));
   with_id(verb("watch", "Follows a run until it ends", [&cli, id] { return Watch(cli, *id); }));
-  with_id(verb("cancel", "Stops a run; it can be resumed",
+  with_id(verb("pause", "Stops a run for now; it keeps all it has done, training jobs at a checkpoint",
+               [&cli, id] { return OneRun(cli, *id, &Stub::PauseRun); }));
+  with_id(verb("cancel", "Stops a run; it can be resumed, a training job under way from its beginning",
                [&cli, id] { return OneRun(cli, *id, &Stub::CancelRun); }));
   with_id(verb("delete", "Forgets a run that has ended, and its folder in the store",
                [&cli, id] { return Delete(cli, *id); }));
-  with_id(verb("resume", "Goes on with a failed or cancelled run",
+  with_id(verb("resume", "Goes on with a failed, cancelled or paused run",
                [&cli, id] { return OneRun(cli, *id, &Stub::ResumeRun); }));
 }
 

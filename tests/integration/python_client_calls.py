@@ -132,6 +132,8 @@ class EveryMethod(unittest.TestCase):
         self.assertIn("prompts", {node.stage for node in (await do(orchestrator.get_lineage, rm.name)).nodes})
         recipe.seed = 99
         other = await do(orchestrator.create_run, f"{name}-other", recipe)
+        self.assertEqual((await do(orchestrator.pause_run, other.name)).state, orchestrator_pb2.RUN_STATE_PAUSED_BY_USER)
+        self.assertEqual((await do(orchestrator.resume_run, other.name)).state, orchestrator_pb2.RUN_STATE_RUNNING)
         other = await do(orchestrator.cancel_run, other.name)
         self.assertEqual(other.state, orchestrator_pb2.RUN_STATE_CANCELLED)
         self.assertEqual((await do(orchestrator.resume_run, other.name)).state, orchestrator_pb2.RUN_STATE_RUNNING)
@@ -171,7 +173,8 @@ class EveryMethod(unittest.TestCase):
         job = await do(suite.trainer.create_job, f"{name}-job", spec)
         self.assertEqual((await do(suite.trainer.watch_job, job.name))[-1].state, trainer_pb2.JOB_STATE_SUCCEEDED)
         job = await do(suite.trainer.get_job, job.name)
-        self.assertEqual(job, await do(suite.trainer.cancel_job, job.name))  # harmless when it has ended
+        for end in (suite.trainer.cancel_job, suite.trainer.pause_job, suite.trainer.resume_job):
+            self.assertEqual(job, await do(end, job.name))  # harmless when it has ended
         self.assertIn(job.name, [each.name for each in await do(suite.trainer.list_jobs)])
 
         # Judge.

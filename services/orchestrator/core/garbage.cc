@@ -1,7 +1,6 @@
 #include "services/orchestrator/core/garbage.h"
 
 #include <optional>
-#include <regex>
 #include <set>
 #include <string>
 #include <vector>
@@ -10,6 +9,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "common/base/status_macros.h"
+#include "services/orchestrator/core/run_jobs.h"
 
 namespace almost::orchestrator {
 namespace {
@@ -17,26 +17,14 @@ namespace {
 constexpr absl::Duration kDefaultAge = absl::Hours(24);
 constexpr absl::Duration kLeastAgeAtWork = absl::Hours(1);
 constexpr int64_t kPage = 100;
-// Of a run's id, the part that its jobs' ids begin with: training_stage.cc has the whole form.
-constexpr size_t kRunInJobId = 80;
 
 // Adds the digest that a source names, if it is an artifact.
 void AddSource(absl::string_view source, std::set<std::string>& keep) {
   if (absl::ConsumePrefix(&source, "artifacts/")) keep.insert(std::string(source));
 }
 
-bool HasEnded(trainer::v1::JobState state) {
-  return state == trainer::v1::JOB_STATE_SUCCEEDED || state == trainer::v1::JOB_STATE_FAILED ||
-         state == trainer::v1::JOB_STATE_CANCELLED;
-}
-
-// The run (as much of its id as fits) whose training stage created the job <run>-<stage>-<12 hex
-// digits>-<number>.
-std::optional<std::string> RunOfJob(const std::string& name) {
-  static const std::regex form("jobs/(.*)-(reward_model|sft|rl)-[0-9a-f]{12}-[0-9]+");
-  std::smatch parts;
-  if (!std::regex_match(name, parts, form)) return std::nullopt;
-  return parts[1].str();
+bool IsAtWork(trainer::v1::JobState state) {
+  return state == trainer::v1::JOB_STATE_QUEUED || state == trainer::v1::JOB_STATE_RUNNING;
 }
 
 // The ids of all runs, and whether one is at work.
@@ -55,16 +43,15 @@ absl::Status AddRuns(Journal& journal, std::set<std::string>& ids, bool& at_work
 absl::Status AddJobs(Services& services, const std::set<std::string>& runs, std::set<std::string>& keep,
                      bool& at_work) {
   std::set<std::string> prefixes;
-  for (const std::string& run : runs) prefixes.insert(run.substr(0, kRunInJobId));
+  for (const std::string& run : runs) prefixes.insert(RunInJobId(run));
   trainer::v1::ListJobsRequest request;
   do {
     ALMOST_ASSIGN_OR_RETURN(const trainer::v1::ListJobsResponse page,
                             services.ListJobs({absl::Seconds(30), {}}, request));
     for (const trainer::v1::Job& job : page.jobs()) {
-      const bool ended = HasEnded(job.state());
-      at_work = at_work || !ended;
+      at_work = at_work || IsAtWork(job.state());
       const std::optional<std::string> run = RunOfJob(job.name());
-      if (ended && run.has_value() && !prefixes.contains(*run)) continue;  // its run was deleted
+      if (!IsAtWork(job.state()) && run.has_value() && !prefixes.contains(*run)) continue;  // its run was deleted
       if (!job.output_digest().empty()) keep.insert(job.output_digest());
       AddSource(job.spec().base_model(), keep);
       AddSource(job.spec().sft().dataset(), keep);

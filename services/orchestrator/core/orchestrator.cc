@@ -12,12 +12,13 @@
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "services/orchestrator/core/garbage.h"
+#include "services/orchestrator/core/run_jobs.h"
 #include "services/orchestrator/core/run_plan.h"
 
 namespace almost::orchestrator {
 namespace {
 
-constexpr absl::Duration kCancelWait = absl::Seconds(10);
+constexpr absl::Duration kStopWait = absl::Seconds(10);
 constexpr int64_t kEventsPage = 256;
 constexpr absl::string_view kArtifacts = "artifacts/";
 
@@ -215,7 +216,42 @@ absl::StatusOr<std::vector<v1::Run>> Orchestrator::List(int64_t before, int64_t 
 absl::StatusOr<v1::Run> Orchestrator::Cancel(absl::string_view id) {
   if (const std::shared_ptr<RunExecution> active = Active(id); active != nullptr) {
     active->RequestStop(RunExecution::StopKind::kCancel);
-    active->WaitUntilEnded(kCancelWait);
+    active->WaitUntilEnded(kStopWait);
+  }
+  ALMOST_RETURN_IF_ERROR(CancelPaused(id));
+  return Get(id);
+}
+
+absl::Status Orchestrator::CancelPaused(absl::string_view id) {
+  const absl::MutexLock start_lock(&start_mutex_);
+  ALMOST_ASSIGN_OR_RETURN(RunRecord record, environment_.journal->GetRun(id));
+  if (record.state != v1::RUN_STATE_PAUSED_BY_USER) return absl::OkStatus();
+  ALMOST_RETURN_IF_ERROR(StopJobs(*environment_.services, record.id, JobsEnd::kCancelled));
+  record.state = v1::RUN_STATE_CANCELLED;
+  record.end_time = absl::Now();
+  v1::RunEvent event;
+  event.set_state(v1::RUN_STATE_CANCELLED);
+  event.set_message("cancelled");
+  JournalBatch batch;
+  batch.UpdateRun(record);
+  batch.AddEvent(record.id, event.SerializeAsString());
+  ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
+  const absl::MutexLock lock(&mutex_);
+  // One that was paused in an earlier process is new to the observer.
+  environment_.observer->StateChanged(
+      record.id, active_.erase(record.id) > 0 ? v1::RUN_STATE_PAUSED_BY_USER : v1::RUN_STATE_UNSPECIFIED,
+      v1::RUN_STATE_CANCELLED);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Run> Orchestrator::Pause(absl::string_view id) {
+  ALMOST_ASSIGN_OR_RETURN(const RunRecord record, environment_.journal->GetRun(id));
+  const std::shared_ptr<RunExecution> active = Active(id);
+  if (active != nullptr && !active->ended()) {
+    active->RequestStop(RunExecution::StopKind::kPause);
+    active->WaitUntilEnded(kStopWait);
+  } else if (record.state != v1::RUN_STATE_PAUSED_BY_USER) {
+    return absl::FailedPreconditionError(absl::StrCat("run \"", id, "\" has ended"));
   }
   return Get(id);
 }
@@ -250,8 +286,10 @@ absl::Status Orchestrator::Delete(absl::string_view id) {
   const absl::MutexLock start_lock(&start_mutex_);
   ALMOST_ASSIGN_OR_RETURN(const RunRecord record, environment_.journal->GetRun(id));
   const std::shared_ptr<RunExecution> active = Active(id);
-  if ((active != nullptr && !active->ended()) || AtWork(record.state)) {
-    return absl::FailedPreconditionError(absl::StrCat("run \"", id, "\" is at work; cancel it first"));
+  const bool paused = record.state == v1::RUN_STATE_PAUSED_BY_USER;
+  if ((active != nullptr && !active->ended()) || AtWork(record.state) || paused) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("run \"", id, "\" is ", paused ? "paused" : "at work", "; cancel it first"));
   }
   // The folder first: should that fail, the run is still there to be deleted again.
   ALMOST_RETURN_IF_ERROR(environment_.store->RemoveRun(record.id));

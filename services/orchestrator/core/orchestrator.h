@@ -41,11 +41,14 @@ class Orchestrator {
   absl::StatusOr<std::vector<v1::Run>> List(int64_t before, int64_t limit, int64_t* next) const;
   // Returns when the run has stopped, or after some seconds. Harmless on one that has ended.
   absl::StatusOr<v1::Run> Cancel(absl::string_view id);
+  // The same, but the run keeps its jobs' progress. Harmless on one that is paused so. kFailedPrecondition: it
+  // has ended.
+  absl::StatusOr<v1::Run> Pause(absl::string_view id);
   // kFailedPrecondition: it is at work or has succeeded.
   absl::StatusOr<v1::Run> Resume(absl::string_view id);
 
   // Forgets a run that has ended; its artifacts are the store's to collect. kFailedPrecondition: it is at
-  // work.
+  // work or paused.
   absl::Status Delete(absl::string_view id);
   // What garbage collection must keep, with all that it was made from: what any run has made, or names as a
   // model to begin with. Of runs that ended longer than `candidates` ago, the candidates that were not chosen
@@ -73,6 +76,8 @@ class Orchestrator {
   // The run as the journal has it.
   absl::StatusOr<v1::Run> FromJournal(absl::string_view id) const;
   absl::Status Start(RunRecord record);
+  // Does nothing to a run in another state.
+  absl::Status CancelPaused(absl::string_view id);
 
   ItemSlots slots_;
   absl::Mutex sweep_;  // before mutex_; see RunEnvironment

@@ -18,6 +18,7 @@
 #include "services/orchestrator/core/lineage.h"
 #include "services/orchestrator/core/recipe_check.h"
 #include "services/orchestrator/core/retrying_services.h"
+#include "services/orchestrator/core/run_jobs.h"
 #include "services/orchestrator/core/scripted_services.h"
 #include "services/orchestrator/core/stages.h"
 
@@ -814,6 +815,99 @@ TEST_F(OrchestratorTest, CancelStopsWithinSecondsAndTheTrainerToo) {
   const auto hashes = Hashes("r");
   Reset();
   EXPECT_EQ(UndisturbedHashes(), hashes);
+}
+
+TEST_F(OrchestratorTest, PauseStopsWhatIsUnderWayAndLastsUntilResume) {
+  const auto hashes = UndisturbedHashes();
+  Reset();
+  concurrent_items_ = 1;  // a second call would notify again
+  ASSERT_TRUE(Start().ok());
+  absl::Notification generating;
+  std::atomic<bool> holds{true};
+  services_->SetScript([&](absl::string_view method, const CallOptions& options) -> absl::Status {
+    if (method != "Generate" || !holds) return absl::OkStatus();
+    if (!generating.HasBeenNotified()) generating.Notify();
+    absl::Notification stopped;  // no other answer comes
+    const std::stop_callback on_stop(options.stop, [&stopped] { stopped.Notify(); });
+    EXPECT_TRUE(stopped.WaitForNotificationWithTimeout(absl::Seconds(30)));
+    return absl::CancelledError("stopped");
+  });
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  ASSERT_TRUE(generating.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  v1::Run run = orchestrator_->Pause("r").value();
+  EXPECT_EQ(run.state(), v1::RUN_STATE_PAUSED_BY_USER);
+  EXPECT_EQ(run.end_time().seconds(), 0);
+  EXPECT_EQ(run.stages(0).state(), v1::STAGE_STATE_SUCCEEDED);
+  EXPECT_EQ(run.stages(1).state(), v1::STAGE_STATE_WAITING);
+  EXPECT_TRUE(services_->models().empty());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_PAUSED_BY_USER) << "who watches is let go";
+  EXPECT_EQ(Messages("r").back(), "paused");
+  EXPECT_EQ(orchestrator_->Pause("r")->state(), v1::RUN_STATE_PAUSED_BY_USER);
+  EXPECT_EQ(orchestrator_->Delete("r").code(), absl::StatusCode::kFailedPrecondition);
+
+  // A restart leaves it be, unlike a run whose services are away.
+  Stop();
+  const int64_t calls = services_->calls("Generate");
+  holds = false;
+  ASSERT_TRUE(Start().ok());
+  EXPECT_EQ(orchestrator_->Get("r")->state(), v1::RUN_STATE_PAUSED_BY_USER);
+  EXPECT_EQ(orchestrator_->Pause("r")->state(), v1::RUN_STATE_PAUSED_BY_USER);
+  EXPECT_EQ(services_->calls("Generate"), calls);
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  EXPECT_EQ(Hashes("r"), hashes);
+  EXPECT_EQ(services_->calls("GeneratePrompts"), 3) << "what was done is not done again";
+  EXPECT_EQ(orchestrator_->Pause("r").status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(orchestrator_->Pause("none").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(OrchestratorTest, PauseKeepsTheJobAndCancelGivesItUp) {
+  ASSERT_TRUE(Start().ok());
+  const auto pause_in_training = [&](const std::string& id) {
+    services_->HoldJobs(true);
+    const int64_t watches = services_->calls("WatchJob");
+    ASSERT_TRUE(Create(id, ScriptedRecipe(7), false, /*recompute=*/true).ok());
+    bool ended = false;
+    for (int64_t sequence = 0; services_->calls("WatchJob") == watches;) {
+      const auto events = orchestrator_->Events(id, sequence, absl::Seconds(30), &ended).value();
+      if (!events.empty()) sequence = events.back().sequence();
+    }
+    EXPECT_EQ(orchestrator_->Pause(id)->state(), v1::RUN_STATE_PAUSED_BY_USER);
+  };
+  // Another run's job stays at work, though the first 80 characters of their ids are the same.
+  const std::string id(90, 'a');
+  trainer::v1::CreateJobRequest other;
+  other.mutable_spec()->set_seed(1);
+  other.set_job_id(RunJobId(id + "b", "sft", other.spec(), 0));
+  ASSERT_TRUE(services_->CreateJob({}, other).ok());
+  pause_in_training(id);
+  auto jobs = services_->jobs();
+  ASSERT_EQ(jobs.size(), 2u);
+  EXPECT_EQ(jobs.at("jobs/" + other.job_id()), trainer::v1::JOB_STATE_RUNNING);
+  jobs.erase("jobs/" + other.job_id());
+  EXPECT_EQ(jobs.begin()->second, trainer::v1::JOB_STATE_PAUSED);
+
+  services_->HoldJobs(false);
+  ASSERT_TRUE(orchestrator_->Resume(id).ok());
+  EXPECT_EQ(WaitForEnd(id), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get(id)->error().message();
+  EXPECT_EQ(services_->calls("ResumeJob"), 1);
+  EXPECT_EQ(services_->jobs().size(), 4u) << "three, one of which was paused, and the other run's";
+  EXPECT_EQ(services_->jobs().at(jobs.begin()->first), trainer::v1::JOB_STATE_SUCCEEDED);
+
+  for (const bool restarted : {false, true}) {
+    const std::string cancelled = restarted ? "restarted" : "cancelled";
+    pause_in_training(cancelled);
+    if (restarted) {
+      Stop();
+      ASSERT_TRUE(Start().ok());
+    }
+    EXPECT_EQ(orchestrator_->Cancel(cancelled)->state(), v1::RUN_STATE_CANCELLED);
+    EXPECT_EQ(WaitForEnd(cancelled), v1::RUN_STATE_CANCELLED);
+    for (const auto& [name, state] : services_->jobs()) {
+      EXPECT_NE(state, trainer::v1::JOB_STATE_PAUSED) << name;
+    }
+    EXPECT_TRUE(orchestrator_->Delete(cancelled).ok());
+  }
 }
 
 TEST_F(OrchestratorTest, ADeterministicErrorFailsTheStageAndCanBeResumed) {

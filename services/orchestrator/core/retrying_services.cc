@@ -274,8 +274,10 @@ absl::Status RetryingServices::WatchJob(const trainer::v1::WatchJobRequest& requ
       .status();
 }
 
-absl::Status RetryingServices::CancelJob(const trainer::v1::CancelJobRequest& request) {
-  return services_->CancelJob({absl::Seconds(5), std::stop_token()}, request).status();
+absl::StatusOr<trainer::v1::Job> RetryingServices::ResumeJob(const trainer::v1::ResumeJobRequest& request) {
+  return Retry<trainer::v1::Job>(policy_.call_timeout, false, [&](const CallOptions& options) {
+    return services_->ResumeJob(options, request);
+  });
 }
 
 absl::StatusOr<judge::v1::CompareResponse> RetryingServices::Compare(

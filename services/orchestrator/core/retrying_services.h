@@ -82,8 +82,7 @@ class RetryingServices {
   // Watches for at most `duration`.
   absl::Status WatchJob(const trainer::v1::WatchJobRequest& request, absl::Duration duration,
                         const std::function<bool(const trainer::v1::JobEvent&)>& use);
-  // One try that `stop` does not end: it is what a stopping run calls.
-  absl::Status CancelJob(const trainer::v1::CancelJobRequest& request);
+  absl::StatusOr<trainer::v1::Job> ResumeJob(const trainer::v1::ResumeJobRequest& request);
   absl::StatusOr<judge::v1::CompareResponse> Compare(absl::string_view target,
                                                      const judge::v1::CompareRequest& request);
 

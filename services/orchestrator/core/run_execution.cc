@@ -14,6 +14,7 @@
 #include "common/storage/env.h"
 #include "services/orchestrator/core/dataset_card.h"
 #include "services/orchestrator/core/item_runner.h"
+#include "services/orchestrator/core/run_jobs.h"
 #include "services/orchestrator/core/stage_outcome.h"
 
 namespace almost::orchestrator {
@@ -123,11 +124,6 @@ class RunExecution::Context : public StageContext {
     return stages;
   }
 
-  bool cancel_requested() const override {
-    const absl::MutexLock lock(&run_->mutex_);
-    return run_->cancelled_;
-  }
-
   void Report(const std::map<std::string, double>& figures, int64_t items_done,
               int64_t items_total) override {
     reports_ = true;
@@ -196,7 +192,7 @@ RunExecution::~RunExecution() { RequestStop(StopKind::kShutdown); }
 void RunExecution::RequestStop(StopKind kind) {
   {
     const absl::MutexLock lock(&mutex_);
-    cancelled_ = cancelled_ || kind == StopKind::kCancel;
+    stop_kind_ = std::max(stop_kind_, kind);
   }
   stop_.request_stop();
   Halt(absl::OkStatus());
@@ -351,29 +347,34 @@ void RunExecution::SetPaused(const absl::Status& why) {
 void RunExecution::Main() {
   const TraceScope trace(Trace::New());
   const absl::Status status = Execute();
-  bool cancelled = false;
+  StopKind stop_kind;
+  std::string run;
   {
     const absl::MutexLock lock(&mutex_);
-    cancelled = cancelled_;
+    stop_kind = stop_kind_;
+    run = record_.id;
   }
   std::string message;
   if (status.ok()) {
     SetState(v1::RUN_STATE_SUCCEEDED, absl::OkStatus());
     message = "finished";
-  } else if (stop_.stop_requested() && !cancelled) {
-    message.clear();
-  } else if (cancelled) {
-    SetState(v1::RUN_STATE_CANCELLED, absl::OkStatus());
-    message = "cancelled";
-  } else {
+  } else if (!stop_.stop_requested()) {
     SetState(v1::RUN_STATE_FAILED, status);
     message = std::string(status.message());
+  } else if (stop_kind != StopKind::kShutdown) {
+    const bool pause = stop_kind == StopKind::kPause;
+    // Where the trainer is away just now, a job goes on; should the run be resumed, it takes what came of it.
+    const absl::Status stopped =
+        StopJobs(*environment_.services, run, pause ? JobsEnd::kPaused : JobsEnd::kCancelled);
+    if (!stopped.ok()) log::Warning("run's jobs are not stopped", {{"run", run}, {"error", stopped.ToString()}});
+    SetState(pause ? v1::RUN_STATE_PAUSED_BY_USER : v1::RUN_STATE_CANCELLED, absl::OkStatus());
+    message = pause ? "paused" : "cancelled";
   }
   if (!message.empty()) {
     JournalBatch batch;
     {
       const absl::MutexLock lock(&mutex_);
-      record_.end_time = absl::Now();
+      if (record_.state != v1::RUN_STATE_PAUSED_BY_USER) record_.end_time = absl::Now();
       batch.UpdateRun(record_);
     }
     // If the journal is what failed, the run stands there as running, and a restart goes on with it.

@@ -71,7 +71,8 @@ class RunExecution {
  public:
   enum class StopKind {
     kShutdown,  // the journal still says it runs: the next process goes on
-    kCancel,    // the run ends as cancelled
+    kPause,     // the run stays as it is until it is resumed; its jobs are paused
+    kCancel,    // the run ends as cancelled, and so do its jobs
   };
 
   // Starts at once. `record.settings` is a CreateRunRequest without id and recipe. `stages`: what the journal
@@ -81,6 +82,7 @@ class RunExecution {
   // Stops it for a restart, waiting for calls under way to end.
   ~RunExecution();
 
+  // The strongest kind asked for counts.
   void RequestStop(StopKind kind);
   bool WaitUntilEnded(absl::Duration timeout) const;
   // Whether it has ended: nothing changes any more.
@@ -158,7 +160,7 @@ class RunExecution {
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   bool halted_ ABSL_GUARDED_BY(mutex_) = false;
   int64_t num_events_ ABSL_GUARDED_BY(mutex_);
-  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  StopKind stop_kind_ ABSL_GUARDED_BY(mutex_) = StopKind::kShutdown;  // if stop_ was requested
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
 
   std::jthread thread_;  // last: starts when all else is there

@@ -53,7 +53,6 @@ class PlanContext : public StageContext {
   std::map<std::string, std::string> Artifacts() const override { return artifacts_; }
   FollowedItems* followed() override { return nullptr; }
   std::vector<v1::Stage> Stages() const override { return {}; }
-  bool cancel_requested() const override { return false; }
   void Report(const std::map<std::string, double>&, int64_t, int64_t) override {}
 
   // Asks what each of the stage's models is, as far as it is there, and adds it to `plan`. Whether all are.

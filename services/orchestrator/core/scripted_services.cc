@@ -352,8 +352,33 @@ absl::StatusOr<trainer::v1::Job> ScriptedServices::CancelJob(const CallOptions& 
   const absl::MutexLock lock(&mutex_);
   const auto job = jobs_.find(request.name());
   if (job == jobs_.end()) return absl::NotFoundError(request.name());
-  if (job->second.state() == trainer::v1::JOB_STATE_RUNNING) {
+  if (job->second.state() == trainer::v1::JOB_STATE_RUNNING ||
+      job->second.state() == trainer::v1::JOB_STATE_PAUSED) {
     job->second.set_state(trainer::v1::JOB_STATE_CANCELLED);
+  }
+  return job->second;
+}
+
+absl::StatusOr<trainer::v1::Job> ScriptedServices::PauseJob(const CallOptions& options,
+                                                            const trainer::v1::PauseJobRequest& request) {
+  ALMOST_RETURN_IF_ERROR(Before("PauseJob", options));
+  const absl::MutexLock lock(&mutex_);
+  const auto job = jobs_.find(request.name());
+  if (job == jobs_.end()) return absl::NotFoundError(request.name());
+  if (job->second.state() == trainer::v1::JOB_STATE_RUNNING) {
+    job->second.set_state(trainer::v1::JOB_STATE_PAUSED);
+  }
+  return job->second;
+}
+
+absl::StatusOr<trainer::v1::Job> ScriptedServices::ResumeJob(const CallOptions& options,
+                                                             const trainer::v1::ResumeJobRequest& request) {
+  ALMOST_RETURN_IF_ERROR(Before("ResumeJob", options));
+  const absl::MutexLock lock(&mutex_);
+  const auto job = jobs_.find(request.name());
+  if (job == jobs_.end()) return absl::NotFoundError(request.name());
+  if (job->second.state() == trainer::v1::JOB_STATE_PAUSED) {
+    job->second.set_state(trainer::v1::JOB_STATE_RUNNING);
   }
   return job->second;
 }

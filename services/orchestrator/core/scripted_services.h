@@ -67,6 +67,10 @@ class ScriptedServices : public Services {
       const CallOptions& options, const trainer::v1::ListJobsRequest& request) override;
   absl::StatusOr<trainer::v1::Job> CancelJob(const CallOptions& options,
                                              const trainer::v1::CancelJobRequest& request) override;
+  absl::StatusOr<trainer::v1::Job> PauseJob(const CallOptions& options,
+                                            const trainer::v1::PauseJobRequest& request) override;
+  absl::StatusOr<trainer::v1::Job> ResumeJob(const CallOptions& options,
+                                             const trainer::v1::ResumeJobRequest& request) override;
   absl::Status WatchJob(const CallOptions& options, const trainer::v1::WatchJobRequest& request,
                         const std::function<bool(const trainer::v1::JobEvent&)>& use) override;
   absl::StatusOr<judge::v1::CompareResponse> Compare(const CallOptions& options, absl::string_view target,

@@ -69,6 +69,10 @@ class Services {
       const CallOptions& options, const trainer::v1::ListJobsRequest& request) = 0;
   virtual absl::StatusOr<trainer::v1::Job> CancelJob(const CallOptions& options,
                                                      const trainer::v1::CancelJobRequest& request) = 0;
+  virtual absl::StatusOr<trainer::v1::Job> PauseJob(const CallOptions& options,
+                                                    const trainer::v1::PauseJobRequest& request) = 0;
+  virtual absl::StatusOr<trainer::v1::Job> ResumeJob(const CallOptions& options,
+                                                     const trainer::v1::ResumeJobRequest& request) = 0;
   // Hands every event to `use` until the job ends, `use` returns false, or the deadline passes (all OK).
   virtual absl::Status WatchJob(const CallOptions& options, const trainer::v1::WatchJobRequest& request,
                                 const std::function<bool(const trainer::v1::JobEvent&)>& use) = 0;

@@ -100,8 +100,6 @@ class StageContext {
   virtual FollowedItems* followed() = 0;
   // Every stage of the run as GetRun shows it, in the method's order, the present one included.
   virtual std::vector<v1::Stage> Stages() const = 0;
-  // Whether the run was cancelled, not merely stopped for a restart: jobs elsewhere are to be cancelled too.
-  virtual bool cancel_requested() const = 0;
   // Figures while an item runs, and its progress where one item is a long job. Cheap; shown, not journaled.
   virtual void Report(const std::map<std::string, double>& figures, int64_t items_done,
                       int64_t items_total) = 0;

@@ -5,10 +5,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/random.h"
-#include "common/base/sha256.h"
 #include "common/base/status_macros.h"
 #include "common/storage/json_lines.h"
 #include "services/orchestrator/core/datasets.h"
+#include "services/orchestrator/core/run_jobs.h"
 #include "services/orchestrator/core/stages.h"
 
 namespace almost::orchestrator {
@@ -79,13 +79,15 @@ class TrainingStage : public Stage {
     request.mutable_spec()->set_seed(DeriveSeed(context.recipe().seed(), id()));
     request.mutable_spec()->set_prompt_format(context.recipe().prompt_format());
     request.mutable_spec()->set_priority(context.priority());
-    const std::string hash =
-        Sha256(absl::StrCat(context.run_id(), "\n", ToJson(request.spec()).dump())).substr(0, 12);
     absl::Status status;
     for (int number = 0; number < kMaxJobs; ++number) {
-      request.set_job_id(
-          absl::StrCat(context.run_id().substr(0, 80), "-", std::string(id()), "-", hash, "-", number));
+      request.set_job_id(RunJobId(context.run_id(), id(), request.spec(), number));
       ALMOST_ASSIGN_OR_RETURN(trainer::v1::Job job, context.services().CreateJob(request));
+      if (job.state() == trainer::v1::JOB_STATE_PAUSED) {  // with this run, which now goes on
+        trainer::v1::ResumeJobRequest resume;
+        resume.set_name(job.name());
+        ALMOST_ASSIGN_OR_RETURN(job, context.services().ResumeJob(resume));
+      }
       // One that had ended without a model before we asked belongs to an earlier try.
       if (HasEnded(job.state()) && job.state() != trainer::v1::JOB_STATE_SUCCEEDED) {
         status = ErrorOf(job);
@@ -146,7 +148,7 @@ class TrainingStage : public Stage {
   }
 
  private:
-  // Watches until the job has ended and leaves it so in `job`. When the run stops for good, so does the job.
+  // Watches until the job has ended and leaves it so in `job`.
   absl::Status Follow(StageContext& context, trainer::v1::Job& job,
                       std::map<int64_t, std::map<std::string, double>>& curves) {
     trainer::v1::WatchJobRequest watch;
@@ -157,7 +159,7 @@ class TrainingStage : public Stage {
     // From when the job has left the trainer's queue.
     std::optional<CostMeter::Busy> busy;
     while (true) {
-      const absl::Status status =
+      ALMOST_RETURN_IF_ERROR(
           context.services().WatchJob(watch, kWatch, [&](const trainer::v1::JobEvent& event) {
             watch.set_after_sequence(std::max(watch.after_sequence(), event.sequence()));
             if (event.state() == trainer::v1::JOB_STATE_RUNNING && !busy) {
@@ -168,14 +170,7 @@ class TrainingStage : public Stage {
             curves[event.step()] = metrics;
             context.Report(metrics, event.step(), event.num_steps());
             return true;
-          });
-      if (absl::IsCancelled(status) && context.cancel_requested()) {
-        trainer::v1::CancelJobRequest cancel;
-        cancel.set_name(job.name());
-        // The trainer may be away just now; then its job ends with nobody to take it.
-        context.services().CancelJob(cancel).IgnoreError();
-      }
-      ALMOST_RETURN_IF_ERROR(status);
+          }));
       ALMOST_ASSIGN_OR_RETURN(job, context.services().GetJob(get));
       if (HasEnded(job.state())) break;
     }

@@ -206,6 +206,12 @@ grpc::Status OrchestratorService::CancelRun(grpc::ServerContext*, const v1::Canc
   return id.ok() ? Answer(orchestrator_->Cancel(*id), response) : ToGrpc(id.status());
 }
 
+grpc::Status OrchestratorService::PauseRun(grpc::ServerContext*, const v1::PauseRunRequest* request,
+                                           v1::Run* response) {
+  const auto id = IdOf("name", "runs/", request->name());
+  return id.ok() ? Answer(orchestrator_->Pause(*id), response) : ToGrpc(id.status());
+}
+
 grpc::Status OrchestratorService::ResumeRun(grpc::ServerContext*, const v1::ResumeRunRequest* request,
                                             v1::Run* response) {
   const auto id = IdOf("name", "runs/", request->name());

@@ -20,6 +20,8 @@ class OrchestratorService : public v1::OrchestratorService::Service {
                         v1::ListRunsResponse* response) override;
   grpc::Status CancelRun(grpc::ServerContext*, const v1::CancelRunRequest* request,
                          v1::Run* response) override;
+  grpc::Status PauseRun(grpc::ServerContext* context, const v1::PauseRunRequest* request,
+                        v1::Run* response) override;
   grpc::Status ResumeRun(grpc::ServerContext*, const v1::ResumeRunRequest* request,
                          v1::Run* response) override;
   grpc::Status DeleteRun(grpc::ServerContext* context, const v1::DeleteRunRequest* request,

@@ -208,6 +208,16 @@ absl::StatusOr<trainer::v1::Job> RemoteServices::CancelJob(const CallOptions& op
   return Unary<TrainerService>(*trainer_, options, 1, &TrainerService::Stub::CancelJob, request);
 }
 
+absl::StatusOr<trainer::v1::Job> RemoteServices::PauseJob(const CallOptions& options,
+                                                          const trainer::v1::PauseJobRequest& request) {
+  return Unary<TrainerService>(*trainer_, options, 1, &TrainerService::Stub::PauseJob, request);
+}
+
+absl::StatusOr<trainer::v1::Job> RemoteServices::ResumeJob(const CallOptions& options,
+                                                           const trainer::v1::ResumeJobRequest& request) {
+  return Unary<TrainerService>(*trainer_, options, 1, &TrainerService::Stub::ResumeJob, request);
+}
+
 absl::Status RemoteServices::WatchJob(const CallOptions& options, const trainer::v1::WatchJobRequest& request,
                                       const std::function<bool(const trainer::v1::JobEvent&)>& use) {
   trainer::v1::WatchJobRequest from = request;

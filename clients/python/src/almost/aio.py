@@ -213,6 +213,12 @@ class Trainer(Client):
     async def cancel_job(self, name: str) -> trainer.Job:
         return await self._call(self.stub.CancelJob, trainer.CancelJobRequest(name=name))
 
+    async def pause_job(self, name: str) -> trainer.Job:
+        return await self._call(self.stub.PauseJob, trainer.PauseJobRequest(name=name))
+
+    async def resume_job(self, name: str) -> trainer.Job:
+        return await self._call(self.stub.ResumeJob, trainer.ResumeJobRequest(name=name))
+
     async def watch_job(self, name: str, *, after_sequence: int = 0) -> AsyncIterator[trainer.JobEvent]:
         """Every event from the beginning to the job's end, over restarts of the service, without heartbeats."""
         request = trainer.WatchJobRequest(name=name, after_sequence=after_sequence)
@@ -240,6 +246,10 @@ class Orchestrator(Client):
 
     async def cancel_run(self, name: str) -> orchestrator.Run:
         return await self._call(self.stub.CancelRun, orchestrator.CancelRunRequest(name=name))
+
+    async def pause_run(self, name: str) -> orchestrator.Run:
+        """Stops a run for now; nothing goes on until resume_run."""
+        return await self._call(self.stub.PauseRun, orchestrator.PauseRunRequest(name=name))
 
     async def delete_run(self, name: str) -> orchestrator.DeleteRunResponse:
         """Forgets a run that has ended; its artifacts go when nothing else refers to them."""

@@ -206,6 +206,12 @@ class Trainer(Client):
     def cancel_job(self, name: str) -> trainer.Job:
         return self._call(self.stub.CancelJob, trainer.CancelJobRequest(name=name))
 
+    def pause_job(self, name: str) -> trainer.Job:
+        return self._call(self.stub.PauseJob, trainer.PauseJobRequest(name=name))
+
+    def resume_job(self, name: str) -> trainer.Job:
+        return self._call(self.stub.ResumeJob, trainer.ResumeJobRequest(name=name))
+
     def watch_job(self, name: str, *, after_sequence: int = 0) -> Iterator[trainer.JobEvent]:
         """Every event from the beginning to the job's end, over restarts of the service, without heartbeats."""
         request = trainer.WatchJobRequest(name=name, after_sequence=after_sequence)
@@ -233,6 +239,10 @@ class Orchestrator(Client):
 
     def cancel_run(self, name: str) -> orchestrator.Run:
         return self._call(self.stub.CancelRun, orchestrator.CancelRunRequest(name=name))
+
+    def pause_run(self, name: str) -> orchestrator.Run:
+        """Stops a run for now; nothing goes on until resume_run."""
+        return self._call(self.stub.PauseRun, orchestrator.PauseRunRequest(name=name))
 
     def delete_run(self, name: str) -> orchestrator.DeleteRunResponse:
         """Forgets a run that has ended; its artifacts go when nothing else refers to them."""
