@@ -12,15 +12,15 @@ import os
 import subprocess
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-AXES = {"batch": "sequences at once", "prefix": "tokens of a common prefix, 32 sequences", "context": "tokens of context, one sequence",
-        "models": "models in one process, 64 sequences"}
-WIDTH, HEIGHT, PAD = 260, 190, 46
+AXES = {"batch": "sequences at once", "prefix": "tokens of a common prefix, 32 sequences",
+        "context": "tokens of context, one sequence", "models": "models in one process, 64 sequences"}
+WIDTH, HEIGHT, PAD, HEAD = 300, 190, 46, 26
 
 
 def panel(axis, points, left, top):
     """Decode tokens a second over the axis; both begin at 0, steps of x are equal."""
     highest = max(y for _, y in points) * 1.1
-    x = lambda i: left + PAD + i * (WIDTH - PAD - 14) / max(1, len(points) - 1)
+    x = lambda i: left + PAD + i * (WIDTH - PAD - 24) / max(1, len(points) - 1)
     y = lambda v: top + HEIGHT - 34 - v / highest * (HEIGHT - 64)
     out = [f'<text x="{left + WIDTH / 2}" y="{top + 16}" class="title">{AXES[axis]}</text>',
            f'<path d="M{x(0)} {y(0)}H{left + WIDTH - 10}M{x(0)} {y(0)}V{top + 26}" class="axis"/>',
@@ -40,10 +40,11 @@ def plot(points, path):
     body = []
     for i, axis in enumerate(AXES):
         some = [(p["x"], p["decode_tokens_per_second"]) for p in points if p["axis"] == axis]
-        body += panel(axis, some, i % 2 * (WIDTH + 20), i // 2 * (HEIGHT + 10))
-    size = (2 * WIDTH + 20, 2 * HEIGHT + 10)
+        body += panel(axis, some, i % 2 * (WIDTH + 20), HEAD + i // 2 * (HEIGHT + 10))
+    size = (2 * WIDTH + 20, HEAD + 2 * HEIGHT + 10)
+    body.append(f'<text x="{size[0] / 2}" y="18" class="title">Decoded tokens a second, against</text>')
     with open(path, "w") as f:
-        f.write(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}"><title>Decode tokens a second'
+        f.write(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}"><title>Decoded tokens a second'
                 f'</title><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(body) + "\n</svg>\n")
 
 
