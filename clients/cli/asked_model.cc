@@ -60,8 +60,7 @@ absl::StatusOr<Response> Ask(ReplicaPool& pool, const std::string& service,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<AskedModel>> AskedModel::Find(const Cli& cli, const std::string& service,
-                                                             const std::string& id,
-                                                             const std::string& source) {
+                                                             const std::string& which) {
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, service));
   std::unique_ptr<AskedModel> model(new AskedModel());
   model->service_ = service;
@@ -69,15 +68,16 @@ absl::StatusOr<std::unique_ptr<AskedModel>> AskedModel::Find(const Cli& cli, con
   options.tls = cli.tls;
   options.token_file = cli.token_file;
   ALMOST_ASSIGN_OR_RETURN(model->pool_, ReplicaPool::Create(endpoint.address, options));
+  const ModelArgument argument = ParseModelArgument(which);
   const auto describe = [&]<typename Service>() -> absl::StatusOr<types::v1::Model> {
-    if (!source.empty()) {
+    if (!argument.source.empty()) {
       types::v1::LoadModelRequest load;
-      load.set_name(ResourceName("models", id));
-      load.set_source(source);
+      load.set_name(argument.name);
+      load.set_source(argument.source);
       return Ask<Service>(*model->pool_, service, &Service::Stub::LoadModel, load);
     }
     types::v1::GetModelRequest get;
-    get.set_name(ResourceName("models", id));
+    get.set_name(argument.name);
     return Ask<Service>(*model->pool_, service, &Service::Stub::GetModel, get);
   };
   absl::StatusOr<types::v1::Model> about = service == "reward" ? describe.template operator()<Reward>()

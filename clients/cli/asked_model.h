@@ -22,9 +22,9 @@ namespace almost::cli {
 // other error ends the call. Thread-safe.
 class AskedModel {
  public:
-  // `service` is "generation" or "reward"; with `source` the model is loaded first. Errors as of the service.
+  // `service` is "generation" or "reward", `which` what ParseModelArgument takes. Errors as of the service.
   static absl::StatusOr<std::unique_ptr<AskedModel>> Find(const Cli& cli, const std::string& service,
-                                                          const std::string& id, const std::string& source);
+                                                          const std::string& which);
 
   // As the service describes it.
   const types::v1::Model& about() const { return about_; }

@@ -2,6 +2,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "clients/cli/up_file.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/bearer_token.h"
@@ -52,6 +54,15 @@ absl::Status ServiceError(const Endpoint& endpoint, const grpc::Status& status) 
 std::string ResourceName(absl::string_view collection, absl::string_view id) {
   return absl::StartsWith(id, absl::StrCat(collection, "/")) ? std::string(id)
                                                              : absl::StrCat(collection, "/", id);
+}
+
+ModelArgument ParseModelArgument(absl::string_view argument) {
+  const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(argument, absl::MaxSplits('=', 1));
+  if (!parts.second.empty()) return {ResourceName("models", parts.first), std::string(parts.second)};
+  if (absl::StartsWith(argument, "models/") || !absl::StrContains(argument, '/')) {
+    return {ResourceName("models", argument), ""};
+  }
+  return {absl::StrCat("models/", absl::StrReplaceAll(argument, {{"/", "."}})), std::string(argument)};
 }
 
 }  // namespace almost::cli

@@ -58,4 +58,14 @@ absl::StatusOr<Response> Call(const Endpoint& endpoint,
 // `runs/x` for "x" and for "runs/x".
 std::string ResourceName(absl::string_view collection, absl::string_view id);
 
+// A model as flags name one; `source` is where it is loaded from first, empty for one that is loaded already.
+struct ModelArgument {
+  std::string name;  // models/ID
+  std::string source;
+};
+inline constexpr char kModelArgument[] = "ID of a loaded one, artifacts/DIGEST, DIR/ECTORY beneath --model_root, or ID=either";
+
+// Of ID, ID=SOURCE, or a SOURCE alone, which is told by its '/'; its ID has '.' in their place.
+ModelArgument ParseModelArgument(absl::string_view argument);
+
 }  // namespace almost::cli

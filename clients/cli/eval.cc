@@ -29,7 +29,7 @@ namespace pb = almost::judge::v1;
 using nlohmann::ordered_json;
 
 struct EvalFlags {
-  std::string file, to, model, reward_model, load, format, form = "p_true", template_file;
+  std::string file, to, model, reward_model, format, form = "p_true", template_file;
   std::string a, b, judge;
   int64_t limit = 0;
   BootstrapSettings bootstrap{.resamples = 2000, .seed = 1};
@@ -149,7 +149,7 @@ absl::Status Preferences(const Cli& cli, const EvalFlags& flags, const std::stri
                          const std::string& format_name) {
   ALMOST_ASSIGN_OR_RETURN(const PreferenceFormat format, PreferenceFormatNamed(format_name));
   ALMOST_ASSIGN_OR_RETURN(const std::vector<Preference> pairs, ReadPreferences(flags.file, format));
-  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "reward", flags.reward_model, flags.load));
+  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "reward", flags.reward_model));
   Evaluation evaluation;
   evaluation.benchmark = benchmark;
   ALMOST_ASSIGN_OR_RETURN(const ordered_json file, AboutFile(flags.file));
@@ -188,7 +188,7 @@ absl::Status HhhChoice(const Cli& cli, const EvalFlags& flags) {
                           ReadPreferences(flags.file, PreferenceFormat::kHhh));
   ALMOST_ASSIGN_OR_RETURN(const std::string form, ReadTemplate(flags.template_file, kHhhTemplate,
                                                                {"question", "answer_a", "answer_b"}));
-  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "generation", flags.model, flags.load));
+  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "generation", flags.model));
   Evaluation evaluation;
   evaluation.benchmark = "hhh";
   ALMOST_ASSIGN_OR_RETURN(const ordered_json file, AboutFile(flags.file));
@@ -261,7 +261,7 @@ absl::Status TruthfulQa(const Cli& cli, const EvalFlags& flags) {
                           p_true
                               ? ReadTemplate(flags.template_file, kTruthfulTemplate, {"question", "answer"})
                               : ReadTemplate(flags.template_file, kLikelihoodTemplate, {"question"}));
-  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "generation", flags.model, flags.load));
+  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "generation", flags.model));
   Evaluation evaluation;
   evaluation.benchmark = absl::StrCat("truthfulqa_mc1_", flags.form);
   ALMOST_ASSIGN_OR_RETURN(const ordered_json file, AboutFile(flags.file));
@@ -320,7 +320,7 @@ absl::Status TruthfulQa(const Cli& cli, const EvalFlags& flags) {
 
 absl::Status Perplexity(const Cli& cli, const EvalFlags& flags) {
   ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> documents, ReadDocuments(flags.file));
-  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "generation", flags.model, flags.load));
+  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "generation", flags.model));
   Evaluation evaluation;
   evaluation.benchmark = "perplexity";
   ALMOST_ASSIGN_OR_RETURN(const ordered_json file, AboutFile(flags.file));
@@ -367,7 +367,7 @@ absl::StatusOr<Side> FindSide(const Cli& cli, const std::string& which,
     ALMOST_ASSIGN_OR_RETURN(side.answers, ReadAnswers(which, prompts));
     ALMOST_ASSIGN_OR_RETURN(side.about, AboutFile(which));
   } else {
-    ALMOST_ASSIGN_OR_RETURN(side.model, AskedModel::Find(cli, "generation", which, ""));
+    ALMOST_ASSIGN_OR_RETURN(side.model, AskedModel::Find(cli, "generation", which));
     side.about = side.model->Identity();
   }
   return side;
@@ -504,9 +504,10 @@ void AddEval(CLI::App& app, Cli& cli) {
     return added;
   };
   const auto with_model = [&](CLI::App* added) {
-    added->add_option("--load", flags->load,
-                      "Loads it first: artifacts/DIGEST, or a folder beneath --model_root");
-    return added->add_option("--model", flags->model, "A policy's id in the generation service");
+    return added->add_option("--model", flags->model, absl::StrCat("A policy: ", kModelArgument));
+  };
+  const auto with_reward_model = [&](CLI::App* added) {
+    return added->add_option("--reward_model", flags->reward_model, absl::StrCat("A reward model: ", kModelArgument));
   };
   const auto with_template = [&](CLI::App* added, const char* places) {
     added->add_option("--template", flags->template_file,
@@ -521,8 +522,7 @@ void AddEval(CLI::App& app, Cli& cli) {
              return absl::Status(absl::InvalidArgumentError("eval hhh: needs --reward_model or --model"));
            });
   CLI::Option* hhh_model = with_model(hhh);
-  CLI::Option* hhh_reward =
-      hhh->add_option("--reward_model", flags->reward_model, "A reward model's id in the reward service");
+  CLI::Option* hhh_reward = with_reward_model(hhh);
   hhh_model->excludes(hhh_reward);
   with_template(hhh, "{question}, {answer_a} and {answer_b}");
 
@@ -533,10 +533,7 @@ void AddEval(CLI::App& app, Cli& cli) {
   preferences->add_option("--format", flags->format, "hh-rlhf, rewardbench, comparisons or hhh")
       ->required()
       ->check(CLI::IsMember({"hh-rlhf", "rewardbench", "comparisons", "hhh"}));
-  preferences->add_option("--reward_model", flags->reward_model, "A reward model's id in the reward service")
-      ->required();
-  preferences->add_option("--load", flags->load,
-                          "Loads it first: artifacts/DIGEST, or a folder beneath --model_root");
+  with_reward_model(preferences)->required();
 
   CLI::App* truthful = verb("truthfulqa", "TruthfulQA-MC1: is the true choice the likeliest", "mc_task.json",
                             [&cli, flags] { return TruthfulQa(cli, *flags); });

@@ -20,24 +20,26 @@ namespace types = almost::types::v1;
 constexpr absl::Duration kModelTimeout = absl::Minutes(10);
 
 struct GenerateFlags {
-  std::string model, load, text, user;
+  std::string model, text, user;
   types::SamplingParams sampling;
   bool stream = false;
 };
 
+// The name of what `which` names, loaded.
 template <typename Service>
-absl::Status LoadModel(const Endpoint& endpoint, const std::string& model, const std::string& source) {
-  if (source.empty()) return absl::OkStatus();
+absl::StatusOr<std::string> FindModel(const Endpoint& endpoint, const std::string& which) {
+  const ModelArgument model = ParseModelArgument(which);
+  if (model.source.empty()) return model.name;
   types::LoadModelRequest request;
-  request.set_name(ResourceName("models", model));
-  request.set_source(source);
-  return Call<Service>(endpoint, &Service::Stub::LoadModel, request, kModelTimeout).status();
+  request.set_name(model.name);
+  request.set_source(model.source);
+  ALMOST_RETURN_IF_ERROR(Call<Service>(endpoint, &Service::Stub::LoadModel, request, kModelTimeout).status());
+  return model.name;
 }
 
-absl::Status Stream(const Endpoint& endpoint, const GenerateFlags& flags,
-                    const generation::GenerateItem& item) {
+absl::Status Stream(const Endpoint& endpoint, const std::string& model, const generation::GenerateItem& item) {
   generation::StreamGenerateRequest request;
-  request.set_model(ResourceName("models", flags.model));
+  request.set_model(model);
   *request.mutable_item() = item;
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + kModelTimeout));
@@ -63,11 +65,11 @@ absl::Status Generate(const Cli& cli, const GenerateFlags& flags) {
   }
   *item.mutable_sampling() = flags.sampling;
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "generation"));
-  ALMOST_RETURN_IF_ERROR(LoadModel<generation::GenerationService>(endpoint, flags.model, flags.load));
-  if (flags.stream) return Stream(endpoint, flags, item);
+  ALMOST_ASSIGN_OR_RETURN(const std::string model, FindModel<generation::GenerationService>(endpoint, flags.model));
+  if (flags.stream) return Stream(endpoint, model, item);
 
   generation::GenerateRequest request;
-  request.set_model(ResourceName("models", flags.model));
+  request.set_model(model);
   *request.add_items() = item;
   ALMOST_ASSIGN_OR_RETURN(
       const generation::GenerateResponse response,
@@ -89,14 +91,14 @@ absl::Status Generate(const Cli& cli, const GenerateFlags& flags) {
 }
 
 struct ScoreFlags {
-  std::string model, load, prompt, response;
+  std::string model, prompt, response;
 };
 
 absl::Status Score(const Cli& cli, const ScoreFlags& flags) {
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "reward"));
-  ALMOST_RETURN_IF_ERROR(LoadModel<reward::RewardService>(endpoint, flags.model, flags.load));
+  ALMOST_ASSIGN_OR_RETURN(const std::string model, FindModel<reward::RewardService>(endpoint, flags.model));
   reward::ScoreRequest request;
-  request.set_model(ResourceName("models", flags.model));
+  request.set_model(model);
   reward::ScoreItem* item = request.add_items();
   item->set_prompt(flags.prompt);
   item->set_response(flags.response);
@@ -122,9 +124,7 @@ void AddGenerate(CLI::App& app, Cli& cli) {
   auto flags = std::make_shared<GenerateFlags>();
   types::SamplingParams& sampling = flags->sampling;
   CLI::App* generate = app.add_subcommand("generate", "Continues a text or answers a question");
-  generate->add_option("--model", flags->model, "The model's id in the generation service")->required();
-  generate->add_option("--load", flags->load,
-                       "Loads it first: artifacts/DIGEST, or a folder beneath --model_root");
+  generate->add_option("--model", flags->model, kModelArgument)->required();
   CLI::Option* text = generate->add_option("TEXT", flags->text, "What to continue, taken as it is");
   generate->add_option("--user", flags->user, "A question instead, in the model's own dialogue format")
       ->excludes(text);
@@ -151,9 +151,7 @@ void AddGenerate(CLI::App& app, Cli& cli) {
 
   auto score_flags = std::make_shared<ScoreFlags>();
   CLI::App* score = app.add_subcommand("score", "Scores a response with a reward model");
-  score->add_option("--model", score_flags->model, "The model's id in the reward service")->required();
-  score->add_option("--load", score_flags->load,
-                    "Loads it first: artifacts/DIGEST, or a folder beneath --model_root");
+  score->add_option("--model", score_flags->model, kModelArgument)->required();
   score->add_option("--prompt", score_flags->prompt, "The user's turn")->required();
   score->add_option("--response", score_flags->response, "The assistant's answer")->required();
   score->callback(

@@ -28,7 +28,7 @@ namespace pb = almost::orchestrator::v1;
 using nlohmann::ordered_json;
 
 struct InspectFlags {
-  std::string what, dataset = "comparisons", reward_model, load, to;
+  std::string what, dataset = "comparisons", reward_model, to;
   double near = 0.7;
 };
 
@@ -90,7 +90,7 @@ absl::Status AddRun(const Cli& cli, const InspectFlags& flags, Inspected& out) {
 // disagrees).
 absl::Status AddRewards(const Cli& cli, const InspectFlags& flags, ProgressDisplay& display, Inspected& out) {
   constexpr size_t kStretch = 1024;
-  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "reward", flags.reward_model, flags.load));
+  ALMOST_ASSIGN_OR_RETURN(const auto model, AskedModel::Find(cli, "reward", flags.reward_model));
   std::vector<ordered_json*> pairs;
   for (ordered_json& row : out.rows) {
     if (row.contains("chosen_length") && row.contains("prompt") && row["prompt"].is_string())
@@ -197,11 +197,8 @@ void AddInspect(CLI::App& app, Cli& cli) {
       ->add_option("--dataset", flags->dataset, "Of a run: comparisons, demonstrations, responses or prompts")
       ->check(CLI::IsMember({"comparisons", "demonstrations", "responses", "prompts"}))
       ->capture_default_str();
-  inspect->add_option(
-      "--reward_model", flags->reward_model,
-      "Scores both sides of comparisons with this model of the reward service and sorts by disagreement");
-  inspect->add_option("--load", flags->load,
-                      "Loads it first: artifacts/DIGEST, or a folder beneath --model_root");
+  inspect->add_option("--reward_model", flags->reward_model,
+                      absl::StrCat("Scores both sides of comparisons and sorts by disagreement: ", kModelArgument));
   inspect->add_option("--near", flags->near, "ROUGE-L F1 from which two prompts are near-duplicates")
       ->check(CLI::Range(0.1, 1.0))
       ->capture_default_str();

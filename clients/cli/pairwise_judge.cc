@@ -33,10 +33,10 @@ absl::StatusOr<std::unique_ptr<PairwiseJudge>> PairwiseJudge::Find(const Cli& cl
   std::unique_ptr<PairwiseJudge> out(new PairwiseJudge());
   absl::string_view which = judge;
   if (absl::ConsumePrefix(&which, "reward:")) {
-    ALMOST_ASSIGN_OR_RETURN(out->reward_, AskedModel::Find(cli, "reward", std::string(which), ""));
+    ALMOST_ASSIGN_OR_RETURN(out->reward_, AskedModel::Find(cli, "reward", std::string(which)));
     out->about_ = {{"reward_model", out->reward_->Identity()}};
   } else if (absl::ConsumePrefix(&which, "llm:")) {
-    ALMOST_ASSIGN_OR_RETURN(out->llm_, AskedModel::Find(cli, "generation", std::string(which), ""));
+    ALMOST_ASSIGN_OR_RETURN(out->llm_, AskedModel::Find(cli, "generation", std::string(which)));
     ALMOST_ASSIGN_OR_RETURN(
         out->form_, ReadTemplate(template_file, kJudgeTemplate, {"question", "answer_1", "answer_2"}));
     out->about_ = {{"llm", out->llm_->Identity()}, {"template_sha256", Sha256(out->form_)}};

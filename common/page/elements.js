@@ -229,7 +229,7 @@ function rowBrowser({rows, columns, sort, lead, extra}) {
   const count = h("span", {class: "soft small", role: "status"});
   const list = h("div", {class: "rows", tabindex: 0}), spacer = h("div", {}), detail = h("div", {class: "detail", hidden: ""});
   list.append(spacer);
-  const telling = [...columns.numbers, ...[...columns.choices].filter(([, values]) => values.length > 1).map(([name]) => name)];
+  const telling = [...columns.numbers, ...[...columns.choices].filter(([name, values]) => values.length > 1 && !lead.includes(name)).map(([name]) => name)];
   if (sort) telling.sort((a, b) => (b === sort.column) - (a === sort.column));
   const facts = row => telling.filter(name => row[name] !== undefined).map(name => `${words(name)} ${asText(row[name])}`).join(" · ");
   const show = row => {

@@ -55,10 +55,10 @@ class BadInput(unittest.TestCase):
         self.refused("generate", "--model", "nobody", "Hello", names=["models/nobody"])
 
     def test_model_folder_that_is_not_there(self):
-        self.refused("generate", "--model", "x", "--load", "no/such/folder", "Hello", names=["no/such/folder"])
+        self.refused("generate", "--model", "no/such/folder", "Hello", names=["no/such/folder"])
 
     def test_model_folder_outside_the_root(self):
-        self.refused("generate", "--model", "x", "--load", "../../etc", "Hello", names=["../../etc"])
+        self.refused("generate", "--model", "x=../../etc", "Hello", names=["../../etc"])
 
     def test_truncated_safetensors(self):
         broken = self.root / "broken"
@@ -66,9 +66,9 @@ class BadInput(unittest.TestCase):
         weights = broken / "model.safetensors"
         with open(weights, "r+b") as file:
             file.truncate(weights.stat().st_size - 1000)
-        self.refused("generate", "--model", "x", "--load", "broken", "Hello", names=["model.safetensors"])
+        self.refused("generate", "--model", "x=broken", "Hello", names=["model.safetensors"])
         # The service lives on.
-        self.assertTrue(self.suite.almost("generate", "--model", "S", "--load", "common/world/models/S", "Human:"))
+        self.assertTrue(self.suite.almost("generate", "--model", "common/world/models/S", "Human:"))
 
     def test_recipe_with_a_typo(self):
         self.refused("run", self.recipe("num_shots", "num_shot"),
@@ -83,7 +83,7 @@ class BadInput(unittest.TestCase):
                      names=["shots", "9"])
 
     def test_prompt_longer_than_the_context(self):
-        self.refused("generate", "--model", "S", "--load", "common/world/models/S", "What is 1 plus 1? " * 200,
+        self.refused("generate", "--model", "S=common/world/models/S", "What is 1 plus 1? " * 200,
                      names=["512"])
 
     def test_empty_dataset(self):

@@ -96,7 +96,7 @@ class EvalParity(unittest.TestCase):
         return abs(theirs) <= TOLERANCE
 
     def test_reward_model_on_static_hhh(self):
-        result, items = self.eval("hhh", self.hhh, "--reward_model", "RM", "--load", "reward", to="hhh_reward")
+        result, items = self.eval("hhh", self.hhh, "--reward_model", "RM=reward", to="hhh_reward")
         self.assertEqual((len(items), result["left_out_too_long"]), (len(self.pairs), 0))
         right = open_verdicts = 0
         for pair, item in zip(self.pairs, items):
@@ -114,7 +114,7 @@ class EvalParity(unittest.TestCase):
     def test_policy_on_static_hhh(self):
         template = self.path / "choice.txt"
         template.write_text("{question}\n\nA: {answer_a}\n\nB: {answer_b}\n\nWhich?")
-        result, items = self.eval("hhh", self.hhh, "--model", "P", "--load", "policy", "--template", template, to="hhh_policy")
+        result, items = self.eval("hhh", self.hhh, "--model", "P=policy", "--template", template, to="hhh_policy")
         self.assertEqual((len(items), result["left_out_too_long"]), (len(self.pairs), 0))
         open_verdicts = 0
         for pair, item in zip(self.pairs, items):
@@ -142,8 +142,8 @@ class EvalParity(unittest.TestCase):
         file = self.path / "mc_task.json"
         file.write_text(json.dumps(questions))
         (self.path / "form.txt").write_text("Q {question} A {answer} This is")
-        _, p_true = self.eval("truthfulqa", file, "--model", "P", "--load", "policy", "--template", self.path / "form.txt", to="p_true")
-        _, likelihood = self.eval("truthfulqa", file, "--model", "P", "--load", "policy", "--form", "likelihood", to="likelihood")
+        _, p_true = self.eval("truthfulqa", file, "--model", "P=policy", "--template", self.path / "form.txt", to="p_true")
+        _, likelihood = self.eval("truthfulqa", file, "--model", "P=policy", "--form", "likelihood", to="likelihood")
         for question, ours_true, ours_likelihood in zip(questions, p_true, likelihood):
             for choice, x, y in zip(question["mc1_targets"], ours_true["scores"], ours_likelihood["scores"]):
                 self.assertAlmostEqual(x, self.log_likelihood(f"Q {question['question']} A {choice} This is", " true"), delta=TOLERANCE)
@@ -156,7 +156,7 @@ class EvalParity(unittest.TestCase):
         answers = {side: [" ".join(rng.choice(["yes", "no", "it is", "so"]) for _ in range(rng.randint(1, 12))) for _ in prompts] for side in "ab"}
         for side in "ab":
             (self.path / f"{side}.jsonl").write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(answers[side])))
-        self.suite.almost("score", "--model", "RM", "--load", "reward", "--prompt", "p", "--response", "r")
+        self.suite.almost("score", "--model", "RM=reward", "--prompt", "p", "--response", "r")
         result, items = self.eval("pairwise", self.path / "prompts.txt", "--a", self.path / "a.jsonl", "--b", self.path / "b.jsonl",
                                   "--judge", "reward:RM", to="pairwise")
         wins = 0
@@ -177,7 +177,7 @@ class EvalParity(unittest.TestCase):
         (self.path / "short/config.json").write_text(json.dumps(config))
         text = "The gold is in the old tower, and nobody knows why. " * 8
         (self.path / "text.txt").write_text(text)
-        _, (item,) = self.eval("perplexity", self.path / "text.txt", "--model", "S", "--load", "short", to="perplexity")
+        _, (item,) = self.eval("perplexity", self.path / "text.txt", "--model", "S=short", to="perplexity")
         ids = self.tokenizer.encode(text)
         total = 0.0
         for begin in range(1, len(ids), 63):

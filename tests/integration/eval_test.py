@@ -45,7 +45,7 @@ class Eval(unittest.TestCase):
         file = self.path / "hhh.json"
         file.write_text(json.dumps([{"chosen": dialogue(q, a), "rejected": dialogue(q, "Nothing."), "type": t}
                                     for q, a, t in zip(QUESTIONS, answers, ("honest", "other", "honest", "other"))]))
-        arguments = ("hhh", file, "--reward_model", "RM", "--load", "RM")
+        arguments = ("hhh", file, "--reward_model", "RM=RM")
         _, first = self.eval(*arguments, "--limit", 2, to="hhh")
         result, items = self.eval(*arguments, to="hhh")
         self.assertEqual(first, items[:2])  # gone on with, not done again
@@ -59,7 +59,7 @@ class Eval(unittest.TestCase):
         self.assertAlmostEqual(all_figures["longer"]["value"], (0.5 + 0.5 + 1) / 3)  # two answers are as long as "Nothing."
         self.assertEqual(set(result["figures"]["types"]), {"honest", "other"})
         with self.assertRaisesRegex(Failed, "another evaluation: reward_model.name"):
-            self.eval("hhh", file, "--reward_model", "RM2", "--load", "RM", to="hhh")
+            self.eval("hhh", file, "--reward_model", "RM2=RM", to="hhh")
         with self.assertRaisesRegex(Failed, r"bad.json: line 1: .* number"):
             (self.path / "bad.json").write_text('[{"chosen": 3}]')
             self.eval("hhh", self.path / "bad.json", "--reward_model", "RM", to="bad")
@@ -67,7 +67,7 @@ class Eval(unittest.TestCase):
     def test_hhh_of_a_policy_adds_up_both_orders(self):
         file = self.path / "choice.json"
         file.write_text(json.dumps([{"chosen": dialogue(q, "Yes."), "rejected": dialogue(q, "No."), "type": "x"} for q in QUESTIONS]))
-        result, items = self.eval("hhh", file, "--model", "M", "--load", "M", to="choice")
+        result, items = self.eval("hhh", file, "--model", "M=M", to="choice")
         for item in items:
             (a, b), (c, d) = item["p_chosen_first"], item["p_chosen_second"]
             self.assertAlmostEqual(item["chosen_score"], a + d)
@@ -79,8 +79,8 @@ class Eval(unittest.TestCase):
     def test_preferences_of_other_files(self):
         pairs = [{"prompt": q, "chosen": "It is here.", "rejected": "No.", "subset": "s"} for q in QUESTIONS]
         for form in ("rewardbench", "comparisons"):
-            result, _ = self.eval("preferences", lines(self.path / "pairs.jsonl", pairs), "--format", form, "--reward_model", "RM",
-                                  "--load", "RM", to=form)
+            result, _ = self.eval("preferences", lines(self.path / "pairs.jsonl", pairs), "--format", form, "--reward_model",
+                                  "RM=RM", to=form)
             self.assertEqual(result["figures"]["all"]["longer"]["value"], 1)
 
     def test_truthfulqa_in_both_forms(self):
@@ -88,7 +88,7 @@ class Eval(unittest.TestCase):
         file.write_text(json.dumps([{"question": q, "mc1_targets": {"No.": 0, "It is.": 1, "Maybe so.": 0}, "mc2_targets": {}}
                                     for q in QUESTIONS]))
         for form in ("p_true", "likelihood"):
-            result, items = self.eval("truthfulqa", file, "--model", "M", "--load", "M", "--form", form, to=form)
+            result, items = self.eval("truthfulqa", file, "--model", "M=M", "--form", form, to=form)
             self.assertEqual(result["benchmark"], f"truthfulqa_mc1_{form}")
             right = sum(item["scores"].index(max(item["scores"])) == 1 for item in items)
             self.assertAlmostEqual(result["figures"]["accuracy"]["value"], right / len(QUESTIONS))
@@ -105,7 +105,7 @@ class Eval(unittest.TestCase):
         self.assertEqual(result["figures"]["all"]["counts"], {"win": 1, "tie": 1, "loss": 0, "unparsable": 0})
         self.assertEqual(result["figures"]["all"]["position"]["same"], 2)
 
-        self.suite.almost("score", "--model", "RM", "--load", "RM", "--prompt", "p", "--response", "r")
+        self.suite.almost("score", "--model", "RM=RM", "--prompt", "p", "--response", "r")
         _, items = self.eval("vicuna", prompts, "--a", good, "--b", poor, "--judge", "reward:RM", to="rewarded")
         for item in items:
             (a, b), _ = item["judge"]
@@ -113,7 +113,7 @@ class Eval(unittest.TestCase):
             self.assertEqual(item["a_first"], item["b_first"])
 
         # The world's model knows nothing of scores: its words are no verdict, and no tie either.
-        self.suite.almost("generate", "--model", "M", "--load", "M", "x")
+        self.suite.almost("generate", "--model", "M=M", "x")
         template = self.path / "template.txt"
         template.write_text("{question} {answer_1} {answer_2}")
         result, _ = self.eval("pairwise", prompts, "--a", "M", "--b", poor, "--judge", "llm:M", "--template", template,
@@ -124,7 +124,7 @@ class Eval(unittest.TestCase):
     def test_perplexity_tells_a_larger_model_from_a_smaller_one(self):
         corpus = self.path / "corpus.jsonl"
         corpus.write_text(self.suite.almost("world", "corpus", "--seed", 9, "--first", 10**6, "--count", 40))
-        of = {name: self.eval("perplexity", corpus, "--model", name, "--load", name, to=f"perplexity_{name}")[0]["figures"]
+        of = {name: self.eval("perplexity", corpus, "--model", f"{name}={name}", to=f"perplexity_{name}")[0]["figures"]
               for name in ("S", "M")}
         self.assertLess(of["M"]["perplexity"]["value"], of["S"]["perplexity"]["value"])
         self.assertLess(of["M"]["perplexity"]["high"], 20)

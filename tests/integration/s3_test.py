@@ -117,9 +117,9 @@ class S3(unittest.TestCase):
             policy = next(name for stage, kind, name in wanted if (stage, kind) == ("rl", "model"))
             suite.almost("artifacts", "get", "run", policy, "--to", self.folder / "policy")
             self.assertTrue((self.folder / "policy/model.safetensors").is_file())
-            suite.almost("generate", "--model", "policy", "--load", policy, "--user", "What is 1 plus 2?")
+            suite.almost("generate", "--model", policy, "--user", "What is 1 plus 2?")
             scorer = next(name for stage, kind, name in wanted if (stage, kind) == ("reward_model", "model"))
-            suite.almost("score", "--model", "scorer", "--load", scorer, "--prompt", "What is 1 plus 2?", "--response", "It is 3.")
+            suite.almost("score", "--model", scorer, "--prompt", "What is 1 plus 2?", "--response", "It is 3.")
 
 
 if __name__ == "__main__":

@@ -57,9 +57,16 @@ function asked() {
   walk(about, "");
   return table(["setting", "value"], lines);
 }
+// Who was asked, in short; the table at the end has it whole.
+const shortName = of => (of.name || of.service || "").replace(/^models\//, "").replace(/[0-9a-f]{64}/, digest => digest.slice(0, 12));
+function who() {
+  const one = of => shortName(of) || shortName(Object.values(of)[0]);
+  return [["a", about.a], ["b", about.b], ["judge", about.judge], ["model", about.model], ["reward model", about.reward_model]]
+    .filter(([, of]) => of).map(([role, of]) => `${role}: ${one(of)}`).join("; ");
+}
 const redraw = keepDrawn(`Evaluation: ${data.benchmark}`, ({half}) => [
   h("h1", {}, words(data.benchmark)),
-  h("p", {class: "soft"}, `${data.items} items of ${about.file.name}` + (data.left_out_too_long ? `; ${data.left_out_too_long} left out, longer than a model's context` : "")),
+  h("p", {class: "soft"}, `${data.items} items of ${about.file.name}` + (data.left_out_too_long ? `; ${data.left_out_too_long} left out, longer than a model's context` : ""), h("br", {}), who()),
   kind(half),
   section("Items", rows ? rowBrowser({rows, columns, lead: ["prompt", "context", "question", "text", "chosen", "rejected", "a", "b", "answer"],
     sort: kind === preferences ? {column: "margin"} : null}) : `Reading the items … ${loaded}`),
