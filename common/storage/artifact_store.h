@@ -89,6 +89,12 @@ class ArtifactStore {
   // path that is not plain or twice the same.
   virtual absl::StatusOr<Artifact> Publish(const ArtifactDraft& draft) = 0;
 
+  // An empty folder on the disk of what this machine keeps of the store, where a draft's folder is written
+  // without a copy being made of it. It goes with the last copy of `hold`, which the store's `env` outlives.
+  virtual absl::StatusOr<LocalFolder> Scratch() = 0;
+  // What it does to files goes through this.
+  virtual Env* env() const = 0;
+
   // kNotFound: no such artifact; kInvalidArgument: not a digest.
   virtual absl::StatusOr<Artifact> Get(absl::string_view digest) = 0;
   // A folder with the artifact's files by their names, fetched if need be. Every byte is verified the first

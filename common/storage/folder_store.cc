@@ -195,6 +195,14 @@ absl::StatusOr<Artifact> FolderStore::Publish(const ArtifactDraft& draft) {
   return artifact;
 }
 
+absl::StatusOr<LocalFolder> FolderStore::Scratch() {
+  const fs::path folder = root_ / "tmp" / UniqueName();
+  ALMOST_RETURN_IF_ERROR(env_->CreateFolders(folder));
+  return LocalFolder{folder, std::shared_ptr<const void>(nullptr, [env = env_, folder](const void*) {
+                       env->Remove(folder).IgnoreError();
+                     })};
+}
+
 absl::StatusOr<Artifact> FolderStore::Get(absl::string_view digest) {
   ALMOST_RETURN_IF_ERROR(CheckDigest(digest));
   absl::StatusOr<std::string> manifest = env_->Read(Object(digest));

@@ -24,6 +24,8 @@ class FolderStore : public ArtifactStore {
   static absl::StatusOr<std::shared_ptr<FolderStore>> Open(const std::filesystem::path& root, Env* env);
 
   absl::StatusOr<Artifact> Publish(const ArtifactDraft& draft) override;
+  absl::StatusOr<LocalFolder> Scratch() override;
+  Env* env() const override { return env_; }
   absl::StatusOr<Artifact> Get(absl::string_view digest) override;
   absl::StatusOr<LocalFolder> Path(absl::string_view digest) override;
   absl::StatusOr<std::string> ReadFile(absl::string_view digest, absl::string_view path) override;

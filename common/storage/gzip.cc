@@ -18,26 +18,46 @@ uInt Piece(size_t size) { return static_cast<uInt>(std::min<size_t>(size, size_t
 
 }  // namespace
 
-std::string Gzip(absl::string_view data) {
-  z_stream stream{};
+struct GzipEncoder::Stream {
+  z_stream z{};
+};
+
+GzipEncoder::GzipEncoder() : stream_(std::make_unique<Stream>()) {
   // Fails for want of memory only.
-  if (deflateInit2(&stream, Z_DEFAULT_COMPRESSION, Z_DEFLATED, kGzip, 8, Z_DEFAULT_STRATEGY) != Z_OK)
+  if (deflateInit2(&stream_->z, Z_DEFAULT_COMPRESSION, Z_DEFLATED, kGzip, 8, Z_DEFAULT_STRATEGY) != Z_OK)
     std::abort();
-  std::string compressed;
+}
+
+GzipEncoder::~GzipEncoder() { deflateEnd(&stream_->z); }
+
+void GzipEncoder::Add(absl::string_view data, std::string* compressed) {
+  if (!data.empty()) Deflate(data, /*last=*/false, compressed);
+}
+
+void GzipEncoder::Finish(std::string* compressed) { Deflate("", /*last=*/true, compressed); }
+
+void GzipEncoder::Deflate(absl::string_view data, bool last, std::string* compressed) {
+  z_stream& z = stream_->z;
   int code = Z_OK;
-  while (code != Z_STREAM_END) {
-    const size_t size = compressed.size();
-    compressed.resize(size + kPieceBytes);
+  while (last ? code != Z_STREAM_END : !data.empty()) {
+    const size_t size = compressed->size();
+    compressed->resize(size + kPieceBytes);
     const uInt piece = Piece(data.size());
-    stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(data.data()));
-    stream.avail_in = piece;
-    stream.next_out = reinterpret_cast<Bytef*>(compressed.data() + size);
-    stream.avail_out = kPieceBytes;
-    code = deflate(&stream, piece == data.size() ? Z_FINISH : Z_NO_FLUSH);
-    data.remove_prefix(piece - stream.avail_in);
-    compressed.resize(size + kPieceBytes - stream.avail_out);
+    z.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(data.data()));
+    z.avail_in = piece;
+    z.next_out = reinterpret_cast<Bytef*>(compressed->data() + size);
+    z.avail_out = kPieceBytes;
+    code = deflate(&z, last ? Z_FINISH : Z_NO_FLUSH);
+    data.remove_prefix(piece - z.avail_in);
+    compressed->resize(size + kPieceBytes - z.avail_out);
   }
-  deflateEnd(&stream);
+}
+
+std::string Gzip(absl::string_view data) {
+  std::string compressed;
+  GzipEncoder encoder;
+  encoder.Add(data, &compressed);
+  encoder.Finish(&compressed);
   return compressed;
 }
 

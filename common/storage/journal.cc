@@ -378,16 +378,6 @@ absl::StatusOr<std::vector<ItemRecord>> Journal::GetItems(absl::string_view run,
   }
 }
 
-absl::StatusOr<int64_t> Journal::ResultBytes(absl::string_view run, absl::string_view stage) {
-  const absl::MutexLock lock(&read_mutex_);
-  ALMOST_ASSIGN_OR_RETURN(
-      Sqlite::Query query,
-      reader_->Prepare("SELECT COALESCE(SUM(LENGTH(result)), 0) FROM items WHERE run=? AND stage=?"));
-  query.Bind(1, run).Bind(2, stage);
-  ALMOST_RETURN_IF_ERROR(query.Step().status());
-  return query.Number(0);
-}
-
 absl::StatusOr<OutcomeRecord> Journal::ReadOutcome(Sqlite::Query query) {
   ALMOST_ASSIGN_OR_RETURN(const bool row, query.Step());
   if (!row) return absl::NotFoundError("no such outcome");

@@ -122,8 +122,6 @@ class Journal {
   // kDataLoss: a result is not what was journaled.
   absl::StatusOr<std::vector<ItemRecord>> GetItems(absl::string_view run, absl::string_view stage,
                                                    int64_t first, int64_t limit, bool results);
-  // Of the results of a stage's items, together.
-  absl::StatusOr<int64_t> ResultBytes(absl::string_view run, absl::string_view stage);
   // kNotFound: no stage has ended under that key.
   absl::StatusOr<OutcomeRecord> GetOutcome(absl::string_view key);
   // The latest of that stage and pace; kNotFound: none has ended.

@@ -33,7 +33,8 @@ absl::Status AppendJsonLine(const ordered_json& value, std::string* lines) {
 }
 
 absl::Status ForEachJsonLine(absl::string_view name, absl::string_view lines,
-                             const std::function<absl::Status(int64_t, const ordered_json&)>& use) {
+                             const std::function<absl::Status(int64_t, const ordered_json&)>& use,
+                             int64_t num_before) {
   for (int64_t number = 0; !lines.empty(); ++number) {
     const size_t end = lines.find('\n');
     const absl::string_view line = lines.substr(0, end);
@@ -41,7 +42,8 @@ absl::Status ForEachJsonLine(absl::string_view name, absl::string_view lines,
     const ordered_json value =
         ordered_json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
     if (!value.is_object()) {
-      return absl::DataLossError(absl::StrCat(name, ": line ", number + 1, " is not a JSON object"));
+      return absl::DataLossError(
+          absl::StrCat(name, ": line ", num_before + number + 1, " is not a JSON object"));
     }
     ALMOST_RETURN_IF_ERROR(use(number, value));
   }

@@ -16,8 +16,10 @@ namespace almost {
 absl::Status AppendJsonLine(const nlohmann::ordered_json& value, std::string* lines);
 
 // Calls `use` for every line with its number from 0; stops at its first error. Blank lines are an error.
-// kDataLoss: line N is not a JSON object; `name` says of which file.
+// kDataLoss: line N is not a JSON object; `name` says of which file, and `num_before` how many lines of it
+// come before these.
 absl::Status ForEachJsonLine(absl::string_view name, absl::string_view lines,
-                             const std::function<absl::Status(int64_t, const nlohmann::ordered_json&)>& use);
+                             const std::function<absl::Status(int64_t, const nlohmann::ordered_json&)>& use,
+                             int64_t num_before = 0);
 
 }  // namespace almost

@@ -31,6 +31,8 @@ class S3Store : public ArtifactStore {
                                                        Env* env = Env::Posix());
 
   absl::StatusOr<Artifact> Publish(const ArtifactDraft& draft) override;
+  absl::StatusOr<LocalFolder> Scratch() override { return cache_->Scratch(); }
+  Env* env() const override { return cache_->env(); }
   absl::StatusOr<Artifact> Get(absl::string_view digest) override;
   absl::StatusOr<LocalFolder> Path(absl::string_view digest) override;
   absl::StatusOr<std::string> ReadFile(absl::string_view digest, absl::string_view path) override;

@@ -129,11 +129,11 @@ class ComparisonStage : public Stage {
 
   absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) override {
     StageOutput output;
-    // Twice over the results: which of them are drawn is known when all have been seen.
-    std::vector<std::string> reasons;
+    // Twice over the results: which of them are drawn is known when all have been counted.
+    size_t num_left = 0;
     ALMOST_RETURN_IF_ERROR(ForEachLine(results, [&](const ordered_json& line) -> absl::Status {
       if (line.contains("prompt")) {
-        reasons.push_back(line.at("drop_reason"));
+        num_left += line.at("drop_reason") == "";
         return absl::OkStatus();
       }
       for (const auto& [reason, count] : line.at("dropped").items()) {
@@ -148,34 +148,30 @@ class ComparisonStage : public Stage {
     for (const auto& [reason, count] : whole_set.items()) {
       output.figures[absl::StrCat("dropped_", reason)] = count.get<double>();
     }
-    LimitPairs(context.recipe(), reasons);
-
-    std::string kept_lines;
-    std::string dropped_lines;
-    ALMOST_ASSIGN_OR_RETURN(const int64_t bytes, results.NumBytes());
-    kept_lines.reserve(static_cast<size_t>(bytes));
-    dropped_lines.reserve(static_cast<size_t>(bytes));
-    size_t pair = 0;
+    const std::vector<bool> drawn = Draw(context.recipe(), num_left);
+    ALMOST_ASSIGN_OR_RETURN(DatasetWriter kept, DatasetWriter::Create(context.store(), "comparisons"));
+    ALMOST_ASSIGN_OR_RETURN(DatasetWriter dropped, DatasetWriter::Create(context.store(), "dropped"));
+    size_t num_seen = 0;
     ALMOST_RETURN_IF_ERROR(ForEachLine(results, [&](const ordered_json& line) -> absl::Status {
       if (!line.contains("prompt")) return absl::OkStatus();
-      const std::string& reason = reasons[pair++];
+      std::string reason = line.at("drop_reason");
+      if (reason.empty() && !drawn[num_seen++]) reason = "over_max_pairs";
       ordered_json published = line;
       published.erase("drop_reason");
       if (reason.empty()) {
         output.figures["kept"] += 1;
-        return AppendJsonLine(published, &kept_lines);
+        return kept.Append(published);
       }
       output.figures[absl::StrCat("dropped_", reason)] += 1;
       published["drop_reason"] = reason;
-      return AppendJsonLine(published, &dropped_lines);
+      return dropped.Append(published);
     }));
-    if (kept_lines.empty()) {
+    if (kept.empty()) {
       return absl::FailedPreconditionError(
           "no comparison was kept: see the figures dropped_… for the reasons, and responses.filter");
     }
-    for (auto& [name, lines] :
-         {std::pair{"comparisons", &kept_lines}, std::pair{"dropped", &dropped_lines}}) {
-      output.artifacts.push_back(DatasetArtifact(name, std::move(*lines)));
+    for (DatasetWriter* const each : {&kept, &dropped}) {
+      ALMOST_ASSIGN_OR_RETURN(output.artifacts.emplace_back(), each->Finish());
     }
     return output;
   }
@@ -345,17 +341,14 @@ class ComparisonStage : public Stage {
     });
   }
 
-  // Draws max_pairs of those left.
-  static void LimitPairs(const v1::Recipe& recipe, std::vector<std::string>& reasons) {
-    std::vector<size_t> left;
-    for (size_t i = 0; i < reasons.size(); ++i) {
-      if (reasons[i].empty()) left.push_back(i);
-    }
+  // Which max_pairs of so many are drawn.
+  static std::vector<bool> Draw(const v1::Recipe& recipe, size_t num_pairs) {
     const auto limit = static_cast<size_t>(recipe.comparisons().max_pairs());
-    if (limit == 0 || left.size() <= limit) return;
-    for (const size_t i : left) reasons[i] = "over_max_pairs";
+    if (limit == 0 || num_pairs <= limit) return std::vector<bool>(num_pairs, true);
+    std::vector<bool> drawn(num_pairs);
     RandomStream random(DeriveSeed(recipe.seed(), "comparisons"));
-    for (const size_t i : random.Sample(left.size(), limit)) reasons[left[i]].clear();
+    for (const size_t i : random.Sample(num_pairs, limit)) drawn[i] = true;
+    return drawn;
   }
 
   const PairRule rule_;

@@ -1,5 +1,6 @@
 #include "services/orchestrator/core/dataset_card.h"
 
+#include <filesystem>
 #include <set>
 #include <utility>
 #include <vector>
@@ -11,8 +12,7 @@
 #include "absl/strings/strip.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
-#include "common/storage/gzip.h"
-#include "common/storage/json_lines.h"
+#include "common/storage/json_lines_file.h"
 
 namespace almost::orchestrator {
 namespace {
@@ -23,7 +23,7 @@ using nlohmann::ordered_json;
 std::string FileOf(const ArtifactDraft& draft) {
   for (const char* ending : {".jsonl", ".jsonl.gz"}) {
     std::string name = absl::StrCat(draft.kind, ending);
-    if (draft.files.contains(name)) return name;
+    if (!draft.folder.empty() && std::filesystem::exists(draft.folder / name)) return name;
   }
   return "";
 }
@@ -75,15 +75,11 @@ absl::StatusOr<std::string> DatasetCard(const ArtifactDraft& draft, const std::s
                                         const std::map<std::string, double>& figures,
                                         const std::string& license) {
   const std::string file = FileOf(draft);
-  const std::string& bytes = draft.files.at(file);
-  std::string lines = bytes;
-  if (absl::EndsWith(file, ".gz")) {
-    ALMOST_ASSIGN_OR_RETURN(lines, Gunzip(bytes));
-  }
+  ALMOST_ASSIGN_OR_RETURN(const std::string sha256, Sha256File(draft.folder / file));
   int64_t rows = 0;
   std::vector<std::string> fields;                     // in the order in which they come
   std::map<std::string, std::set<std::string>> types;  // by field
-  ALMOST_RETURN_IF_ERROR(ForEachJsonLine(file, lines, [&](int64_t, const ordered_json& line) {
+  ALMOST_RETURN_IF_ERROR(ForEachJsonLineOf(draft.folder / file, [&](int64_t, const ordered_json& line) {
     ++rows;
     for (const auto& [field, value] : line.items()) {
       if (!types.contains(field)) fields.push_back(field);
@@ -106,8 +102,9 @@ absl::StatusOr<std::string> DatasetCard(const ArtifactDraft& draft, const std::s
       ", without human labels. Its text was written by language models: licences and terms of those models, "
       "and of the seeds and demonstrations below, apply to it.",
       license.empty() ? " Nobody has said under which licence it may be passed on." : "", "\n\n");
-  absl::StrAppend(&card, "| | |\n| --- | --- |\n| rows | ", rows, " |\n| file | `", file, "`, ", bytes.size(),
-                  " bytes |\n| SHA-256 | `", Sha256(bytes), "` |\n");
+  absl::StrAppend(&card, "| | |\n| --- | --- |\n| rows | ", rows, " |\n| file | `", file, "`, ",
+                  std::filesystem::file_size(draft.folder / file), " bytes |\n| SHA-256 | `", sha256,
+                  "` |\n");
   if (!draft.numerics_id.empty()) absl::StrAppend(&card, "| numerics | ", draft.numerics_id, " |\n");
   absl::StrAppend(&card, "\n## Fields\n\n| field | type |\n| --- | --- |\n");
   for (const std::string& field : fields) {

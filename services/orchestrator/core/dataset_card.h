@@ -8,7 +8,7 @@
 
 namespace almost::orchestrator {
 
-// Whether `draft` is a dataset: it has a file of JSON Lines named for its kind, plain or gzip.
+// Whether `draft` is a dataset: its folder has a file of JSON Lines named for its kind, plain or gzip.
 bool IsDataset(const ArtifactDraft& draft);
 
 // The dataset's README.md in the form that dataset hubs expect: YAML front matter (licence, size category,

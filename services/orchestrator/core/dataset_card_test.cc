@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "common/base/sha256.h"
+#include "common/storage/fault_env.h"
 #include "common/storage/gzip.h"
 
 namespace almost::orchestrator {
@@ -14,19 +17,33 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
 
-ArtifactDraft Draft() {
+constexpr char kLines[] =
+    "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\",\"prompt_id\":0}\n"
+    "{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\",\"prompt_id\":1,\"note\":null}\n";
+
+class DatasetCardTest : public ::testing::Test {
+ protected:
+  DatasetCardTest() : folder_(ScratchFolder()) {}
+  ~DatasetCardTest() override { std::filesystem::remove_all(folder_); }
+  ArtifactDraft Draft(const std::string& file, const std::string& contents) const;
+  ArtifactDraft Draft() const { return Draft("comparisons.jsonl", kLines); }
+
+  const std::filesystem::path folder_;
+};
+
+ArtifactDraft DatasetCardTest::Draft(const std::string& file, const std::string& contents) const {
   ArtifactDraft draft;
   draft.kind = "comparisons";
-  draft.files["comparisons.jsonl"] =
-      "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\",\"prompt_id\":0}\n"
-      "{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\",\"prompt_id\":1,\"note\":null}\n";
+  draft.folder = folder_ / file;
+  EXPECT_TRUE(Env::Posix()->CreateFolders(draft.folder).ok());
+  EXPECT_TRUE(Env::Posix()->Write(draft.folder / file, contents).ok());
   draft.inputs = {{"prompts", "d1"}, {"responses", "d2"}};
   draft.recipe = {{"comparisons", {{"rule", "RULE_PAPER"}}}};
   draft.numerics_id = "float32/AVX2";
   return draft;
 }
 
-TEST(DatasetCardTest, TellsWhatAReaderAsks) {
+TEST_F(DatasetCardTest, TellsWhatAReaderAsks) {
   ASSERT_TRUE(IsDataset(Draft()));
   const auto card = DatasetCard(Draft(), "comparisons",
                                 {{"kept", 2}, {"dropped_too_short", 5}, {"agreement", 0.5}}, "apache-2.0");
@@ -40,16 +57,15 @@ TEST(DatasetCardTest, TellsWhatAReaderAsks) {
   EXPECT_THAT(*card, Not(HasSubstr("agreement")));
 }
 
-TEST(DatasetCardTest, AnUnknownLicenceIsSaidToBeUnknown) {
+TEST_F(DatasetCardTest, AnUnknownLicenceIsSaidToBeUnknown) {
   const auto card = DatasetCard(Draft(), "comparisons", {}, "");
   ASSERT_TRUE(card.ok());
   EXPECT_THAT(*card, AllOf(StartsWith("---\nlicense: unknown\n"), HasSubstr("Nobody has said")));
 }
 
-TEST(DatasetCardTest, ACompressedDatasetIsReadAndHashedAsItIs) {
-  ArtifactDraft packed = Draft();
-  const std::string bytes = Gzip(packed.files["comparisons.jsonl"]);
-  packed.files = {{"comparisons.jsonl.gz", bytes}};
+TEST_F(DatasetCardTest, ACompressedDatasetIsReadAndHashedAsItIs) {
+  const std::string bytes = Gzip(kLines);
+  const ArtifactDraft packed = Draft("comparisons.jsonl.gz", bytes);
   ASSERT_TRUE(IsDataset(packed));
   const auto card = DatasetCard(packed, "comparisons", {}, "");
   ASSERT_TRUE(card.ok()) << card.status();
@@ -57,13 +73,12 @@ TEST(DatasetCardTest, ACompressedDatasetIsReadAndHashedAsItIs) {
                            HasSubstr(Sha256(bytes))));
 }
 
-TEST(DatasetCardTest, WhatIsNoDatasetHasNone) {
+TEST_F(DatasetCardTest, WhatIsNoDatasetHasNone) {
   ArtifactDraft evaluation;
   evaluation.kind = "evaluation";
   evaluation.files = {{"answers.jsonl", "{}\n"}, {"evaluation.json", "{}"}};
   EXPECT_FALSE(IsDataset(evaluation));
-  ArtifactDraft broken = Draft();
-  broken.files["comparisons.jsonl"] = "[]\n";
+  const ArtifactDraft broken = Draft("comparisons.jsonl", "[]\n");
   EXPECT_EQ(DatasetCard(broken, "comparisons", {}, "").status().code(), absl::StatusCode::kDataLoss);
 }
 

@@ -7,7 +7,6 @@
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
 #include "common/storage/gzip.h"
-#include "common/storage/json_lines.h"
 #include "google/protobuf/util/json_util.h"
 
 namespace almost::orchestrator {
@@ -31,9 +30,11 @@ absl::StatusOr<std::string> DatasetText(ArtifactStore& store, const Artifact& ar
 absl::Status ForEachInDataset(const StageContext& context, absl::string_view stage, absl::string_view name,
                               const std::function<absl::Status(const ordered_json&)>& use) {
   ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, context.Input(stage, name));
-  ALMOST_ASSIGN_OR_RETURN(const std::string text, DatasetText(context.store(), artifact));
-  return ForEachJsonLine(DatasetFile(artifact)->path, text,
-                         [&](int64_t, const ordered_json& line) { return use(line); });
+  const ArtifactFile* const file = DatasetFile(artifact);
+  if (file == nullptr) return absl::InvalidArgumentError(absl::StrCat(stage, "/", name, " is no dataset"));
+  ALMOST_ASSIGN_OR_RETURN(const LocalFolder folder, context.store().Path(artifact.digest));
+  return ForEachJsonLineOf(folder.path / file->path,
+                           [&](int64_t, const ordered_json& line) { return use(line); });
 }
 
 absl::StatusOr<std::vector<ordered_json>> ReadDataset(const StageContext& context, absl::string_view stage,
@@ -64,16 +65,32 @@ nlohmann::json ToJson(const google::protobuf::Message& message) {
   return nlohmann::json::parse(text);
 }
 
-StageArtifact DatasetArtifact(const std::string& name, std::string lines, Packing packing) {
-  StageArtifact artifact;
-  artifact.name = name;
-  artifact.draft.kind = name;
-  if (packing == Packing::kGzip) {
-    artifact.draft.files[absl::StrCat(name, ".jsonl.gz")] = Gzip(lines);
-  } else {
-    artifact.draft.files[absl::StrCat(name, ".jsonl")] = std::move(lines);
-  }
-  return artifact;
+absl::StatusOr<DatasetWriter> DatasetWriter::Create(ArtifactStore& store, const std::string& name,
+                                                    Packing packing) {
+  DatasetWriter writer;
+  writer.artifact_.name = name;
+  writer.artifact_.draft.kind = name;
+  ALMOST_ASSIGN_OR_RETURN(writer.artifact_.folder, store.Scratch());
+  writer.artifact_.draft.folder = writer.artifact_.folder.path;
+  const std::string file = absl::StrCat(name, packing == Packing::kGzip ? ".jsonl.gz" : ".jsonl");
+  ALMOST_ASSIGN_OR_RETURN(writer.lines_,
+                          JsonLinesWriter::Create(store.env(), writer.artifact_.folder.path / file));
+  return writer;
+}
+
+absl::Status DatasetWriter::Append(const ordered_json& line) {
+  empty_ = false;
+  return lines_->Append(line);
+}
+
+absl::Status DatasetWriter::AppendLines(absl::string_view lines) {
+  empty_ = empty_ && lines.empty();
+  return lines_->AppendLines(lines);
+}
+
+absl::StatusOr<StageArtifact> DatasetWriter::Finish() {
+  ALMOST_RETURN_IF_ERROR(lines_->Close());
+  return std::move(artifact_);
 }
 
 std::string DemonstrationsDigest(const v1::Recipe& recipe, absl::string_view id) {

@@ -97,45 +97,40 @@ class DemonstrationStage : public Stage {
   }
 
   absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) override {
-    std::vector<ordered_json> dialogues;
-    ALMOST_RETURN_IF_ERROR(results.ForEach([&](int64_t, const absl::StatusOr<std::string>& result) {
-      if (!result.ok()) return absl::OkStatus();
-      return ForEachJsonLine("the journal's dialogues", *result, [&](int64_t, const ordered_json& line) {
-        dialogues.push_back(line);
-        return absl::OkStatus();
-      });
-    }));
-    DropByTheWholeSet(context.recipe().demonstration(), dialogues);
-
+    // Twice over the results: what the whole set decides is known when all have been seen.
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> reasons,
+                            DropReasons(context.recipe().demonstration(), results));
     StageOutput output;
-    std::string kept_lines;
-    std::string all_lines;
-    for (const ordered_json& dialogue : dialogues) {
-      ALMOST_RETURN_IF_ERROR(AppendJsonLine(dialogue, &all_lines));
+    ALMOST_ASSIGN_OR_RETURN(DatasetWriter candidates, DatasetWriter::Create(context.store(), "candidates"));
+    ALMOST_ASSIGN_OR_RETURN(DatasetWriter kept, DatasetWriter::Create(context.store(), "demonstrations"));
+    size_t num_seen = 0;
+    const auto publish = [&](const ordered_json& line) -> absl::Status {
+      ordered_json dialogue = line;
+      const std::string& reason = reasons[num_seen++];
+      dialogue["drop_reason"] = reason;
+      ALMOST_RETURN_IF_ERROR(candidates.Append(dialogue));
       for (const ordered_json& turn : dialogue.at("turns")) {
         for (const ordered_json& candidate : turn.at("candidates")) {
           output.figures["candidates"] += 1;
           output.figures["tokens"] += candidate.at("num_tokens").get<double>();
         }
       }
-      const std::string reason = dialogue.at("drop_reason");
       if (!reason.empty()) {
         output.figures[absl::StrCat("dropped_", reason)] += 1;
-        continue;
+        return absl::OkStatus();
       }
       output.figures["kept"] += 1;
-      ALMOST_RETURN_IF_ERROR(AppendJsonLine({{"messages", dialogue.at("messages")},
-                                             {"prompt_id", dialogue.at("prompt_id")},
-                                             {"score", dialogue.at("score")}},
-                                            &kept_lines));
-    }
-    if (kept_lines.empty()) {
+      return kept.Append({{"messages", dialogue.at("messages")},
+                          {"prompt_id", dialogue.at("prompt_id")},
+                          {"score", dialogue.at("score")}});
+    };
+    ALMOST_RETURN_IF_ERROR(ForEachDialogue(results, publish));
+    if (kept.empty()) {
       return absl::FailedPreconditionError(
           "no demonstration was kept: see the figures dropped_… for the reasons, and demonstration.filter");
     }
-    for (auto& [name, lines] :
-         {std::pair{"candidates", &all_lines}, std::pair{"demonstrations", &kept_lines}}) {
-      output.artifacts.push_back(DatasetArtifact(name, std::move(*lines)));
+    for (DatasetWriter* const each : {&candidates, &kept}) {
+      ALMOST_ASSIGN_OR_RETURN(output.artifacts.emplace_back(), each->Finish());
     }
     // A demonstration is a choice among its candidates.
     output.artifacts.back().siblings = {"candidates"};
@@ -169,26 +164,41 @@ class DemonstrationStage : public Stage {
     return line;
   }
 
-  // Repeated opening prompts, then the lowest scores: what no dialogue alone can know.
-  static void DropByTheWholeSet(const v1::DemonstrationStage& recipe, std::vector<ordered_json>& dialogues) {
+  // Every dialogue of every item, in order. An item that was set aside has none.
+  static absl::Status ForEachDialogue(const ItemResults& results,
+                                      const std::function<absl::Status(const ordered_json&)>& use) {
+    return results.ForEach([&](int64_t, const absl::StatusOr<std::string>& result) {
+      if (!result.ok()) return absl::OkStatus();
+      return ForEachJsonLine("the journal's dialogues", *result,
+                             [&](int64_t, const ordered_json& line) { return use(line); });
+    });
+  }
+
+  // Of each dialogue; empty: it is kept. To its own come repeated opening prompts, then the lowest scores:
+  // what no dialogue alone can know.
+  static absl::StatusOr<std::vector<std::string>> DropReasons(const v1::DemonstrationStage& recipe,
+                                                              const ItemResults& results) {
+    std::vector<std::string> reasons;
     std::set<std::string> openings;
     std::vector<std::pair<double, size_t>> scored;
-    for (size_t i = 0; i < dialogues.size(); ++i) {
-      ordered_json& dialogue = dialogues[i];
-      if (dialogue.at("drop_reason") != "") continue;
+    ALMOST_RETURN_IF_ERROR(ForEachDialogue(results, [&](const ordered_json& dialogue) {
+      std::string& reason = reasons.emplace_back(dialogue.at("drop_reason"));
+      if (!reason.empty()) return absl::OkStatus();
       if (dialogue.at("score").is_null() || dialogue.at("messages").empty()) {
-        dialogue["drop_reason"] = "no_answer";
+        reason = "no_answer";
       } else if (recipe.drop_duplicate_prompts() &&
                  !openings.insert(dialogue.at("messages").front().at("content")).second) {
-        dialogue["drop_reason"] = "duplicate_prompt";
+        reason = "duplicate_prompt";
       } else {
-        scored.emplace_back(dialogue.at("score").get<double>(), i);
+        scored.emplace_back(dialogue.at("score").get<double>(), reasons.size() - 1);
       }
-    }
+      return absl::OkStatus();
+    }));
     std::sort(scored.begin(), scored.end());
     const auto num_lowest =
         static_cast<size_t>(recipe.drop_lowest_share() * static_cast<double>(scored.size()));
-    for (size_t i = 0; i < num_lowest; ++i) dialogues[scored[i].second]["drop_reason"] = "low_score";
+    for (size_t i = 0; i < num_lowest; ++i) reasons[scored[i].second] = "low_score";
+    return reasons;
   }
 
   const std::string model_;

@@ -91,7 +91,6 @@ class JournaledResults : public ItemResults {
   JournaledResults(Journal* journal, std::string run, std::string stage)
       : journal_(journal), run_(std::move(run)), stage_(std::move(stage)) {}
   absl::Status ForEachFrom(int64_t first, const Use& use) const override;
-  absl::StatusOr<int64_t> NumBytes() const override { return journal_->ResultBytes(run_, stage_); }
 
  private:
   Journal* const journal_;

@@ -110,7 +110,7 @@ class PromptStage : public Stage {
       int64_t attempt = 0;
     };
     std::vector<Kept> kept;
-    std::string dropped_lines;
+    ALMOST_ASSIGN_OR_RETURN(DatasetWriter dropped, DatasetWriter::Create(context.store(), "dropped"));
     for (const std::string& prompt : recipe.given_prompts()) kept.push_back({prompt});
     ALMOST_RETURN_IF_ERROR(ForEachMined(results, 0, [&](int64_t round, const ordered_json& line) {
       std::string reason = line.at("drop_reason");
@@ -121,11 +121,10 @@ class PromptStage : public Stage {
         return absl::OkStatus();
       }
       output.figures[absl::StrCat("dropped_", reason)] += 1;
-      return AppendJsonLine({{"round", round},
+      return dropped.Append({{"round", round},
                              {"attempt", line.at("attempt")},
                              {"prompt", line.at("prompt")},
-                             {"drop_reason", reason}},
-                            &dropped_lines);
+                             {"drop_reason", reason}});
     }));
     if (kept.empty()) {
       return absl::FailedPreconditionError(
@@ -135,17 +134,17 @@ class PromptStage : public Stage {
     // Kinds of prompts that are soon exhausted come early; later stages take stretches, and each should be a
     // fair draw.
     if (!model_.empty()) RandomStream(DeriveSeed(context.recipe().seed(), "prompt order"), 0).Shuffle(kept);
-    std::string kept_lines;
+    ALMOST_ASSIGN_OR_RETURN(DatasetWriter prompts, DatasetWriter::Create(context.store(), "prompts"));
     for (size_t id = 0; id < kept.size(); ++id) {
       ordered_json line = {{"id", id}, {"prompt", std::move(kept[id].prompt)}};
       if (kept[id].round >= 0) {
         line["round"] = kept[id].round;
         line["attempt"] = kept[id].attempt;
       }
-      ALMOST_RETURN_IF_ERROR(AppendJsonLine(line, &kept_lines));
+      ALMOST_RETURN_IF_ERROR(prompts.Append(line));
     }
-    for (auto& [name, lines] : {std::pair{"prompts", &kept_lines}, std::pair{"dropped", &dropped_lines}}) {
-      output.artifacts.push_back(DatasetArtifact(name, std::move(*lines)));
+    for (DatasetWriter* const each : {&prompts, &dropped}) {
+      ALMOST_ASSIGN_OR_RETURN(output.artifacts.emplace_back(), each->Finish());
     }
     return output;
   }

@@ -123,14 +123,12 @@ class ResponseStage : public Stage {
     return lines;
   }
 
-  absl::StatusOr<StageOutput> Publish(StageContext&, const ItemResults& results) override {
+  absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) override {
     StageOutput output;
-    std::string all;
-    ALMOST_ASSIGN_OR_RETURN(const int64_t bytes, results.NumBytes());
-    all.reserve(static_cast<size_t>(bytes));
-    ALMOST_RETURN_IF_ERROR(results.ForEach([&](int64_t, const absl::StatusOr<std::string>& result) {
+    ALMOST_ASSIGN_OR_RETURN(DatasetWriter responses, DatasetWriter::Create(context.store(), "responses"));
+    const auto publish = [&](int64_t, const absl::StatusOr<std::string>& result) -> absl::Status {
       if (!result.ok()) return absl::OkStatus();
-      absl::StrAppend(&all, *result);
+      ALMOST_RETURN_IF_ERROR(responses.AppendLines(*result));
       return ForEachJsonLine("the journal's responses", *result, [&](int64_t, const ordered_json& line) {
         output.figures["responses"] += 1;
         output.figures["tokens"] += line.at("num_tokens").get<double>();
@@ -138,13 +136,14 @@ class ResponseStage : public Stage {
         if (!bad.empty()) output.figures[absl::StrCat("bad_", bad)] += 1;
         return absl::OkStatus();
       });
-    }));
+    };
+    ALMOST_RETURN_IF_ERROR(results.ForEach(publish));
     if (output.figures["bad_error"] > kMaxErrorShare * output.figures["responses"]) {
       return absl::FailedPreconditionError(absl::StrCat(output.figures["bad_error"], " of ",
                                                         output.figures["responses"],
                                                         " prompts could not be answered"));
     }
-    output.artifacts.push_back(DatasetArtifact("responses", std::move(all)));
+    ALMOST_ASSIGN_OR_RETURN(output.artifacts.emplace_back(), responses.Finish());
     return output;
   }
 

@@ -61,8 +61,6 @@ class ItemResults {
   // which the item was set aside. Stops at the first error of `use` and returns it.
   virtual absl::Status ForEachFrom(int64_t first, const Use& use) const = 0;
   absl::Status ForEach(const Use& use) const { return ForEachFrom(0, use); }
-  // Of all results together: what may be made of them is seldom larger, and grows by doubling if not told.
-  virtual absl::StatusOr<int64_t> NumBytes() const = 0;
 };
 
 // The items of the stage that another one follows, as they end. Used by one thread at a time.
@@ -120,6 +118,7 @@ struct StageArtifact {
   std::string digest;   // when set: published already (by the trainer), and `draft` is unused
   // Further inputs: artifacts of these names that come before it in the same output.
   std::vector<std::string> siblings = {};
+  LocalFolder folder = {};  // holds draft.folder until it is published
 };
 
 // What a stage leaves behind.

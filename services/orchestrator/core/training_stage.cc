@@ -319,16 +319,16 @@ class RlStage : public TrainingStage {
       ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, context.Input("demonstrations", "demonstrations"));
       inputs["demonstrations"] = artifact.digest;
     }
-    std::string lines;
+    ALMOST_ASSIGN_OR_RETURN(DatasetWriter unseen, DatasetWriter::Create(context.store(), "prompts"));
     for (size_t id = 0; id < prompts.size(); ++id) {
       if (seen.contains(static_cast<int64_t>(id))) continue;
-      ALMOST_RETURN_IF_ERROR(AppendJsonLine({{"prompt", prompts[id]}, {"prompt_id", id}}, &lines));
+      ALMOST_RETURN_IF_ERROR(unseen.Append({{"prompt", prompts[id]}, {"prompt_id", id}}));
     }
-    if (lines.empty()) {
+    if (unseen.empty()) {
       return absl::FailedPreconditionError(
           "rl.only_unseen_prompts: SFT has used every prompt; mine more, or simulate fewer dialogues");
     }
-    StageArtifact artifact = DatasetArtifact("prompts", std::move(lines));
+    ALMOST_ASSIGN_OR_RETURN(StageArtifact artifact, unseen.Finish());
     artifact.draft.inputs = std::move(inputs);
     artifact.draft.recipe = {{"only_unseen_prompts", context.recipe().rl().only_unseen_prompts()}};
     ALMOST_ASSIGN_OR_RETURN(const Artifact made, context.store().Publish(artifact.draft));
