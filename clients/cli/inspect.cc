@@ -18,7 +18,7 @@
 #include "common/base/status_macros.h"
 #include "common/page/page.h"
 #include "common/storage/env.h"
-#include "common/storage/json_lines.h"
+#include "common/storage/json_lines_file.h"
 
 namespace almost::cli {
 namespace {
@@ -39,15 +39,20 @@ struct Inspected {
   std::string readme;
 };
 
-absl::Status AddFile(const std::string& dataset, const std::string& name, absl::string_view text,
-                     Inspected& out) {
+bool IsJsonLines(absl::string_view file) {
+  return absl::EndsWith(file, ".jsonl") || absl::EndsWith(file, ".jsonl.gz");
+}
+
+absl::Status AddFile(const std::string& dataset, const fs::path& file, Inspected& out) {
   const size_t before = out.rows.size();
-  ALMOST_RETURN_IF_ERROR(ForEachJsonLine(name, text, [&](int64_t line, const ordered_json& value) {
+  ALMOST_ASSIGN_OR_RETURN(const std::string sha256, Sha256File(file));
+  ALMOST_RETURN_IF_ERROR(ForEachJsonLineOf(file, [&](int64_t line, const ordered_json& value) {
     out.rows.push_back(RowOf(dataset, line, value));
     return absl::OkStatus();
   }));
-  out.card.push_back({name, absl::StrCat(out.rows.size() - before, " rows, ", text.size(), " bytes, SHA-256 ",
-                                         Sha256(text))});
+  out.card.push_back(
+      {file.filename().string(), absl::StrCat(out.rows.size() - before, " rows, ", fs::file_size(file),
+                                              " bytes, SHA-256 ", sha256)});
   return absl::OkStatus();
 }
 
@@ -66,13 +71,12 @@ absl::Status AddRun(const Cli& cli, const InspectFlags& flags, Inspected& out) {
       continue;
     for (const pb::ArtifactFile& file : artifact.files()) {
       if (file.size_bytes() == 0) continue;  // nothing was dropped
-      const fs::path to = folder / absl::StrCat(artifact.kind(), "-", file.path());
+      const fs::path to = folder / artifact.kind() / file.path();
       ALMOST_RETURN_IF_ERROR(FetchFile(endpoint, artifact.name(), file.path(), to));
-      ALMOST_ASSIGN_OR_RETURN(const std::string text, Env::Posix()->Read(to));
-      if (absl::EndsWith(file.path(), ".jsonl")) {
-        ALMOST_RETURN_IF_ERROR(AddFile(artifact.kind(), file.path(), text, out));
+      if (IsJsonLines(file.path())) {
+        ALMOST_RETURN_IF_ERROR(AddFile(artifact.kind(), to, out));
       } else if (artifact.kind() == kept) {
-        out.readme = text;
+        ALMOST_ASSIGN_OR_RETURN(out.readme, Env::Posix()->Read(to));
       }
     }
     out.lineage[artifact.kind()] = artifact.name().substr(artifact.name().find('/') + 1);
@@ -127,11 +131,11 @@ absl::Status AddRewards(const Cli& cli, const InspectFlags& flags, ProgressDispl
 
 absl::Status Inspect(const Cli& cli, const InspectFlags& flags) {
   Inspected out;
-  const bool is_file = absl::EndsWith(flags.what, ".jsonl");
-  const std::string name = is_file ? fs::path(flags.what).stem().string() : flags.dataset;
+  const bool is_file = IsJsonLines(flags.what);
+  const std::string file = fs::path(flags.what).filename().string();
+  const std::string name = is_file ? file.substr(0, file.rfind(".jsonl")) : flags.dataset;
   if (is_file) {
-    ALMOST_ASSIGN_OR_RETURN(const std::string text, Env::Posix()->Read(flags.what));
-    ALMOST_RETURN_IF_ERROR(AddFile(name, fs::path(flags.what).filename().string(), text, out));
+    ALMOST_RETURN_IF_ERROR(AddFile(name, flags.what, out));
   } else {
     ALMOST_RETURN_IF_ERROR(AddRun(cli, flags, out));
   }
@@ -153,8 +157,7 @@ absl::Status Inspect(const Cli& cli, const InspectFlags& flags) {
     return {{"column", column}, {"title", title}, {"note", note}, {"x", x}};
   };
   const ordered_json data = {
-      {"title",
-       is_file ? fs::path(flags.what).filename().string() : absl::StrCat(flags.dataset, " of ", flags.what)},
+      {"title", is_file ? file : absl::StrCat(flags.dataset, " of ", flags.what)},
       {"subtitle", absl::StrCat(out.rows.size(), " rows")},
       {"lead", {"prompt", "chosen", "rejected", "messages", "response", "text"}},
       {"sort", flags.reward_model.empty() ? ordered_json()
@@ -192,7 +195,8 @@ void AddInspect(CLI::App& app, Cli& cli) {
   CLI::App* inspect = app.add_subcommand("inspect",
                                          "A page to read a dataset with: rows to search, filter and sort, "
                                          "histograms, near-duplicates, its card");
-  inspect->add_option("WHAT", flags->what, "A run's id, or a file of JSON Lines")->required();
+  inspect->add_option("WHAT", flags->what, "A run's id, or a file of JSON Lines (.jsonl, .jsonl.gz)")
+      ->required();
   inspect
       ->add_option("--dataset", flags->dataset, "Of a run: comparisons, demonstrations, responses or prompts")
       ->check(CLI::IsMember({"comparisons", "demonstrations", "responses", "prompts"}))

@@ -1,12 +1,24 @@
 """The whole method on the tiny world, in little: it ends, and its artifacts are a function of the seed."""
 
+import gzip
 import json
+import re
 import unittest
 
 from suite import SMOKE, STAGES, Suite
 
 
 class Smoke(unittest.TestCase):
+    def inspected(self, suite, *what):
+        """The rows of the page that `almost inspect` makes."""
+        page = suite.almost("inspect", *what, "--to", suite.store / "page.html").strip()
+        html = open(page, encoding="utf-8").read()
+        rows = []
+        for piece in re.findall(r'<script type="application/json" class="rows">(.*?)</script>', html, re.DOTALL):
+            piece = json.loads(piece)
+            rows += [dict(zip(piece["columns"], row)) for row in piece["rows"]]
+        return rows
+
     def test_same_seed_same_artifacts_and_another_seed_others(self):
         with Suite() as suite:
             first = suite.run(SMOKE, "first")
@@ -15,6 +27,13 @@ class Smoke(unittest.TestCase):
             html = open(report, encoding="utf-8").read()
             policy = next(name for stage, kind, name in first if (stage, kind) == ("rl", "model"))
             ancestors = suite.json("lineage", policy)["nodes"]
+            pages = {dataset: self.inspected(suite, "first", "--dataset", dataset)
+                     for dataset in ("prompts", "responses", "comparisons", "demonstrations")}
+            candidates = suite.store / "runs/first/demonstrations/candidates/candidates.jsonl.gz"
+            pages["file"] = self.inspected(suite, candidates)
+            with gzip.open(candidates, "rt", encoding="utf-8") as lines:
+                num_candidates = sum(len(turn["candidates"]) for line in lines for turn in json.loads(line)["turns"])
+            stages = {stage["id"]: stage["figures"] for stage in suite.json("runs", "show", "first")["stages"]}
         with Suite() as suite:  # a store of its own: nothing can be taken over from the first run
             second = suite.run(SMOKE, "second")
             third = suite.run(SMOKE, "third", "--seed", "2")
@@ -32,6 +51,17 @@ class Smoke(unittest.TestCase):
         self.assertTrue({"best_of_n", "stage_seconds", "artifact_hashes"} <= summary.keys())
         # The policy goes back to everything that made it.
         self.assertLessEqual(set(STAGES) - {"evaluation", "report"}, {node["stage"] for node in ancestors})
+        # A page to read each dataset with: every row, kept or dropped; demonstrations among all their candidates.
+        kept = {dataset: sum(row["outcome"] == "kept" for row in rows) for dataset, rows in pages.items()}
+        self.assertEqual(kept["prompts"], stages["prompts"]["kept"])
+        self.assertEqual(len(pages["responses"]), stages["responses"]["responses"])
+        self.assertEqual(kept["comparisons"], stages["comparisons"]["kept"])
+        self.assertEqual(kept["demonstrations"], stages["demonstrations"]["kept"])
+        figures = stages["demonstrations"]
+        self.assertEqual(len(pages["demonstrations"]),
+                         figures["kept"] + sum(count for name, count in figures.items() if name.startswith("dropped_")))
+        self.assertEqual(num_candidates, figures["candidates"])
+        self.assertEqual(len(pages["file"]), len(pages["demonstrations"]))
         self.assertIn("<html", html)
         self.assertNotIn("src=\"http", html)
 

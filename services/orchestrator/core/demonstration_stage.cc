@@ -18,14 +18,14 @@ constexpr int64_t kChunk = 32;  // dialogues of an item; none depends on it
 constexpr char kAssistant[] = "assistant";
 constexpr char kRewardModel[] = "reward_model";
 
-// An item's result is its dialogues' lines of candidates.jsonl, before the whole set has had its say.
+// An item's result is its dialogues' lines of the candidates, before the whole set has had its say.
 class DemonstrationStage : public Stage {
  public:
   explicit DemonstrationStage(const v1::Recipe& recipe)
       : model_(recipe.demonstration().assistant().model()) {}
 
   absl::string_view id() const override { return "demonstrations"; }
-  int64_t version() const override { return 2; }
+  int64_t version() const override { return 3; }
   std::vector<ModelNeed> models() const override {
     return {{kAssistant, ModelHost::kGeneration, model_, ""},
             {kRewardModel, ModelHost::kReward, "", "reward_model"}};
@@ -101,7 +101,9 @@ class DemonstrationStage : public Stage {
     ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> reasons,
                             DropReasons(context.recipe().demonstration(), results));
     StageOutput output;
-    ALMOST_ASSIGN_OR_RETURN(DatasetWriter candidates, DatasetWriter::Create(context.store(), "candidates"));
+    ALMOST_ASSIGN_OR_RETURN(
+        DatasetWriter candidates,
+        DatasetWriter::Create(context.store(), "candidates", DatasetWriter::Packing::kGzip));
     ALMOST_ASSIGN_OR_RETURN(DatasetWriter kept, DatasetWriter::Create(context.store(), "demonstrations"));
     size_t num_seen = 0;
     const auto publish = [&](const ordered_json& line) -> absl::Status {

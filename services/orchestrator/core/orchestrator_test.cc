@@ -14,6 +14,7 @@
 #include "common/logging/logging.h"
 #include "common/storage/fault_env.h"
 #include "common/storage/faulting_disk.h"
+#include "common/storage/gzip.h"
 #include "services/orchestrator/core/few_shot_configuration.h"
 #include "services/orchestrator/core/lineage.h"
 #include "services/orchestrator/core/recipe_check.h"
@@ -289,6 +290,11 @@ TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
   EXPECT_EQ(player.nodes(0).input_roles(0), "prompt_id");
   const auto shown = nlohmann::json::parse(player.nodes(0).json());
   const auto turn = nlohmann::json::parse(candidates.json()).at("turns").at(0);
+  const std::string packed =
+      store_->ReadFile(hashes.at("demonstrations/candidates"), "candidates.jsonl.gz").value();
+  const std::string unpacked = Gunzip(packed).value();
+  EXPECT_EQ(std::count(unpacked.begin(), unpacked.end(), '\n'), 50);
+  EXPECT_LT(packed.size(), unpacked.size() / 2);
   EXPECT_EQ(turn.at("candidates").size(), 4);
   EXPECT_EQ(turn.at("candidates").at(turn.at("chosen").get<size_t>()).at("text"),
             shown.at("messages").back().at("content"));

@@ -26,7 +26,8 @@
 //                   dropped: the same with drop_reason, of pairs that a filter, a scorer or max_pairs left
 //                   out
 //   reward_model    model
-//   demonstrations  demonstrations: {messages, prompt_id, score}; candidates: {prompt_id, drop_reason, turns}
+//   demonstrations  demonstrations: {messages, prompt_id, score}; candidates, compressed (.jsonl.gz), most of
+//                   which were not chosen: {prompt_id, drop_reason, score, messages, turns}
 //   sft             model
 //   rl              model; prompts: {prompt, prompt_id}
 //   evaluation      whatever it measures; report: run_files
