@@ -15,6 +15,8 @@
 #include "common/rpc/status.h"
 #include "common/serving/model_registry.h"
 #include "common/text/prompt_filter.h"
+#include "common/text/prompt_format.h"
+#include "common/text/response_filter.h"
 #include "common/world/judge.h"
 #include "common/world/question.h"
 #include "gtest/gtest.h"
@@ -175,6 +177,51 @@ TEST_F(SimulatorOnTheWorld, PlaysDialoguesOfTheQualityThatTheModelHasAndRepeatsT
     EXPECT_EQ(again[i].SerializeAsString(), dialogues[i].SerializeAsString()) << i;
   }
   RecordProperty("judge_score", absl::StrCat(sum / answers));
+}
+
+TEST_F(SimulatorOnTheWorld, ATurnsSeedGivesItsCandidatesAgain) {
+  v1::SimulateDialoguesRequest request;
+  for (auto* const player : {request.mutable_assistant(), request.mutable_user()}) {
+    player->set_name("models/L");
+  }
+  request.mutable_reward_model()->set_name("models/R");
+  const std::string demonstrations = Read(World() / "data/good-0.txt");
+  request.add_demonstrations()->set_text(demonstrations);
+  request.set_shots(3);
+  request.set_max_turns(2);
+  request.set_response_filter("world");
+  request.set_prompt_format("world");
+  SetSampling(*request.mutable_sampling());
+  request.add_seeds()->set_prompt("What is 1 plus 2?");
+  const auto dialogues =
+      Stream<v1::SimulateDialoguesResponse>(&v1::SimulatorService::Stub::SimulateDialogues, request);
+  ASSERT_EQ(dialogues.size(), 1u);
+  ASSERT_EQ(dialogues[0].turns_size(), 2);
+  std::vector<Message> messages;
+  for (int t = 0; t < 2; ++t) {
+    const v1::AssistantTurn& turn = dialogues[0].turns(t);
+    messages.push_back({"user", dialogues[0].messages(2 * t).content()});
+    generation::v1::GenerateRequest again;
+    again.set_model("models/L");
+    generation::v1::GenerateItem& item = *again.add_items();
+    item.mutable_input()->set_text(
+        FewShotPrompt(PromptFormat::World(), *Demonstrations::Parse(demonstrations), 3, messages).value());
+    *item.mutable_sampling() = request.sampling();
+    item.mutable_sampling()->set_seed(turn.seed());
+    item.mutable_sampling()->set_n(turn.candidates_size());
+    for (const std::string& stop : PromptFormat::World().stop) item.mutable_sampling()->add_stop(stop);
+    const auto channel =
+        grpc::CreateChannel(Address(*generation_server_), grpc::InsecureChannelCredentials());
+    grpc::ClientContext context;
+    generation::v1::GenerateResponse answer;
+    ASSERT_TRUE(generation::v1::GenerationService::NewStub(channel)->Generate(&context, again, &answer).ok());
+    const auto& completions = answer.items(0).result().completions();
+    ASSERT_EQ(completions.size(), turn.candidates_size());
+    for (int c = 0; c < turn.candidates_size(); ++c) {
+      EXPECT_EQ(ResponseFilter::World().Extract(completions[c].text()), turn.candidates(c).text()) << t << c;
+    }
+    messages.push_back({"assistant", turn.candidates(turn.chosen()).text()});
+  }
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ class DemonstrationStage : public Stage {
       : model_(recipe.demonstration().assistant().model()) {}
 
   absl::string_view id() const override { return "demonstrations"; }
-  int64_t version() const override { return 3; }
+  int64_t version() const override { return 4; }
   std::vector<ModelNeed> models() const override {
     return {{kAssistant, ModelHost::kGeneration, model_, ""},
             {kRewardModel, ModelHost::kReward, "", "reward_model"}};
@@ -36,6 +36,7 @@ class DemonstrationStage : public Stage {
     const std::string& set = context.recipe().demonstration().assistant().demonstrations();
     StageIdentity identity;
     identity.recipe = {{"demonstration", ToJson(context.recipe().demonstration())},
+                       {"prompt_format", context.recipe().prompt_format()},
                        {"seed", context.recipe().seed()}};
     identity.inputs = {{"prompts", prompts.digest},
                        {absl::StrCat("demonstrations/", set), DemonstrationsDigest(context.recipe(), set)},
@@ -158,7 +159,10 @@ class DemonstrationStage : public Stage {
                               {"bad_reason", each.bad_reason()},
                               {"num_tokens", each.num_tokens()}});
       }
-      line["turns"].push_back({{"chosen", turn.chosen()}, {"candidates", std::move(candidates)}});
+      // A string, as protobuf's JSON has 64 bits: readers of JSON make doubles of large numbers.
+      line["turns"].push_back({{"seed", absl::StrCat(turn.seed())},
+                               {"chosen", turn.chosen()},
+                               {"candidates", std::move(candidates)}});
       if (turn.chosen() >= 0 && turn.chosen() < turn.candidates_size()) {
         line["score"] = turn.candidates(turn.chosen()).score();
       }

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/base/status_macros.h"
+#include "common/text/prompt_format.h"
 #include "services/orchestrator/core/datasets.h"
 #include "services/orchestrator/core/few_shot_configuration.h"
 
@@ -208,20 +209,39 @@ class Graph {
     node.add_input_roles(role);
   }
 
-  // How a line of the responses was sampled; empty for anything else.
+  // How a line of the responses or of the candidates was sampled; empty for anything else.
   static std::string SamplingOf(const Artifact& artifact, const ordered_json& line) {
+    if (artifact.kind == "candidates") {
+      const nlohmann::json& stage = artifact.recipe.at("demonstration");
+      nlohmann::json sampling = SamplingWith(artifact, stage, stage.at("assistant"));
+      sampling["n"] = stage.at("num_candidates");
+      nlohmann::json seeds = nlohmann::json::array();  // by turn
+      for (const ordered_json& turn : line.at("turns")) seeds.push_back(turn.value("seed", ""));
+      return nlohmann::json(
+                 {{"configuration", stage.at("assistant")}, {"sampling", sampling}, {"turn_seeds", seeds}})
+          .dump();
+    }
     if (artifact.kind != "responses") return "";
     const nlohmann::json& stage = artifact.recipe.at("responses");
     for (const nlohmann::json& configuration : stage.at("configurations")) {
       if (configuration.at("id") != line.at("config")) continue;
-      nlohmann::json sampling = stage.value("sampling", nlohmann::json::object());
-      if (configuration.contains("max_new_tokens"))
-        sampling["max_new_tokens"] = configuration["max_new_tokens"];
+      nlohmann::json sampling = SamplingWith(artifact, stage, configuration);
       sampling["seed"] = SampleSeed(artifact.recipe.at("seed"), "responses",
                                     line.at("config").get<std::string>(), line.at("prompt_id"));
       return nlohmann::json({{"configuration", configuration}, {"sampling", sampling}}).dump();
     }
     return "";
+  }
+
+  // The stage's sampling parameters as they were sent for a configuration, but for the seed.
+  static nlohmann::json SamplingWith(const Artifact& artifact, const nlohmann::json& stage,
+                                     const nlohmann::json& configuration) {
+    nlohmann::json sampling = stage.value("sampling", nlohmann::json::object());
+    if (configuration.contains("max_new_tokens"))
+      sampling["max_new_tokens"] = configuration["max_new_tokens"];
+    const auto format = PromptFormat::Named(artifact.recipe.value("prompt_format", ""));
+    if (!sampling.contains("stop") && format.ok()) sampling["stop"] = format->stop;
+    return sampling;
   }
 
   // Empty for what is no dataset.

@@ -300,7 +300,12 @@ TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
             shown.at("messages").back().at("content"));
   EXPECT_EQ(turn.at("candidates").at(turn.at("chosen").get<size_t>()).at("score"), shown.at("score"));
 
-  // How a response was sampled, so that it can be made again.
+  // How candidates and responses were sampled, so that they can be made again.
+  const auto sampled = nlohmann::json::parse(candidates.sampling_json());
+  EXPECT_EQ(sampled.at("turn_seeds").at(0), turn.at("seed"));
+  EXPECT_EQ(sampled.at("configuration").at("id"), "player");
+  EXPECT_EQ(sampled.at("sampling").at("n"), 4);
+  EXPECT_FALSE(sampled.at("sampling").at("stop").empty());
   for (const v1::LineageNode& node : back.nodes()) {
     if (node.kind() != "responses" || node.json().empty()) continue;
     const auto response = nlohmann::json::parse(node.json());

@@ -267,6 +267,7 @@ absl::StatusOr<std::vector<simulator::v1::SimulateDialoguesResponse>> ScriptedSe
     auto& dialogue = dialogues.emplace_back();
     dialogue.set_prompt_id(seed.prompt_id());
     auto& turn = *dialogue.add_turns();
+    turn.set_seed(request.sampling().seed() ^ static_cast<uint64_t>(seed.prompt_id()));
     for (int c = 0; c < request.num_candidates(); ++c) {
       auto& candidate = *turn.add_candidates();
       candidate.set_text(Answer(digest, seed.prompt(), request.sampling().seed(), c));

@@ -64,13 +64,19 @@ CompletionRequest Dialogue::Request() const {
       assistant ? FewShotPrompt(format, demonstrations, options_.shots, messages_)
                 : FewShotUserPrompt(format, demonstrations, options_.shots, messages_);
   return {.text = *std::move(text),
-          .seed = DeriveSeed(DeriveSeed(seed_, turns_.size()), assistant ? "assistant" : "user"),
+          .seed = TurnSeed(assistant ? "assistant" : "user"),
           .num_candidates = assistant ? options_.num_candidates : 1};
+}
+
+uint64_t Dialogue::TurnSeed(absl::string_view player) const {
+  return DeriveSeed(DeriveSeed(seed_, turns_.size()), player);
 }
 
 void Dialogue::TakeAnswers(const std::optional<std::vector<Completion>>& answers) {
   if (!answers.has_value()) return End(kTooLong);
+  const uint64_t seed = TurnSeed("assistant");
   AssistantTurn& turn = turns_.emplace_back();
+  turn.seed = seed;
   for (const Completion& answer : *answers) {
     Candidate& candidate = turn.candidates.emplace_back();
     candidate.text = options_.response_filter.Extract(answer.text);

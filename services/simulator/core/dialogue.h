@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "common/text/prompt_filter.h"
 #include "common/text/prompt_format.h"
 #include "common/text/response_filter.h"
@@ -43,6 +44,7 @@ struct Candidate {
 };
 
 struct AssistantTurn {
+  uint64_t seed = 0;                  // of the request that drew them; candidate c is number c of it
   std::vector<Candidate> candidates;
   int chosen = -1;  // -1: none is suitable
 };
@@ -85,6 +87,8 @@ class Dialogue {
   const std::string& drop_reason() const { return drop_reason_; }
 
  private:
+  // Of what is asked of that player now.
+  uint64_t TurnSeed(absl::string_view player) const;
   // Ends it with the turns so far, or for `reason` where there are none.
   void End(const char* reason);
 

@@ -54,7 +54,9 @@ TEST(DialogueTest, KeepsTheBestCandidateOfEachTurnAndEndsAfterTheLast) {
   ASSERT_EQ(dialogue.waits_for(), WaitsFor::kAnswers);
   EXPECT_EQ(dialogue.Request().text, "Human: q1\n\nAssistant: a1\n\nHuman: What is 1 plus 1?\n\nAssistant:");
   EXPECT_EQ(dialogue.Request().num_candidates, 3);
+  const uint64_t seed = dialogue.Request().seed;
   dialogue.TakeAnswers(Answers({" One.", " Two.", " Three."}));
+  EXPECT_EQ(dialogue.turns().back().seed, seed);
   ASSERT_EQ(dialogue.waits_for(), WaitsFor::kScores);
   dialogue.TakeScores(Scores({0, 2, 1}));
   ASSERT_EQ(dialogue.waits_for(), WaitsFor::kQuestion);

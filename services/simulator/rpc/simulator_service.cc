@@ -219,6 +219,7 @@ v1::SimulateDialoguesResponse ToProto(const Dialogue& dialogue) {
   for (const AssistantTurn& turn : dialogue.turns()) {
     v1::AssistantTurn& proto = *response.add_turns();
     proto.set_chosen(turn.chosen);
+    proto.set_seed(turn.seed);
     for (const Candidate& candidate : turn.candidates) {
       v1::CandidateAnswer& answer = *proto.add_candidates();
       answer.set_text(candidate.text);
