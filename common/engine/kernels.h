@@ -129,6 +129,16 @@ class Kernels {
   // log(sum(exp(x))), summed in double in the order of the index.
   virtual double LogSumExp(std::span<const float> x) const = 0;
 
+  // The largest of x_V; NaN where one is not finite.
+  virtual float Largest(std::span<const float> x) const = 0;
+  // out = exp((x - largest) · inverse).
+  virtual void Weights(std::span<const float> x, float largest, float inverse, float* out) const = 0;
+  // In double, in four fixed lanes.
+  virtual double Sum(std::span<const float> x) const = 0;
+  // Writes the indices of the numbers that are at least `least`, ascending; returns how many. `indices` has
+  // room for all.
+  virtual int AtLeast(std::span<const float> x, float least, int32_t* indices) const = 0;
+
  protected:
   ~Kernels() = default;
 };

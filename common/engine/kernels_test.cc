@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "common/base/random.h"
 
@@ -433,6 +434,38 @@ TEST_P(KernelsTest, LogSumExpAgreesWithDouble) {
     double sum = 0;
     for (const float value : x) sum += std::exp(static_cast<double>(value));
     EXPECT_NEAR(kernels().LogSumExp(x), std::log(sum), 3e-7);
+  }
+}
+
+// What the sampler needs of a row of logits: each as its plain definition says, at every length.
+TEST_P(KernelsTest, LogitsAreGoneOverAsTheirDefinitionsSay) {
+  for (const int count : {1, 3, 7, 8, 17, 63, 1000}) {
+    std::vector<float> x = Random(15, count);
+    const float largest = *std::max_element(x.begin(), x.end());
+    EXPECT_EQ(kernels().Largest(x), largest);
+    for (const int i : {0, count / 2, count - 1}) {
+      for (const float bad : {NAN, INFINITY, -INFINITY}) {
+        const float was = std::exchange(x[i], bad);
+        EXPECT_TRUE(std::isnan(kernels().Largest(x))) << i << " of " << count;
+        x[i] = was;
+      }
+    }
+    std::vector<float> weights(count), plain(count);
+    kernels().Weights(x, largest, 1.7f, weights.data());
+    for (int i = 0; i < count; ++i) plain[i] = (x[i] - largest) * 1.7f;
+    kernels().Exp(plain.data(), count);
+    EXPECT_TRUE(SameBits(weights, plain));
+
+    double sums[4] = {};
+    for (int i = 0; i < count; ++i) sums[i < count / 4 * 4 ? i % 4 : 0] += static_cast<double>(x[i]);
+    EXPECT_EQ(kernels().Sum(x), (sums[0] + sums[1]) + (sums[2] + sums[3]));
+
+    std::vector<int32_t> wanted, found(count);
+    for (int i = 0; i < count; ++i) {
+      if (x[i] >= x[0]) wanted.push_back(i);
+    }
+    found.resize(kernels().AtLeast(x, x[0], found.data()));
+    EXPECT_EQ(found, wanted);
   }
 }
 

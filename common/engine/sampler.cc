@@ -3,18 +3,12 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <numeric>
+#include <utility>
 
 #include "common/base/random.h"
 
 namespace almost::engine {
 namespace {
-
-bool AllFinite(std::span<const float> x) {
-  uint32_t largest = 0;
-  for (const float value : x) largest = std::max(largest, std::bit_cast<uint32_t>(value) & 0x7fffffff);
-  return largest < 0x7f800000;
-}
 
 // Of a weight in [0, 1]: 32 buckets from each power of two to the next.
 size_t Bucket(float weight) { return std::bit_cast<uint32_t>(weight) >> 18; }
@@ -22,6 +16,7 @@ size_t Bucket(float weight) { return std::bit_cast<uint32_t>(weight) >> 18; }
 }  // namespace
 
 double Sampler::Mass() const {
+  if (all_kept_) return kernels_->Sum(weights_);
   // Four sums side by side: one alone would wait for itself.
   double sums[4] = {};
   size_t i = 0;
@@ -32,13 +27,26 @@ double Sampler::Mass() const {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
+void Sampler::KeepAtLeast(float bound) {
+  kept_.resize(weights_.size());
+  kept_.resize(kernels_->AtLeast(weights_, bound, kept_.data()));
+}
+
 template <typename Amount>
 void Sampler::KeepLikeliest(std::span<const float> logits, double target, const Amount& amount) {
-  buckets_.assign(Bucket(1.0f) + 1, 0.0);
-  for (const int32_t token : kept_) buckets_[Bucket(weights_[token])] += amount(weights_[token]);
-  size_t bucket = buckets_.size() - 1;
+  size_t bucket = 0;
   double reached = 0;
-  while (bucket > 0 && reached + buckets_[bucket] < target) reached += buckets_[bucket--];
+  for (float bound = all_kept_ ? 0x1p-6f : 0;; bound = bound > 0x1p-30f ? bound * 0x1p-6f : 0) {
+    if (all_kept_) KeepAtLeast(bound);
+    buckets_.assign(Bucket(1.0f) + 1, 0.0);
+    for (const int32_t token : kept_) buckets_[Bucket(weights_[token])] += amount(weights_[token]);
+    bucket = buckets_.size() - 1;
+    reached = 0;
+    const size_t last = Bucket(bound);
+    while (bucket > last && reached + buckets_[bucket] < target) reached += buckets_[bucket--];
+    if (bound == 0 || reached + buckets_[bucket] >= target) break;
+  }
+  all_kept_ = false;
 
   boundary_.clear();
   for (const int32_t token : kept_) {
@@ -62,34 +70,35 @@ void Sampler::KeepLikeliest(std::span<const float> logits, double target, const 
 
 std::optional<Sampler::Draw> Sampler::operator()(std::span<const float> logits, const SamplingParams& params,
                                                  int candidate, int position) {
-  if (!AllFinite(logits)) return std::nullopt;
-  const auto largest = std::max_element(logits.begin(), logits.end());
-  Draw draw{static_cast<int32_t>(largest - logits.begin()), {0, 0}};
-  if (params.temperature > 0) {
-    const float inverse = static_cast<float>(1.0 / params.temperature);
+  const float largest = kernels_->Largest(logits);
+  if (std::isnan(largest)) return std::nullopt;
+  Draw draw{0, {0, 0}};
+  if (params.temperature == 0) {
+    draw.token = static_cast<int32_t>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
+  } else {
     weights_.resize(logits.size());
-    for (size_t i = 0; i < logits.size(); ++i) weights_[i] = (logits[i] - *largest) * inverse;
-    kernels_->Exp(weights_.data(), static_cast<int>(weights_.size()));
+    kernels_->Weights(logits, largest, static_cast<float>(1.0 / params.temperature), weights_.data());
 
-    kept_.resize(logits.size());
-    std::iota(kept_.begin(), kept_.end(), 0);
-    if (params.top_k > 0 && size_t(params.top_k) < kept_.size()) {
+    all_kept_ = true;
+    if (params.top_k > 0 && size_t(params.top_k) < logits.size()) {
       KeepLikeliest(logits, params.top_k, [](float) { return 1.0; });
     }
     if (params.top_p < 1)
       KeepLikeliest(logits, params.top_p * Mass(), [](float weight) { return double{weight}; });
-    if (params.min_p > 0) std::erase_if(kept_, [&](int32_t token) { return weights_[token] < params.min_p; });
+    if (params.min_p > 0) {
+      // The largest has weight 1, so that one is left.
+      if (std::exchange(all_kept_, false)) KeepAtLeast(std::nextafter(static_cast<float>(params.min_p), 0.0f));
+      std::erase_if(kept_, [&](int32_t token) { return weights_[token] < params.min_p; });
+    }
 
     const double mass = Mass();
     double left =
         mass * RandomUnit(params.seed, static_cast<uint64_t>(candidate), static_cast<uint64_t>(position));
-    draw.token = kept_.back();
-    for (const int32_t token : kept_) {
-      if (left < weights_[token]) {
-        draw.token = token;
-        break;
-      }
-      left -= weights_[token];
+    const int32_t count = static_cast<int32_t>(all_kept_ ? weights_.size() : kept_.size());
+    for (int32_t i = 0; i < count; ++i) {
+      draw.token = all_kept_ ? i : kept_[i];
+      if (left < weights_[draw.token]) break;
+      left -= weights_[draw.token];
     }
     if (params.logprobs) draw.logprobs.sampled = static_cast<float>(std::log(weights_[draw.token] / mass));
   }

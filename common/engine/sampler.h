@@ -28,16 +28,21 @@ class Sampler {
  private:
   // Leaves in kept_ the fewest of the likeliest tokens whose amounts (a function of the weight) add up to
   // `target`, still in the order of their ids. Without sorting: weights fall into narrow buckets, and only
-  // the bucket in which the target is reached is looked at token by token.
+  // the bucket in which the target is reached is looked at token by token. Of a whole vocabulary only the
+  // tokens above a bound that falls until the target is reached: most are far below.
   template <typename Amount>
   void KeepLikeliest(std::span<const float> logits, double target, const Amount& amount);
 
-  // The sum of the weights of kept_.
+  // Keeps, of all tokens, those whose weight is at least `bound`.
+  void KeepAtLeast(float bound);
+
+  // The sum of the weights of what is kept.
   double Mass() const;
 
   const Kernels* kernels_ = Kernels::Best();
   std::vector<float> weights_;  // exp((logit - largest) / temperature), by token id; the largest is 1
-  std::vector<int32_t> kept_;   // ascending
+  bool all_kept_ = false;
+  std::vector<int32_t> kept_;  // ascending; of no meaning while all are kept
   std::vector<double> buckets_;
   std::vector<int32_t> boundary_;
 };

@@ -83,6 +83,25 @@ TEST(SamplerTest, DrawsFromThePlainDistribution) {
   }
 }
 
+// Peaked and nearly flat distributions over a large vocabulary: however far down the cut lies, what is left is
+// what a full sort leaves, to the token.
+TEST(SamplerTest, KeepsOfALargeVocabularyWhatAFullSortKeeps) {
+  Sampler sampler;
+  for (const double scale : {0.001, 0.5, 2.0, 5.0, 20.0}) {
+    const std::vector<float> logits = Logits(11, 20000, scale);
+    for (const SamplingParams& params : {Params(1, 0.9), Params(1, 0.9999), Params(1, 1, 3000), Params(1, 1, 1),
+                                         Params(1, 1, 0, 0.001), Params(1, 0.99, 15000, 0.01)}) {
+      const std::vector<double> wanted = PlainDistribution(logits, params);
+      for (int i = 0; i < 50; ++i) {
+        const auto draw = sampler(logits, params, 0, i);
+        ASSERT_GT(wanted[draw->token], 0) << scale << " top_p " << params.top_p << " top_k " << params.top_k;
+        // Its share of the whole tells what else is kept; 20,000 float weights of relative error 2e-7.
+        ASSERT_NEAR(draw->logprobs.sampled, std::log(wanted[draw->token]), 1e-5) << scale;
+      }
+    }
+  }
+}
+
 TEST(SamplerTest, CutsWithinABucketOfEqualLogitsById) {
   // 40 equal logits, 40 hardly smaller ones: the nucleus of half the mass are the first 40 of them all.
   std::vector<float> logits(80);

@@ -54,11 +54,15 @@ struct Vector8 {
   friend Vector8 ZeroWhereLess(Vector8 a, Vector8 x, Vector8 bound) {
     return {_mm256_andnot_ps(_mm256_cmp_ps(x.v, bound.v, _CMP_LT_OQ), a.v)};
   }
+  // Bit i: lane i of a is not less than that of b.
+  friend uint32_t NotLess(Vector8 a, Vector8 b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NLT_UQ)));
+  }
   // a where x is negative, else b.
   friend Vector8 Select(Vector8 x, Vector8 a, Vector8 b) { return {_mm256_blendv_ps(b.v, a.v, x.v)}; }
   // Adds to eight sums: lane i to sum i mod 8, in order.
   friend __m256 AddTo(__m256 sums, Vector8 a) { return _mm256_add_ps(sums, a.v); }
-  friend float Largest(Vector8 a) {
+  friend float LargestLane(Vector8 a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
@@ -112,6 +116,7 @@ struct Vector16 {
   friend Vector16 ZeroWhereLess(Vector16 a, Vector16 x, Vector16 bound) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, bound.v, _CMP_NLT_UQ), a.v)};
   }
+  friend uint32_t NotLess(Vector16 a, Vector16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ); }
   friend Vector16 Select(Vector16 x, Vector16 a, Vector16 b) {
     return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
   }
@@ -119,7 +124,7 @@ struct Vector16 {
     const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
     return _mm256_add_ps(_mm256_add_ps(sums, _mm512_castps512_ps256(a.v)), high);
   }
-  friend float Largest(Vector16 a) { return _mm512_reduce_max_ps(a.v); }
+  friend float LargestLane(Vector16 a) { return _mm512_reduce_max_ps(a.v); }
 
  private:
   static __mmask16 Mask(int count) { return static_cast<__mmask16>((1u << count) - 1); }

@@ -100,7 +100,7 @@ inline V Exponential(V x) {
 }
 
 // The sum of eight lanes.
-inline float Sum(__m256 v) {
+inline float SumOfLanes(__m256 v) {
   const __m128 quad = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   const __m128 pair = _mm_add_ps(quad, _mm_movehl_ps(quad, quad));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
@@ -153,7 +153,7 @@ class VectorKernels final : public Kernels {
       __m256 lanes = _mm256_setzero_ps();
       int i = 0;
       for (; i + 8 <= width; i += 8) lanes = _mm256_add_ps(lanes, eight(i));
-      float total = Sum(lanes);
+      float total = SumOfLanes(lanes);
       for (; i < width; ++i) total += one(i);
       return total / static_cast<float>(width);
     };
@@ -233,7 +233,7 @@ class VectorKernels final : public Kernels {
     __m256 sum = _mm256_setzero_ps();
     int i = 0;
     for (; i + 8 <= count; i += 8) sum = _mm256_fmadd_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i), sum);
-    float total = Sum(sum);
+    float total = SumOfLanes(sum);
     for (; i < count; ++i) total = __builtin_fmaf(x[i], y[i], total);
     return total;
   }
@@ -250,6 +250,54 @@ class VectorKernels final : public Kernels {
       for (int j = 0; j < count; ++j) sum += static_cast<double>(part[j]);
     }
     return static_cast<double>(largest) + std::log(sum);
+  }
+
+  float Largest(std::span<const float> x) const override {
+    V largest = V::Set(x[0]), zeros = V::Zero();
+    const int count = static_cast<int>(x.size());
+    int i = 0;
+    for (; i + V::kWidth <= count; i += V::kWidth) {
+      const V v = V::Load(x.data() + i);
+      largest = Max(largest, v);
+      zeros = Fma(v, V::Zero(), zeros);  // NaN from what is not finite on
+    }
+    float most = LargestLane(largest), zero = SumOfLanes(AddTo(_mm256_setzero_ps(), zeros));
+    for (; i < count; ++i) {
+      most = std::max(most, x[i]);
+      zero += x[i] * 0.0f;
+    }
+    return zero == 0 ? most : NAN;
+  }
+
+  void Weights(std::span<const float> x, float largest, float inverse, float* out) const override {
+    ForEachVector<V>(static_cast<int>(x.size()), [&](auto load, auto store) {
+      store(out, Exponential((load(x.data()) - V::Set(largest)) * V::Set(inverse)));
+    });
+  }
+
+  double Sum(std::span<const float> x) const override {
+    __m256d lanes = _mm256_setzero_pd();
+    size_t i = 0;
+    for (; i + 4 <= x.size(); i += 4) lanes = _mm256_add_pd(lanes, _mm256_cvtps_pd(_mm_loadu_ps(&x[i])));
+    double sums[4];
+    _mm256_storeu_pd(sums, lanes);
+    for (; i < x.size(); ++i) sums[0] += static_cast<double>(x[i]);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+
+  int AtLeast(std::span<const float> x, float least, int32_t* indices) const override {
+    const V bound = V::Set(least);
+    const int count = static_cast<int>(x.size());
+    int found = 0, i = 0;
+    for (; i + V::kWidth <= count; i += V::kWidth) {
+      for (uint32_t lanes = NotLess(V::Load(x.data() + i), bound); lanes != 0; lanes &= lanes - 1) {
+        indices[found++] = i + __builtin_ctz(lanes);
+      }
+    }
+    for (; i < count; ++i) {
+      if (x[i] >= least) indices[found++] = i;
+    }
+    return found;
   }
 
  private:
@@ -404,14 +452,14 @@ class VectorKernels final : public Kernels {
     const int padded = (num_tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
     V largest = V::Load(scores);
     for (int i = V::kWidth; i < padded; i += V::kWidth) largest = Max(largest, V::Load(scores + i));
-    largest = V::Set(Largest(largest));
+    largest = V::Set(LargestLane(largest));
     __m256 sum = _mm256_setzero_ps();
     for (int i = 0; i < padded; i += V::kWidth) {
       const V e = Exponential(V::Load(scores + i) - largest);
       e.Store(scores + i);
       sum = AddTo(sum, e);
     }
-    return Sum(sum);
+    return SumOfLanes(sum);
   }
 
   // A power of two of vectors, as many as there are registers for.

@@ -1,6 +1,8 @@
 // The CPU engine by itself, for tests/bench/engine_bench.py, which sets others beside it:
 //   engine_bench model FOLDER float32|bfloat16|float16    writes a Llama of 134M random parameters
 //   engine_bench kernels THREADS                          times matrix products and reading memory
+//   engine_bench sampling                                 times drawing a token, one thread
+//   engine_bench steps FOLDER THREADS                     times decode steps beside their bare products
 //   engine_bench generate FOLDER THREADS <REQUEST         times requests; JSON in, JSON out
 // REQUEST: {"prompts": [[id, …], …], "max_new_tokens": n, "temperature": t, "top_p": p, "repeats": r,
 // "stop_token_ids": [id, …], "max_batch_sequences": s, "max_batch_tokens": b}. Each repeat has an engine of
@@ -14,6 +16,7 @@
 #include <cstring>
 #include <iostream>
 #include <string>
+#include <tuple>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -21,6 +24,7 @@
 #include "common/base/status_macros.h"
 #include "common/engine/cpu_model.h"
 #include "common/engine/engine.h"
+#include "common/engine/sampler.h"
 #include "nlohmann/json.hpp"
 
 namespace almost::engine {
@@ -144,6 +148,103 @@ json TimeKernels(int threads) {
   return figures;
 }
 
+// Microseconds to draw a token from logits whose distribution has about 4 nats of entropy.
+json TimeSampling() {
+  Sampler sampler;
+  json figures;
+  for (const auto& [vocab, scale] : {std::pair(32000, 3.5), std::pair(151936, 4.0)}) {
+    RandomStream random(vocab);
+    std::vector<std::vector<float>> logits(8);
+    for (std::vector<float>& row : logits) {
+      for (int i = 0; i < vocab; ++i) row.push_back(static_cast<float>(scale * random.Normal()));
+    }
+    const std::pair<const char*, SamplingParams> cases[] = {
+        {"greedy", {.temperature = 0}},
+        {"whole", {}},
+        {"top-p 0.9", {.top_p = 0.9}},
+        {"top-p 0.95 at T 1.2", {.temperature = 1.2, .top_p = 0.95}},
+        {"top-k 50", {.top_k = 50}},
+        {"min-p 0.05", {.min_p = 0.05}}};
+    for (const auto& [name, params] : cases) {
+      std::vector<double> seconds;
+      for (int i = 0; i < 64; ++i) {
+        const double start = Now();
+        if (!sampler(logits[i % logits.size()], params, 0, i)) std::abort();
+        seconds.push_back(Now() - start);
+      }
+      figures[absl::StrCat("vocabulary ", vocab, " ", name, " us")] = 1e6 * Median(std::move(seconds));
+    }
+  }
+  return figures;
+}
+
+// Milliseconds of an engine's decode step by the number of sequences, and of the bare matrix products in it.
+absl::StatusOr<json> TimeSteps(const std::shared_ptr<const ModelFolder>& folder, int threads) {
+  const ModelConfig& c = folder->config();
+  const int up = (c.mlp == MlpKind::kSiluGated ? 2 : 1) * c.intermediate_size;
+  const int q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
+  struct Matrix {
+    int inputs, outputs, times;  // in a step
+    PackedMatrix packed;
+  };
+  std::vector<Matrix> matrices;
+  for (const auto& [inputs, outputs, times] :
+       {std::tuple(c.hidden_size, q + 2 * kv, c.num_layers), std::tuple(q, c.hidden_size, c.num_layers),
+        std::tuple(c.hidden_size, up, c.num_layers),
+        std::tuple(c.intermediate_size, c.hidden_size, c.num_layers),
+        std::tuple(c.hidden_size, c.vocab_size, 1)}) {
+    const std::vector<float> weight(size_t(inputs) * outputs, 0.01f);
+    const WeightView view{WeightType::kFloat32, std::as_bytes(std::span(weight)).data(), outputs};
+    matrices.push_back({inputs, outputs, times, PackedMatrix({&view, 1}, inputs)});
+  }
+  ThreadTeam team(threads);
+  constexpr int kPrompt = 16, kSteps = 48;
+  json figures;
+  for (const int sequences : {1, 8, 25, 100, 400}) {
+    std::vector<double> products, steps;
+    std::vector<float> x(sequences * RowStride(std::max(c.intermediate_size, c.hidden_size)), 0.5f);
+    std::vector<float> out(sequences * RowStride(std::max(up, c.vocab_size)));
+    for (int repeat = 0; repeat < 7; ++repeat) {
+      const double start = Now();
+      for (int step = 0; step < kSteps; ++step) {
+        for (const Matrix& m : matrices) {
+          for (int i = 0; i < m.times; ++i) {
+            Multiply(*Kernels::Best(), team, x.data(), RowStride(m.inputs), sequences, m.packed, false,
+                     out.data(), RowStride(m.outputs));
+          }
+        }
+      }
+      products.push_back((Now() - start) / kSteps);
+
+      ALMOST_ASSIGN_OR_RETURN(
+          const std::unique_ptr<Engine> engine,
+          Engine::Create(folder, {.max_batch_sequences = sequences,
+                                  .max_batch_tokens = sequences * (kPrompt + 1),
+                                  .num_threads = threads}));
+      std::vector<GenerationRequest> requests(sequences);
+      double first = 0;
+      for (int i = 0; i < sequences; ++i) {
+        GenerationRequest& r = requests[i];
+        for (int t = 0; t < kPrompt; ++t) r.prompt_ids.push_back((i * 31 + t * 7) % c.vocab_size);
+        r.sampling.top_p = 0.95;
+        r.sampling.max_new_tokens = kSteps + 1;
+        r.sampling.seed = i;
+        r.on_token = [&](int, int32_t, const TokenLogprobs&) {
+          if (first == 0) first = Now();
+          return Continue::kYes;
+        };
+      }
+      for (const auto& result : engine->Generate(std::move(requests)))
+        ALMOST_RETURN_IF_ERROR(result.status());
+      steps.push_back((Now() - first) / kSteps);
+    }
+    const double step = 1e3 * Median(std::move(steps)), product = 1e3 * Median(std::move(products));
+    figures[std::to_string(sequences)] = {
+        {"step ms", step}, {"products ms", product}, {"ratio", step / product}};
+  }
+  return figures;
+}
+
 absl::StatusOr<json> Generate(const std::shared_ptr<const ModelFolder>& folder, int threads,
                               const json& request) {
   EngineOptions options;
@@ -191,13 +292,24 @@ absl::Status Main(int argc, char** argv) {
     std::cout << TimeKernels(std::stoi(argv[2])).dump(1) << "\n";
     return absl::OkStatus();
   }
+  if (verb == "sampling" && argc == 2) {
+    std::cout << TimeSampling().dump(1) << "\n";
+    return absl::OkStatus();
+  }
+  if (verb == "steps" && argc == 4) {
+    ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelFolder> folder, ModelFolder::Open(argv[2]));
+    ALMOST_ASSIGN_OR_RETURN(const json figures, TimeSteps(folder, std::stoi(argv[3])));
+    std::cout << figures.dump(1) << "\n";
+    return absl::OkStatus();
+  }
   if (verb == "generate" && argc == 4) {
     ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelFolder> folder, ModelFolder::Open(argv[2]));
     ALMOST_ASSIGN_OR_RETURN(const json runs, Generate(folder, std::stoi(argv[3]), json::parse(std::cin)));
     std::cout << runs.dump() << "\n";
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError("usage: engine_bench model|generate …; see the source's first lines");
+  return absl::InvalidArgumentError(
+      "usage: engine_bench model|kernels|sampling|steps|generate …; see the source's first lines");
 }
 
 }  // namespace
