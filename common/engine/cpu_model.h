@@ -52,13 +52,14 @@ struct SequenceChunk {
 void Multiply(const Kernels& kernels, ThreadTeam& team, const float* x, size_t x_stride, int rows,
               const PackedMatrix& weight, bool accumulate, float* out, size_t out_stride);
 
-// What passes through a model need besides its weights: threads and buffers, which grow to the largest pass.
-// One pass at a time.
+// What passes through a model need besides its weights: buffers, which grow to the largest pass, and threads,
+// which other workspaces may use between passes. One pass at a time.
 class Workspace {
  public:
-  explicit Workspace(int num_threads) : team(num_threads), scratch(num_threads) {}
+  // `threads` must outlive it.
+  explicit Workspace(ThreadTeam& threads) : team(threads), scratch(threads.size()) {}
 
-  ThreadTeam team;
+  ThreadTeam& team;
 
  private:
   friend class CpuModel;

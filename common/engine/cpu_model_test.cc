@@ -37,7 +37,8 @@ std::shared_ptr<const ModelFolder> CutModel(DType stored) {
 std::vector<float> Logits(const CpuModel& model, int num_threads, int chunk) {
   constexpr int kSequences = 3, kTokens = 70, kBlocks = (kTokens + kBlockTokens - 1) / kBlockTokens;
   KvCache cache(model.config(), kSequences * kBlocks);
-  Workspace workspace(num_threads);
+  ThreadTeam team(num_threads);
+  Workspace workspace(team);
   std::vector<std::vector<int32_t>> tokens(kSequences);
   std::vector<std::vector<int>> blocks(kSequences, std::vector<int>(kBlocks));
   for (int s = 0; s < kSequences; ++s) {

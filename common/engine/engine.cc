@@ -110,8 +110,9 @@ class CpuEngine final : public Engine {
         numerics_id_(kEngineVersion),
         cache_(model_->config(), num_blocks),
         scheduler_(options, num_blocks),
-        workspace_(options.num_threads),
-        samplers_(options.num_threads),
+        team_(options.team != nullptr ? options.team : std::make_shared<SharedTeam>(options.num_threads)),
+        workspace_(team_->team()),
+        samplers_(team_->team().size()),
         owner_([this](const std::stop_token& stop) { Run(stop); }) {}
 
   ~CpuEngine() override {
@@ -128,6 +129,7 @@ class CpuEngine final : public Engine {
     ALMOST_RETURN_IF_ERROR(Validate(request));
     const std::lock_guard lock(mutex_);
     ALMOST_RETURN_IF_ERROR(CheckRoom(1));
+    queued_tokens_ += TokensOf(request);
     auto running = std::make_unique<RunningRequest>();
     running->id = next_id_++;
     running->request = std::move(request);
@@ -237,11 +239,22 @@ class CpuEngine final : public Engine {
                           int64_t(request.prompt_ids.size()) + request.sampling.max_new_tokens);
   }
 
+  // What a request counts for in max_queued_tokens.
+  static int64_t TokensOf(const GenerationRequest& request) {
+    return static_cast<int64_t>(request.prompt_ids.size()) +
+           int64_t{request.num_candidates} * request.sampling.max_new_tokens;
+  }
+
   // With mutex_ held: whether so many more may queue.
   absl::Status CheckRoom(size_t count) const {
-    if (num_unfinished_ + count <= static_cast<size_t>(options_.max_queued_requests)) return absl::OkStatus();
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the engine's queue holds ", options_.max_queued_requests, " requests; try again later"));
+    const auto full = [](int64_t bound, absl::string_view of) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the engine's queue holds ", bound, " ", of, "; try again later"));
+    };
+    if (num_unfinished_ + count > static_cast<size_t>(options_.max_queued_requests))
+      return full(options_.max_queued_requests, "requests");
+    if (queued_tokens_ >= options_.max_queued_tokens) return full(options_.max_queued_tokens, "tokens");
+    return absl::OkStatus();
   }
 
   // Runs the items and waits for them.
@@ -261,6 +274,7 @@ class CpuEngine final : public Engine {
       ALMOST_RETURN_IF_ERROR(CheckRoom(items.size()));
       call.id = next_id_++;
       num_unfinished_ += items.size();
+      for (const std::unique_ptr<Sequence>& item : items) queued_tokens_ += item->num_tokens();
       calls_inbox_.push_back(&call);
       for (std::unique_ptr<Sequence>& item : items) items_inbox_.push_back(std::move(item));
       wake_.notify_one();
@@ -375,6 +389,8 @@ class CpuEngine final : public Engine {
 
   // Schedule, run, sample, collect.
   void Step() {
+    if (scheduler_.num_running() + scheduler_.num_waiting() == 0) return;
+    std::optional<SharedTeam::Turn> turn(std::in_place, *team_);
     const Scheduler::Step step = scheduler_.Schedule();
     for (const auto [from, to] : step.copies) cache_.Copy(from, to);
     if (step.sequences.empty()) return;
@@ -388,6 +404,7 @@ class CpuEngine final : public Engine {
     model_->Forward(chunks, cache_, workspace_, hidden_);
     std::vector<std::optional<Sampler::Draw>> draws(step.sequences.size());
     Use(step.sequences, chunks, draws);
+    turn.reset();
     scheduler_.Commit(step.sequences);
     const SteadyClock::time_point now = SteadyClock::now();
     for (size_t i = 0; i < chunks.size(); ++i) {
@@ -499,14 +516,17 @@ class CpuEngine final : public Engine {
     {
       // Whoever has its results sees statistics that count them, and finds room for more.
       const std::lock_guard lock(mutex_);
-      PublishStats();
       for (const std::unique_ptr<Sequence>& sequence : finished) {
         if (sequence->scoring == nullptr) {
           std::erase(sequence->request->sequences, sequence.get());
           if (!sequence->request->sequences.empty()) continue;
+          queued_tokens_ -= TokensOf(sequence->request->request);
+        } else {
+          queued_tokens_ -= sequence->num_tokens();
         }
         --num_unfinished_;
       }
+      PublishStats();
     }
     for (std::unique_ptr<Sequence>& sequence : finished) {
       if (sequence->scoring != nullptr) {
@@ -562,6 +582,8 @@ class CpuEngine final : public Engine {
     stats_.prefix_hit_tokens = scheduler_.prefix_hit_tokens();
     stats_.output_tokens = output_tokens_;
     stats_.preemptions = scheduler_.num_preemptions();
+    stats_.queued_tokens = queued_tokens_;
+    stats_.max_queued_tokens = options_.max_queued_tokens;
   }
 
   const std::unique_ptr<const CpuModel> model_;
@@ -578,6 +600,7 @@ class CpuEngine final : public Engine {
   std::vector<uint64_t> cancelled_;
   std::vector<std::pair<uint64_t, absl::Status>> useless_calls_;  // by their ids
   size_t num_unfinished_ = 0;                                     // requests and items, in the inbox or not
+  int64_t queued_tokens_ = 0;                                     // of them
   uint64_t next_id_ = 1;
   bool stopping_ = false;
   EngineStats stats_;
@@ -587,6 +610,7 @@ class CpuEngine final : public Engine {
   Scheduler scheduler_;
   std::map<uint64_t, std::unique_ptr<RunningRequest>> requests_;
   std::vector<ScoringCall*> calls_;
+  const std::shared_ptr<SharedTeam> team_;
   Workspace workspace_;
   std::vector<Sampler> samplers_;       // of each thread
   std::vector<float> hidden_, logits_;  // of the step under way

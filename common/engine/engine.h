@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -16,6 +17,8 @@
 
 // Text generation and scoring with one model: token ids in, token ids out. It knows no text and no network.
 namespace almost::engine {
+
+class SharedTeam;
 
 // How the next token is drawn. Order: logits / temperature, then top-k, top-p and min-p cut the distribution.
 struct SamplingParams {
@@ -82,8 +85,11 @@ struct EngineOptions {
   int max_batch_sequences = 64;  // running at once
   int max_batch_tokens = 512;    // a step's prefill and decode tokens together
   int num_threads = 1;
-  // Limits.
-  int max_queued_requests = 1024;  // and items of scoring calls, queued or running
+  std::shared_ptr<SharedTeam> team;  // of several engines, instead of num_threads of this one's own; or null
+  // Limits, of what is queued or running: requests and items of scoring calls, and their tokens, those of
+  // prompts and max_new_tokens. The first that passes it is still taken, so that none is too large.
+  int max_queued_requests = 1024;
+  int64_t max_queued_tokens = std::numeric_limits<int64_t>::max();
 };
 
 struct EngineStats {
@@ -97,6 +103,8 @@ struct EngineStats {
   int64_t preemptions = 0;
   int64_t free_blocks = 0;
   int64_t total_blocks = 0;
+  int64_t queued_tokens = 0;  // of requests and items queued or running, as EngineOptions counts them
+  int64_t max_queued_tokens = 0;
 };
 
 // Told of an engine's work as it goes, on the engine's thread; must not block. Times are of a steady clock.

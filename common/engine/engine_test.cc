@@ -14,6 +14,7 @@
 
 #include "common/base/random.h"
 #include "common/engine/cpu_model.h"
+#include "common/engine/thread_team.h"
 
 namespace almost::engine {
 namespace {
@@ -569,6 +570,85 @@ TEST(EngineTest, AQueueThatWasFullHasRoomWhenItsRequestsHaveEnded) {
     all_asked.set_value();
     for (auto& status : done) EXPECT_TRUE(status.get_future().get().ok());
   }
+}
+
+// Tokens bound the queue too, however few the requests; one that is larger than the bound runs alone.
+TEST(EngineTest, RefusesRequestsWhileItsQueueHoldsTooManyTokens) {
+  const auto engine = MakeEngine({.max_queued_tokens = 100});
+  for (int round = 0; round < 3; ++round) {
+    std::promise<void> all_asked;
+    std::shared_future<void> go_on = all_asked.get_future().share();
+    std::vector<std::promise<absl::Status>> done(2);
+    const auto request = [&](int i, int num_prompt) {
+      GenerationRequest r;
+      r.prompt_ids = Tokens(i, num_prompt);
+      r.num_candidates = 2;
+      r.sampling.max_new_tokens = 10;
+      r.on_token = [go_on](int, int32_t, const TokenLogprobs&) {
+        go_on.wait();
+        return Continue::kYes;
+      };
+      r.on_done = [&done, i](const absl::StatusOr<std::vector<Candidate>>& result) {
+        done[i].set_value(result.status());
+      };
+      return r;
+    };
+    EXPECT_TRUE(engine->Submit(request(0, 79)).ok());   // 99 tokens
+    EXPECT_TRUE(engine->Submit(request(1, 200)).ok());  // the first that passes the bound
+    const absl::Status refused = engine->Submit(request(0, 1)).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("100 tokens"));
+    EXPECT_EQ(engine->ScoreCompletions(std::vector<CompletionScoreRequest>{{{1}, {2}}}).status().code(),
+              absl::StatusCode::kResourceExhausted);
+    all_asked.set_value();
+    for (auto& status : done) EXPECT_TRUE(status.get_future().get().ok());
+    EXPECT_EQ(engine->Stats().queued_tokens, 0);
+  }
+}
+
+// Two models under load on one team: while both wait for the turn that the test holds, giving it up and
+// asking again lets each make one step, neither more nor less, however long the other's steps are.
+TEST(EngineTest, ModelsThatShareATeamMakeAStepEachInTurn) {
+  struct Steps : EngineObserver {
+    void StepScheduled(int) override { ++number; }
+    std::atomic<int> number = 0;
+  };
+  const auto team = std::make_shared<SharedTeam>(2);
+  const std::array steps = {std::make_shared<Steps>(), std::make_shared<Steps>()};
+  // Steps of 512 tokens, and of one.
+  const auto large = *Engine::Create(SmallModel(), {.max_batch_tokens = 512, .team = team}, steps[0]);
+  const auto small = *Engine::Create(SmallModel(), {.max_batch_tokens = 1, .team = team}, steps[1]);
+  auto turn = std::make_unique<SharedTeam::Turn>(*team);
+  std::promise<void> small_done;
+  const auto submit = [&](Engine& engine, int count, int num_prompt, std::function<void()> done) {
+    for (int i = 0; i < count; ++i) {
+      GenerationRequest r;
+      r.prompt_ids = Tokens(i, num_prompt);
+      r.sampling.max_new_tokens = 64;
+      r.on_done = [done](const absl::StatusOr<std::vector<Candidate>>&) {
+        if (done) done();
+      };
+      ASSERT_TRUE(engine.Submit(std::move(r)).ok());
+    }
+  };
+  submit(*large, 256, 400, nullptr);  // some 200 steps of prompts
+  submit(*small, 1, 8, [&] { small_done.set_value(); });
+  for (int round = 0; round < 50; ++round) {
+    while (team->num_waiting() < 2) std::this_thread::yield();
+    const std::array before = {steps[0]->number.load(), steps[1]->number.load()};
+    // Asks while it still has the turn, so behind both and before either's next.
+    std::jthread next([&] {
+      while (team->num_waiting() < 3) std::this_thread::yield();
+      turn.reset();
+    });
+    auto again = std::make_unique<SharedTeam::Turn>(*team);
+    next.join();
+    turn = std::move(again);
+    EXPECT_EQ(steps[0]->number, before[0] + 1);
+    EXPECT_EQ(steps[1]->number, before[1] + 1);
+  }
+  turn.reset();
+  small_done.get_future().get();
 }
 
 TEST(EngineTest, RefusesWhatCannotBeByField) {

@@ -87,7 +87,8 @@ std::optional<Sampler::Draw> Sampler::operator()(std::span<const float> logits, 
       KeepLikeliest(logits, params.top_p * Mass(), [](float weight) { return double{weight}; });
     if (params.min_p > 0) {
       // The largest has weight 1, so that one is left.
-      if (std::exchange(all_kept_, false)) KeepAtLeast(std::nextafter(static_cast<float>(params.min_p), 0.0f));
+      const float least = std::nextafter(static_cast<float>(params.min_p), 0.0f);
+      if (std::exchange(all_kept_, false)) KeepAtLeast(least);
       std::erase_if(kept_, [&](int32_t token) { return weights_[token] < params.min_p; });
     }
 

@@ -83,14 +83,15 @@ TEST(SamplerTest, DrawsFromThePlainDistribution) {
   }
 }
 
-// Peaked and nearly flat distributions over a large vocabulary: however far down the cut lies, what is left is
-// what a full sort leaves, to the token.
+// Peaked and nearly flat distributions over a large vocabulary: however far down the cut lies, what is left
+// is what a full sort leaves, to the token.
 TEST(SamplerTest, KeepsOfALargeVocabularyWhatAFullSortKeeps) {
   Sampler sampler;
   for (const double scale : {0.001, 0.5, 2.0, 5.0, 20.0}) {
     const std::vector<float> logits = Logits(11, 20000, scale);
-    for (const SamplingParams& params : {Params(1, 0.9), Params(1, 0.9999), Params(1, 1, 3000), Params(1, 1, 1),
-                                         Params(1, 1, 0, 0.001), Params(1, 0.99, 15000, 0.01)}) {
+    for (const SamplingParams& params :
+         {Params(1, 0.9), Params(1, 0.9999), Params(1, 1, 3000), Params(1, 1, 1), Params(1, 1, 0, 0.001),
+          Params(1, 0.99, 15000, 0.01)}) {
       const std::vector<double> wanted = PlainDistribution(logits, params);
       for (int i = 0; i < 50; ++i) {
         const auto draw = sampler(logits, params, 0, i);

@@ -1,6 +1,11 @@
 #include "common/engine/thread_team.h"
 
+#include <sched.h>
+
 #include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <utility>
 
 namespace almost::engine {
 namespace {
@@ -54,6 +59,45 @@ void ThreadTeam::Help(int thread) {
     if (Loop* loop = loop_) Work(*loop, thread);
     --inside_;
   }
+}
+
+SharedTeam::Turn::Turn(SharedTeam& shared) : shared_(shared) {
+  std::unique_lock lock(shared.mutex_);
+  if (!std::exchange(shared.taken_, true)) return;
+  std::condition_variable given;
+  shared.waiting_.push_back(&given);
+  // Whoever ends its turn takes the first out and leaves the turn taken.
+  given.wait(lock, [&] {
+    return std::find(shared.waiting_.begin(), shared.waiting_.end(), &given) == shared.waiting_.end();
+  });
+}
+
+SharedTeam::Turn::~Turn() {
+  const std::lock_guard lock(shared_.mutex_);
+  if (shared_.waiting_.empty()) {
+    shared_.taken_ = false;
+    return;
+  }
+  shared_.waiting_.front()->notify_one();
+  shared_.waiting_.pop_front();
+}
+
+int SharedTeam::num_waiting() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int>(waiting_.size());
+}
+
+int UsableProcessors() {
+  cpu_set_t affinity;
+  CPU_ZERO(&affinity);
+  double processors = std::thread::hardware_concurrency();
+  if (sched_getaffinity(0, sizeof(affinity), &affinity) == 0) processors = CPU_COUNT(&affinity);
+  // Control groups of version 2, as containers see their own: "max 100000" or a quota, in microseconds.
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  if (double quota = 0, period = 0; file >> quota >> period && period > 0) {
+    processors = std::min(processors, std::ceil(quota / period));
+  }
+  return std::max(1, static_cast<int>(processors));
 }
 
 }  // namespace almost::engine

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -43,5 +46,39 @@ class ThreadTeam {
   std::atomic<bool> stopping_{false};
   std::vector<std::jthread> helpers_;
 };
+
+// A team for all engines of a process: who has the turn computes with all of its threads, the others wait in
+// the order in which they asked. So engines that have work make a step each in rounds, a step waits for at
+// most one step of each other, and no more threads compute than the team has. Thread-safe.
+class SharedTeam {
+ public:
+  // `num_threads` ≥ 1.
+  explicit SharedTeam(int num_threads) : team_(num_threads) {}
+
+  // Ends when destroyed.
+  class Turn {
+   public:
+    explicit Turn(SharedTeam& shared);
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+    ~Turn();
+
+   private:
+    SharedTeam& shared_;
+  };
+
+  // To be used by who has the turn.
+  ThreadTeam& team() { return team_; }
+  int num_waiting() const;
+
+ private:
+  ThreadTeam team_;
+  mutable std::mutex mutex_;  // guards what follows
+  bool taken_ = false;
+  std::deque<std::condition_variable*> waiting_;  // of turns, first come first
+};
+
+// Processors that this process may use: of its affinity, and of the quota of its control group, rounded up.
+int UsableProcessors();
 
 }  // namespace almost::engine

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/ids.h"
 #include "common/base/status_macros.h"
+#include "common/engine/thread_team.h"
 #include "common/metrics/metrics_server.h"
 #include "common/model/model_folder.h"
 #include "common/rpc/status.h"
@@ -16,6 +17,13 @@
 
 namespace almost {
 namespace {
+
+// Of all engines of the process: they take turns on one team.
+engine::EngineOptions OnOneTeam(engine::EngineOptions options) {
+  if (options.num_threads == 0) options.num_threads = engine::UsableProcessors();
+  options.team = std::make_shared<engine::SharedTeam>(options.num_threads);
+  return options;
+}
 
 constexpr absl::string_view kPrefix = "models/";
 
@@ -114,7 +122,7 @@ ModelRegistry::ModelRegistry(Head head, std::shared_ptr<ArtifactStore> store,
     : head_(head),
       store_(std::move(store)),
       model_root_(std::move(model_root)),
-      options_(options),
+      options_(OnOneTeam(options)),
       make_observer_(std::move(make_observer)),
       load_seconds_(prometheus::BuildHistogram()
                         .Name("almost_model_load_seconds")

@@ -67,8 +67,9 @@ class ModelRegistry {
   // Makes the observer of the engine of the model so named.
   using MakeObserver = std::function<std::shared_ptr<engine::EngineObserver>(const std::string& model)>;
 
-  // `store` may be null: then only folders beneath `model_root` can be loaded. `registry` and what
-  // `make_observer` refers to must outlive it.
+  // `store` may be null: then only folders beneath `model_root` can be loaded. `options` are of each model's
+  // engine, but for num_threads, which all share (0: as many as the process may use processors). `registry`
+  // and what `make_observer` refers to must outlive it.
   ModelRegistry(Head head, std::shared_ptr<ArtifactStore> store, std::filesystem::path model_root,
                 const engine::EngineOptions& options, prometheus::Registry& registry,
                 MakeObserver make_observer = nullptr);

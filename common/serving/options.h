@@ -16,8 +16,9 @@ struct ServingOptions {
   StoreOptions store;             // without a root: only folders beneath model_root
   std::string model_root = ".";   // Hugging Face folders are addressed beneath it
   std::vector<std::string> load;  // id=source, loaded before the service is ready
-  // Performance and limits: of each model's engine.
-  engine::EngineOptions engine;
+  // Performance and limits, of each model's engine; num_threads is of all models together, 0: as many as the
+  // process has processors.
+  engine::EngineOptions engine = {.num_threads = 0, .max_queued_tokens = int64_t{1} << 22};
   ServerOptions server;
 };
 
@@ -37,11 +38,16 @@ inline void AddServingFlags(CLI::App& app, ServingOptions& options, const std::s
   app.add_option("--max_batch_tokens", options.engine.max_batch_tokens, "Tokens of one step")
       ->capture_default_str()
       ->group("Engine");
-  app.add_option("--threads", options.engine.num_threads, "Threads of each model's engine")
+  app.add_option("--threads", options.engine.num_threads,
+                 "Threads that all models share; 0: as many as the process may use processors")
       ->capture_default_str()
       ->group("Engine");
   app.add_option("--max_queued_requests", options.engine.max_queued_requests,
                  "Items queued or running per model")
+      ->capture_default_str()
+      ->group("Engine");
+  app.add_option("--max_queued_tokens", options.engine.max_queued_tokens,
+                 "Tokens of their prompts and max_new_tokens; more than the largest call's")
       ->capture_default_str()
       ->group("Engine");
   AddServerFlags(app, options.server, listen, metrics_listen);

@@ -134,7 +134,7 @@ void ModelMetrics::Unloaded() {
 
 Metrics::Metrics(prometheus::Registry& registry)
     : families_(std::make_unique<Families>(registry)),
-      queue_depth_(QueueDepth(registry)),
+      queue_(registry),
       too_large_(RejectedRequests(registry, "too_large")) {}
 
 Metrics::~Metrics() = default;
@@ -148,14 +148,13 @@ std::shared_ptr<ModelMetrics> Metrics::Of(const std::string& model) {
 
 void Metrics::Observe(const ModelRegistry& models, Clock::time_point now) {
   const std::map<std::string, engine::EngineStats> loaded = models.Stats();
-  int waiting = 0;
+  queue_.Observe(loaded);
   const absl::MutexLock lock(&mutex_);
   for (auto it = models_.begin(); it != models_.end();) {
     auto& [name, model] = *it;
     if (const auto stats = loaded.find(name); stats != loaded.end()) {
       model.unloaded.reset();
       model.metrics->Loaded(stats->second);
-      waiting += stats->second.waiting_sequences;
     } else if (!model.unloaded) {
       model.unloaded = now;
       model.metrics->Unloaded();
@@ -165,7 +164,6 @@ void Metrics::Observe(const ModelRegistry& models, Clock::time_point now) {
     }
     ++it;
   }
-  queue_depth_.Set(waiting);
 }
 
 }  // namespace almost::generation

@@ -13,6 +13,7 @@
 #include "common/engine/engine.h"
 #include "common/metrics/series.h"
 #include "common/serving/model_registry.h"
+#include "common/serving/queue_metrics.h"
 #include "prometheus/counter.h"
 #include "prometheus/gauge.h"
 #include "prometheus/histogram.h"
@@ -94,7 +95,7 @@ class Metrics {
     std::optional<Clock::time_point> unloaded;
   };
   const std::unique_ptr<Families> families_;
-  prometheus::Gauge& queue_depth_;
+  QueueMetrics queue_;
   prometheus::Counter& too_large_;
   absl::Mutex mutex_;
   std::map<std::string, Model> models_ ABSL_GUARDED_BY(mutex_);

@@ -8,6 +8,7 @@
 #include "absl/time/time.h"
 #include "common/metrics/metrics_server.h"
 #include "common/serving/model_registry.h"
+#include "common/serving/queue_metrics.h"
 
 namespace almost::reward {
 
@@ -49,7 +50,7 @@ class Metrics {
                        .Register(registry)
                        .Add({})),
         too_large_(RejectedRequests(registry, "too_large")),
-        queue_depth_(QueueDepth(registry)) {}
+        queue_(registry) {}
 
   // Of each model's engine.
   std::shared_ptr<engine::EngineObserver> observer() const { return waits_; }
@@ -70,11 +71,7 @@ class Metrics {
     seconds_.Observe(absl::ToDoubleSeconds(time));
   }
   // Called before each scrape.
-  void Observe(const ModelRegistry& models) {
-    int waiting = 0;
-    for (const auto& [name, stats] : models.Stats()) waiting += stats.waiting_sequences;
-    queue_depth_.Set(waiting);
-  }
+  void Observe(const ModelRegistry& models) { queue_.Observe(models.Stats()); }
 
  private:
   struct Waits : engine::EngineObserver {
@@ -87,7 +84,7 @@ class Metrics {
   prometheus::Histogram &batch_tokens_, &value_;
   prometheus::Family<prometheus::Counter>& items_;
   prometheus::Counter &scored_, &failed_, &nonfinite_, &too_large_;
-  prometheus::Gauge& queue_depth_;
+  QueueMetrics queue_;
 };
 
 }  // namespace almost::reward

@@ -18,7 +18,8 @@ inline std::vector<float> WholeLogits(const CpuModel& model, std::span<const int
   KvCache cache(model.config(), static_cast<int>(blocks.size()));
   const bool reward = model.config().reward_head;
   const SequenceChunk chunk{tokens, 0, blocks, reward ? 1 : count};
-  Workspace workspace(1);
+  ThreadTeam team(1);
+  Workspace workspace(team);
   std::vector<float> hidden, logits;
   model.Forward({&chunk, 1}, cache, workspace, hidden);
   if (reward) return {model.Reward(hidden)};

@@ -171,6 +171,8 @@ TEST_F(RewardServiceTest, ExportsWhatItsReplicasAreScaledOn) {
     if (family.name == "almost_reward_queue_seconds") waits = family.metric[0].histogram.sample_count;
   }
   EXPECT_TRUE(names.contains("almost_queue_depth"));
+  EXPECT_TRUE(names.contains("almost_queue_tokens"));
+  EXPECT_TRUE(names.contains("almost_queue_tokens_limit"));
   EXPECT_EQ(waits, 3u);
 }
 
