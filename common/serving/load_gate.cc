@@ -16,28 +16,43 @@ constexpr size_t kEnough = 8;       // fewer say nothing
 absl::StatusOr<LoadGate::Ticket> LoadGate::Enter(int64_t work, absl::Time deadline, bool waiting,
                                                  absl::Time now) {
   const std::lock_guard lock(mutex_);
-  if (waiting && deadline != absl::InfiniteFuture() && ended_.size() >= kEnough) {
-    // The first one's end begins the time in which the others' work was done.
-    const absl::Duration time = now - ended_.front().time;
-    const auto done = static_cast<double>(ended_work_ - ended_.front().work);
-    const auto ahead = static_cast<double>(under_way_);
-    const absl::Duration wait = done > 0 ? time * (ahead / done) : absl::ZeroDuration();
+  const absl::Duration wait = TimeOfWorkUnderWay(now);
+  const auto refuse = [](const std::string& why, absl::Duration delay) {
+    return RetryLater(absl::StrCat(why, "; try again later"),
+                      std::clamp(delay, absl::Milliseconds(50), absl::Seconds(30)));
+  };
+  if (waiting && deadline != absl::InfiniteFuture()) {
     const absl::Duration room = (deadline - now) * kShare;
     if (wait > room) {
-      return RetryLater(absl::StrCat("the work under way needs ", absl::FormatDuration(wait),
-                                     ", too long for this call's deadline; try again later"),
-                        std::clamp(wait - room, absl::Milliseconds(50), absl::Seconds(30)));
+      return refuse(absl::StrCat("the work under way needs ", absl::FormatDuration(wait),
+                                 ", too long for this call's deadline"),
+                    wait - room);
     }
+  }
+  if (calls_->under_way.fetch_add(1) >= calls_->limit) {
+    --calls_->under_way;
+    return refuse(absl::StrCat(calls_->limit, " calls are under way"), wait / 2);
   }
   under_way_ += work;
   return Ticket(this, work);
 }
 
-void LoadGate::Leave(int64_t work, absl::Time now) {
+absl::Duration LoadGate::TimeOfWorkUnderWay(absl::Time now) const {
+  if (ended_.size() < kEnough) return absl::ZeroDuration();
+  // The first one's end begins the time in which the others' work was done.
+  const auto done = static_cast<double>(ended_work_ - ended_.front().work);
+  if (done <= 0) return absl::ZeroDuration();
+  return (now - ended_.front().time) * (static_cast<double>(under_way_) / done);
+}
+
+void LoadGate::Leave(int64_t work, bool answered, absl::Time now) {
+  --calls_->under_way;
   const std::lock_guard lock(mutex_);
   under_way_ -= work;
-  ended_.push_back({now, work});
-  ended_work_ += work;
+  if (answered) {
+    ended_.push_back({now, work});
+    ended_work_ += work;
+  }
   if (ended_.size() > kRemembered) {
     ended_work_ -= ended_.front().work;
     ended_.pop_front();

@@ -1,8 +1,12 @@
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/time/clock.h"
@@ -13,42 +17,60 @@ namespace almost {
 // Refuses at once the calls that a model could not answer in time: under overload a queue in the order of
 // arrival would otherwise compute what nobody waits for any more. Work is in tokens or any other unit that a
 // model's calls have in common. While nothing waits in the engine every call is taken; else the work under
-// way, at the rate at which work has lately ended, says when a new call would end (Little's law), and it must
-// by kShare of its deadline. One a model; thread-safe.
+// way, at the rate at which work has lately been answered, says when a new call would end (Little's law), and
+// it must by kShare of its deadline. Calls are counted too, over all models: gRPC itself refuses what finds
+// no thread, and does not say when to come again. One a model; thread-safe.
 class LoadGate {
  public:
+  // Of a server's threads, what calls under way may hold: the others refuse what is too much.
+  static int MostCalls(int max_threads) { return std::max(1, max_threads * 3 / 4); }
+
+  // The calls under way of gates that share it.
+  struct Calls {
+    explicit Calls(int most) : limit(most) {}
+    const int limit;
+    std::atomic<int> under_way = 0;
+  };
+
+  explicit LoadGate(std::shared_ptr<Calls> calls) : calls_(std::move(calls)) {}
+
   // What is above it leaves room for the spread of durations: at the edge half the calls would be late.
   static constexpr double kShare = 0.7;
 
-  // Work under way; ends when destroyed.
+  // Work under way; given up when destroyed.
   class Ticket {
    public:
     Ticket(Ticket&& other) noexcept : gate_(other.gate_), work_(other.work_) { other.gate_ = nullptr; }
     Ticket& operator=(Ticket&&) = delete;
-    ~Ticket() { End(absl::Now()); }
-    void End(absl::Time now) {
-      if (gate_ != nullptr) gate_->Leave(work_, now);
-      gate_ = nullptr;
-    }
+    ~Ticket() { Leave(false, absl::Now()); }
+    // The call is answered. What ends otherwise says nothing of how fast work is done.
+    void Answered(absl::Time now = absl::Now()) { Leave(true, now); }
 
    private:
     friend class LoadGate;
     Ticket(LoadGate* gate, int64_t work) : gate_(gate), work_(work) {}
+    void Leave(bool answered, absl::Time now) {
+      if (gate_ != nullptr) gate_->Leave(work_, answered, now);
+      gate_ = nullptr;
+    }
     LoadGate* gate_;
     int64_t work_;
   };
 
   // `waiting`: something waits in the engine. kResourceExhausted, with the time in which enough work will
-  // have ended as RetryInfo: nothing was taken.
+  // have ended as RetryInfo: nothing was taken. The gate must outlive the ticket.
   absl::StatusOr<Ticket> Enter(int64_t work, absl::Time deadline, bool waiting, absl::Time now = absl::Now());
 
  private:
-  void Leave(int64_t work, absl::Time now);
+  // Until the work under way has ended, at the rate of late; 0: not known.
+  absl::Duration TimeOfWorkUnderWay(absl::Time now) const;
+  void Leave(int64_t work, bool answered, absl::Time now);
 
   struct Ended {
     absl::Time time;
     int64_t work;
   };
+  const std::shared_ptr<Calls> calls_;
   std::mutex mutex_;  // guards what follows
   int64_t under_way_ = 0;
   std::deque<Ended> ended_;  // the latest, since work was last under way without a break

@@ -22,12 +22,13 @@ class LoadGateTest : public testing::Test {
     for (int i = 0; i < 20; ++i) tickets_.push_back(*Enter(100, absl::InfiniteDuration()));
     for (int i = 0; i < 10; ++i) {
       now_ += absl::Seconds(1);
-      tickets_.front().End(now_);
+      tickets_.front().Answered(now_);
       tickets_.pop_front();
     }
   }
 
-  LoadGate gate_;
+  const std::shared_ptr<LoadGate::Calls> calls_ = std::make_shared<LoadGate::Calls>(1000);
+  LoadGate gate_{calls_};
   absl::Time now_ = kStart;
   std::deque<LoadGate::Ticket> tickets_;
 };
@@ -57,12 +58,40 @@ TEST_F(LoadGateTest, TakesEverythingUntilItKnowsARate) {
 
 TEST_F(LoadGateTest, ForgetsTheRateWhenNothingIsUnderWay) {
   RunAt100TokensASecond();
-  for (LoadGate::Ticket& ticket : tickets_) ticket.End(now_);
+  for (LoadGate::Ticket& ticket : tickets_) ticket.Answered(now_);
   tickets_.clear();
   now_ += absl::Hours(1);
   const auto ticket = Enter(100, absl::Seconds(1));
   EXPECT_TRUE(ticket.ok());
   EXPECT_TRUE(Enter(100, absl::Seconds(1)).ok());
+}
+
+// Calls that miss their deadline are no progress: taken for some, they would let in more that miss it.
+TEST_F(LoadGateTest, WhatIsGivenUpSaysNothingOfTheRate) {
+  RunAt100TokensASecond();
+  for (int i = 0; i < 100; ++i) {
+    auto given_up = Enter(100, absl::InfiniteDuration());
+    ASSERT_TRUE(given_up.ok());
+  }
+  EXPECT_FALSE(Enter(100, absl::Seconds(10)).ok());
+  EXPECT_TRUE(Enter(100, absl::Seconds(15)).ok());
+}
+
+// Before gRPC would, over all models together, with RetryInfo, whether or not a rate is known.
+TEST_F(LoadGateTest, RefusesMoreCallsThanTheirLimit) {
+  const auto calls = std::make_shared<LoadGate::Calls>(3);
+  LoadGate one(calls), other(calls);
+  std::deque<LoadGate::Ticket> tickets;
+  for (LoadGate* gate : {&one, &other, &one}) {
+    tickets.push_back(*gate->Enter(1, absl::InfiniteFuture(), /*waiting=*/false, now_));
+  }
+  for (LoadGate* gate : {&one, &other}) {
+    const absl::Status refused = gate->Enter(1, absl::InfiniteFuture(), /*waiting=*/false, now_).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_GT(RetryDelay(refused), absl::ZeroDuration());
+  }
+  tickets.pop_front();
+  EXPECT_TRUE(other.Enter(1, absl::InfiniteFuture(), /*waiting=*/false, now_).ok());
 }
 
 TEST_F(LoadGateTest, ARefusedCallIsNotUnderWay) {

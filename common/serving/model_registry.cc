@@ -118,11 +118,12 @@ absl::StatusOr<std::vector<int32_t>> ReadInput(const ServedModel& model, const t
 
 ModelRegistry::ModelRegistry(Head head, std::shared_ptr<ArtifactStore> store,
                              std::filesystem::path model_root, const engine::EngineOptions& options,
-                             prometheus::Registry& registry, MakeObserver make_observer)
+                             prometheus::Registry& registry, MakeObserver make_observer, int max_calls)
     : head_(head),
       store_(std::move(store)),
       model_root_(std::move(model_root)),
       options_(OnOneTeam(options)),
+      calls_(std::make_shared<LoadGate::Calls>(max_calls)),
       make_observer_(std::move(make_observer)),
       load_seconds_(prometheus::BuildHistogram()
                         .Name("almost_model_load_seconds")
@@ -161,6 +162,7 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
         head_ == Head::kReward ? ", which has no reward head" : ", which has no language-model head"));
   }
   auto model = std::make_shared<ServedModel>();
+  model->gate = std::make_unique<LoadGate>(calls_);
   ALMOST_RETURN_IF_ERROR(ReadManifest(folder, *model));
   ALMOST_ASSIGN_OR_RETURN(model->tokenizer, Tokenizer::Load(folder));
   ALMOST_ASSIGN_OR_RETURN(

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -34,7 +35,7 @@ struct ServedModel {
   double reward_mean = 0;        // of the reward model's manifest: score = (raw - mean) / std
   double reward_std = 1;
   std::unique_ptr<engine::Engine> engine;
-  const std::unique_ptr<LoadGate> gate = std::make_unique<LoadGate>();
+  std::unique_ptr<LoadGate> gate;
 
   // Whether a call of so much work, in bytes of text and token ids, can be answered in time (LoadGate).
   absl::StatusOr<LoadGate::Ticket> Enter(int64_t work, absl::Time deadline) const {
@@ -69,10 +70,10 @@ class ModelRegistry {
 
   // `store` may be null: then only folders beneath `model_root` can be loaded. `options` are of each model's
   // engine, but for num_threads, which all share (0: as many as the process may use processors). `registry`
-  // and what `make_observer` refers to must outlive it.
+  // and what `make_observer` refers to must outlive it. At most `max_calls` calls are under way (LoadGate).
   ModelRegistry(Head head, std::shared_ptr<ArtifactStore> store, std::filesystem::path model_root,
                 const engine::EngineOptions& options, prometheus::Registry& registry,
-                MakeObserver make_observer = nullptr);
+                MakeObserver make_observer = nullptr, int max_calls = std::numeric_limits<int>::max());
 
   absl::StatusOr<types::v1::Model> Load(const types::v1::LoadModelRequest& request);
   // Each of `sources` is id=source. kInvalidArgument: not of that form; the first failure ends it.
@@ -90,6 +91,7 @@ class ModelRegistry {
   const std::shared_ptr<ArtifactStore> store_;
   const std::filesystem::path model_root_;
   const engine::EngineOptions options_;
+  const std::shared_ptr<LoadGate::Calls> calls_;
   const MakeObserver make_observer_;
   prometheus::Histogram& load_seconds_;
   absl::Mutex load_mutex_;  // one load at a time; calls on loaded models go on meanwhile

@@ -22,7 +22,8 @@ absl::Status Run(const ServingOptions& options, const std::string& metrics_compa
   const VllmMetrics vllm_metrics(registry);
   Metrics metrics(registry);
   ModelRegistry models(ModelRegistry::Head::kLanguageModel, store, options.model_root, options.engine,
-                       registry, [&](const std::string& model) { return metrics.Of(model); });
+                       registry, [&](const std::string& model) { return metrics.Of(model); },
+                       LoadGate::MostCalls(options.server.max_threads));
   GenerationService service(models, metrics);
   ALMOST_ASSIGN_OR_RETURN(
       const std::unique_ptr<Server> server,

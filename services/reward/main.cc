@@ -20,7 +20,8 @@ absl::Status Run(const ServingOptions& options) {
   ExportBuildInfo(registry, "none", "cpu");
   Metrics metrics(registry);
   ModelRegistry models(ModelRegistry::Head::kReward, store, options.model_root, options.engine, registry,
-                       [&](const std::string&) { return metrics.observer(); });
+                       [&](const std::string&) { return metrics.observer(); },
+                       LoadGate::MostCalls(options.server.max_threads));
   RewardService service(models, metrics);
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                           Server::Start(options.server, {{v1::RewardService::service_full_name(), &service}},

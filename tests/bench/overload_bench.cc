@@ -115,14 +115,15 @@ int Main(double seconds, double deadline, int engine_threads) {
   if (!log::Start("overload_bench", "error").ok()) return 1;
   prometheus::Registry registry;
   Metrics metrics(registry);
-  ModelRegistry models(ModelRegistry::Head::kLanguageModel, nullptr,
-                       std::string(std::getenv("ALMOST_SOURCE_DIR")) + "/common/world/models",
-                       {.num_threads = engine_threads}, registry,
-                       [&](const std::string& model) { return metrics.Of(model); });
-  GenerationService service(models, metrics);
   ServerOptions options;
   options.listen = "127.0.0.1:0";
   options.drain_seconds = 1;
+  ModelRegistry models(ModelRegistry::Head::kLanguageModel, nullptr,
+                       std::string(std::getenv("ALMOST_SOURCE_DIR")) + "/common/world/models",
+                       {.num_threads = engine_threads}, registry,
+                       [&](const std::string& model) { return metrics.Of(model); },
+                       LoadGate::MostCalls(options.max_threads));
+  GenerationService service(models, metrics);
   const auto server =
       Server::Start(options, {{v1::GenerationService::service_full_name(), &service}}, registry);
   if (!server.ok() || !models.LoadAll({"L=L"}).ok()) return 1;

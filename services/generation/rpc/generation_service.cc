@@ -237,7 +237,7 @@ grpc::Status GenerationService::Generate(grpc::ServerContext* context, const v1:
     return ToGrpc(InvalidField("sampling.n", absl::StrCat("at most ", kMaxCompletions, " over all items"),
                                absl::StrCat(completions)));
   }
-  const auto ticket = (*model)->Enter(work, absl::FromChrono(context->deadline()));
+  auto ticket = (*model)->Enter(work, absl::FromChrono(context->deadline()));
   if (!ticket.ok()) return ToGrpc(ticket.status());
   Batch batch(*model, metrics_, *context);
   for (const v1::GenerateItem& item : request->items()) batch.Start(item, sampling(item));
@@ -265,6 +265,7 @@ grpc::Status GenerationService::Generate(grpc::ServerContext* context, const v1:
       }
     }
   }
+  ticket->Answered();
   return grpc::Status::OK;
 }
 
@@ -273,7 +274,7 @@ grpc::Status GenerationService::StreamGenerate(grpc::ServerContext* context,
                                                grpc::ServerWriter<v1::StreamGenerateResponse>* writer) {
   const auto model = models_.Find(request->model(), request->expected_digest());
   if (!model.ok()) return ToGrpc(model.status());
-  const auto ticket = (*model)->Enter(Work(request->item(), request->item().sampling()),
+  auto ticket = (*model)->Enter(Work(request->item(), request->item().sampling()),
                                       absl::FromChrono(context->deadline()));
   if (!ticket.ok()) return ToGrpc(ticket.status());
   Batch batch(*model, metrics_, *context);
@@ -318,6 +319,7 @@ grpc::Status GenerationService::StreamGenerate(grpc::ServerContext* context,
     last.set_finish_reason(ToProtoReason(candidate.finish_reason));
     write(last);
   }
+  ticket->Answered();
   return grpc::Status::OK;
 }
 
@@ -327,6 +329,9 @@ grpc::Status GenerationService::ScoreCompletions(grpc::ServerContext* context,
   if (const absl::Status status = CheckItems(request->items_size()); !status.ok()) return ToGrpc(status);
   const auto model = models_.Find(request->model(), request->expected_digest());
   if (!model.ok()) return ToGrpc(model.status());
+  auto ticket = (*model)->Enter(static_cast<int64_t>(request->ByteSizeLong()) / 4,
+                                absl::FromChrono(context->deadline()));
+  if (!ticket.ok()) return ToGrpc(ticket.status());
   const auto read = [&](const v1::CompletionToScore& item) -> absl::StatusOr<engine::CompletionScoreRequest> {
     engine::CompletionScoreRequest score;
     ALMOST_ASSIGN_OR_RETURN(score.prompt_ids, ReadInput(**model, item.input()));
@@ -381,6 +386,7 @@ grpc::Status GenerationService::ScoreCompletions(grpc::ServerContext* context,
   }
   response->set_model_digest((*model)->digest());
   response->set_numerics_id((*model)->numerics_id());
+  ticket->Answered();
   return grpc::Status::OK;
 }
 

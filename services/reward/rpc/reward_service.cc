@@ -56,7 +56,7 @@ grpc::Status RewardService::Score(grpc::ServerContext* context, const v1::ScoreR
   const auto model = models_.Find(request->model(), request->expected_digest());
   if (!model.ok()) return ToGrpc(model.status());
   const auto start = std::chrono::steady_clock::now();
-  const auto ticket =
+  auto ticket =
       (*model)->Enter(static_cast<int64_t>(request->ByteSizeLong()), absl::FromChrono(context->deadline()));
   if (!ticket.ok()) return ToGrpc(ticket.status());
   std::vector<std::vector<int32_t>> sequences;
@@ -96,6 +96,7 @@ grpc::Status RewardService::Score(grpc::ServerContext* context, const v1::ScoreR
   metrics_.Call(sequences, absl::FromChrono(std::chrono::steady_clock::now() - start));
   response->set_model_digest((*model)->digest());
   response->set_numerics_id((*model)->numerics_id());
+  ticket->Answered();
   return grpc::Status::OK;
 }
 
