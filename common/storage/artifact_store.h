@@ -123,7 +123,8 @@ class ArtifactStore {
   absl::StatusOr<std::vector<Garbage>> Sweep(const std::set<std::string>& keep, absl::Duration min_age,
                                              bool dry_run, const std::set<std::string>& weak = {});
 
- protected:
+  // The rest is what Sweep is made of.
+
   // A name in objects/ or artifacts/.
   struct Stored {
     std::string name;

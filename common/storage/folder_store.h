@@ -36,6 +36,10 @@ class FolderStore : public ArtifactStore {
                             absl::string_view contents) override;
   absl::StatusOr<std::string> ReadRunFile(absl::string_view run, absl::string_view path) override;
   absl::Status RemoveRun(absl::string_view run) override;
+  absl::StatusOr<std::vector<Stored>> ListObjects() override;
+  bool IsHeld(absl::string_view digest) override;
+  absl::Status RemoveArtifact(absl::string_view digest) override;
+  absl::Status RemoveObject(absl::string_view sha256) override;
 
   const std::filesystem::path& root() const { return root_; }
 
@@ -46,7 +50,6 @@ class FolderStore : public ArtifactStore {
   // Takes bytes of that hash, which the caller has verified; a file is linked and made read-only.
   absl::Status StoreFile(absl::string_view sha256, const std::filesystem::path& file);
   absl::Status StoreBytes(absl::string_view sha256, absl::string_view bytes);
-  absl::Status RemoveObject(absl::string_view sha256) override;
   // Counts as used now.
   void Used(absl::string_view digest) const;
   // Removes what has not been used for longest until its objects take at most `max_bytes`, or nothing is left
@@ -55,10 +58,6 @@ class FolderStore : public ArtifactStore {
 
  private:
   FolderStore(std::filesystem::path root, Env* env) : root_(std::move(root)), env_(env) {}
-  absl::StatusOr<std::vector<Stored>> ListObjects() override;
-  bool IsHeld(absl::string_view digest) override;
-  absl::Status RemoveArtifact(absl::string_view digest) override;
-
   absl::Status Clean();
   // Whether the object is there, undamaged; from now on it is young.
   bool HasFresh(absl::string_view sha256) const;

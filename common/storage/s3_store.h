@@ -43,15 +43,14 @@ class S3Store : public ArtifactStore {
                             absl::string_view contents) override;
   absl::StatusOr<std::string> ReadRunFile(absl::string_view run, absl::string_view path) override;
   absl::Status RemoveRun(absl::string_view run) override;
-
- private:
-  S3Store(const S3StoreOptions& options, std::unique_ptr<S3Client> s3, std::shared_ptr<FolderStore> cache)
-      : options_(options), s3_(std::move(s3)), cache_(std::move(cache)) {}
   absl::StatusOr<std::vector<Stored>> ListObjects() override;
   bool IsHeld(absl::string_view digest) override;
   absl::Status RemoveArtifact(absl::string_view digest) override;
   absl::Status RemoveObject(absl::string_view sha256) override;
 
+ private:
+  S3Store(const S3StoreOptions& options, std::unique_ptr<S3Client> s3, std::shared_ptr<FolderStore> cache)
+      : options_(options), s3_(std::move(s3)), cache_(std::move(cache)) {}
   std::string Key(absl::string_view path) const;
   // Uploads a cached object unless S3 has it, and not for so long that a sweep could take it for old.
   absl::Status Upload(absl::string_view sha256);

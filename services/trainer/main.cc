@@ -142,6 +142,20 @@ absl::Status Place(const fs::path& model, const fs::path& root, const std::strin
                : absl::OkStatus();
 }
 
+// Asks the store again for as long as S3 cannot be reached and the job is not to stop: what was trained for
+// days is not lost to an outage of minutes.
+template <typename Call>
+auto WhileStoreIsAway(const JobContext& job, const Call& call) -> decltype(call()) {
+  constexpr absl::Duration kPause = absl::Seconds(1);
+  while (true) {
+    auto answer = call();
+    if (!absl::IsUnavailable(answer.status())) return answer;
+    if (job.stop.stop_requested()) return absl::CancelledError("the job was stopped");
+    log::Warning("job waits for the store", {{"job", job.id}, {"error", answer.status().ToString()}});
+    absl::SleepFor(kPause);
+  }
+}
+
 // Calls all ranks to the job, again whenever one is lost: it goes on from its last checkpoint. An error of
 // any rank's own is the job's, and so is a rank that is lost time after time without a step done.
 absl::StatusOr<TrainedModel> TrainOnAllRanks(const JobContext& job, const JobSpec& spec, TrainContext context,
@@ -183,7 +197,9 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   v1::JobSpec proto;
   if (!proto.ParseFromString(job.spec))
     return absl::DataLossError(absl::StrCat("job ", job.id, ": spec is damaged"));
-  ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(proto, &store, options.model_root));
+  ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, WhileStoreIsAway(job, [&] {
+                            return ReadJobSpec(proto, &store, options.model_root);
+                          }));
   TrainContext context;
   context.work_folder = job.work_folder;
   context.stop = job.stop;
@@ -216,7 +232,8 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   draft.inputs = Inputs(proto);
   ALMOST_ASSIGN_OR_RETURN(draft.recipe, Content(proto));
   draft.numerics_id = trained.numerics_id;
-  ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, store.Publish(draft));
+  ALMOST_ASSIGN_OR_RETURN(const Artifact artifact,
+                          WhileStoreIsAway(job, [&] { return store.Publish(draft); }));
   if (!proto.output().empty()) {
     ALMOST_RETURN_IF_ERROR(Place(draft.folder, options.model_root, proto.output()));
   }

@@ -6,6 +6,7 @@ The run must end with the artifacts of one whose store is a folder, and services
 import contextlib
 import hashlib
 import hmac
+import json
 import os
 import pathlib
 import shutil
@@ -120,6 +121,35 @@ class S3(unittest.TestCase):
             suite.almost("generate", "--model", policy, "--user", "What is 1 plus 2?")
             scorer = next(name for stage, kind, name in wanted if (stage, kind) == ("reward_model", "model"))
             suite.almost("score", "--model", scorer, "--prompt", "What is 1 plus 2?", "--response", "It is 3.")
+
+    def test_a_run_pauses_while_s3_is_away_and_goes_on_by_itself(self):
+        """Twice for longer than every try of a request: when a stage wants to publish, and in the middle of a training job."""
+        with Suite() as suite:
+            wanted = suite.run(SMOKE, "run")
+
+        proxy = FaultingProxy()
+        self.addCleanup(proxy.close)
+        host, port = self.server.split(":")
+        proxy.target = (host, int(port))
+        os.environ["AWS_ENDPOINT_URL"] = f"http://{proxy.address}"
+        store = self.folder / "store"
+        with Suite(store=store, up=("--artifacts", "s3://bucket/away")) as suite:
+            proxy.go_down()
+            suite.almost("run", SMOKE, "--id", "run")
+            run = suite.wait_for("run", "RUN_STATE_PAUSED", "RUN_STATE_FAILED", timeout=120)
+            self.assertEqual(run["state"], "RUN_STATE_PAUSED", run)
+            self.assertIn("S3", run["error"]["message"])
+            proxy.heal()
+            while not (jobs := list(store.glob("jobs/run-*/state.json"))):
+                time.sleep(0.01)
+            proxy.go_down()
+            while "job waits for the store" not in suite.log.read_text():
+                self.assertNotIn(json.loads(jobs[0].read_text())["state"], ("succeeded", "failed"))
+                time.sleep(0.1)
+            proxy.heal()
+            self.assertEqual(suite.follow("run"), wanted)
+            self.assertEqual({path.parent.name.rsplit("-", 1)[1] for path in store.glob("jobs/run-*/state.json")}, {"0"},
+                             "each stage had one job")
 
 
 if __name__ == "__main__":

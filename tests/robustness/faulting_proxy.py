@@ -18,6 +18,7 @@ class FaultingProxy:
         self._connections = set()
         self._delay = 0.0
         self._held_until = 0.0
+        self._down = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self):
@@ -30,6 +31,11 @@ class FaultingProxy:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
+    def go_down(self):
+        """Resets every connection, and new ones at once, until heal()."""
+        self._down = True
+        self.cut()
+
     def delay(self, seconds):
         """Holds every piece back for so long; 0 no longer does."""
         self._delay = seconds
@@ -40,6 +46,7 @@ class FaultingProxy:
 
     def heal(self):
         self._delay = self._held_until = 0.0
+        self._down = False
 
     def close(self):
         self._listener.close()
@@ -51,6 +58,9 @@ class FaultingProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self._down:
+                client.close()
+                continue
             try:
                 service = socket.create_connection(self.target, timeout=5)
             except OSError:

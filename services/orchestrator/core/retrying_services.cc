@@ -17,7 +17,18 @@ namespace {
 // A service that loses its models this often in one call is not restarting: it cannot hold them.
 constexpr int kMaxRestores = 8;
 
-// kCancelled before `duration` is over means that `stop` was requested.
+double Jitter() {
+  thread_local std::minstd_rand random{std::random_device{}()};
+  return std::uniform_real_distribution<double>(0.5, 1.0)(random);
+}
+
+}  // namespace
+
+absl::Duration BackoffAfter(const RetryPolicy& policy, int attempt) {
+  const double doubled = static_cast<double>(1 << std::min(attempt, 16));
+  return std::min(policy.max_backoff, policy.first_backoff * doubled) * Jitter();
+}
+
 bool SleepUnlessStopped(absl::Duration duration, const std::stop_token& stop) {
   std::mutex mutex;
   std::condition_variable_any stopped;
@@ -25,13 +36,6 @@ bool SleepUnlessStopped(absl::Duration duration, const std::stop_token& stop) {
   stopped.wait_for(lock, stop, absl::ToChronoNanoseconds(duration), [] { return false; });
   return !stop.stop_requested();
 }
-
-double Jitter() {
-  thread_local std::minstd_rand random{std::random_device{}()};
-  return std::uniform_real_distribution<double>(0.5, 1.0)(random);
-}
-
-}  // namespace
 
 bool IsTransient(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
@@ -69,9 +73,7 @@ absl::Status RetryingServices::BackOff(int attempt, const absl::Status& why) {
   }
   on_retry_(why);
   if (pauses) on_pause_(why);
-  const absl::Duration backoff =
-      std::min(policy_.max_backoff, policy_.first_backoff * static_cast<double>(1 << std::min(attempt, 16)));
-  const absl::Duration wait = std::max(backoff * Jitter(), budget_->Take(absl::Now()));
+  const absl::Duration wait = std::max(BackoffAfter(policy_, attempt), budget_->Take(absl::Now()));
   if (!SleepUnlessStopped(wait, stop_)) return absl::CancelledError("the run was stopped");
   return absl::OkStatus();
 }

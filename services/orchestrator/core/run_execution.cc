@@ -14,6 +14,7 @@
 #include "common/storage/env.h"
 #include "services/orchestrator/core/dataset_card.h"
 #include "services/orchestrator/core/item_runner.h"
+#include "services/orchestrator/core/retrying_store.h"
 #include "services/orchestrator/core/run_jobs.h"
 #include "services/orchestrator/core/stage_outcome.h"
 
@@ -83,6 +84,12 @@ class RunExecution::Context : public StageContext {
             run->meters_[index].get(), [run](const absl::Status& why) { run->SetPaused(why); },
             [run, index](const absl::Status& why) {
               run->environment_.observer->Retried(run->stages_[index]->id(), why);
+            }),
+        store_(
+            run->environment_.store, run->environment_.retry, services_.stop(), run->meters_[index].get(),
+            [run](const absl::Status& why) { run->SetPaused(why); },
+            [run, index](const absl::Status& why) {
+              run->environment_.observer->Retried(run->stages_[index]->id(), why);
             }) {
     if (following) feed_.emplace(run, index - 1, run_id_);
   }
@@ -91,7 +98,7 @@ class RunExecution::Context : public StageContext {
   const v1::Recipe& recipe() const override { return run_->recipe_; }
   int priority() const override { return run_->settings_.priority(); }
   RetryingServices& services() override { return services_; }
-  ArtifactStore& store() const override { return *run_->environment_.store; }
+  ArtifactStore& store() const override { return store_; }
   const PlacedModel& model(absl::string_view role) const override { return models_.find(role)->second; }
   std::map<std::string, std::string> Artifacts() const override { return run_->Artifacts(); }
 
@@ -112,7 +119,7 @@ class RunExecution::Context : public StageContext {
     if (artifact == artifacts.end()) {
       return absl::NotFoundError(absl::StrCat("stage ", stage, " has not published \"", name, "\""));
     }
-    return run_->environment_.store->Get(artifact->second);
+    return store_.Get(artifact->second);
   }
 
   FollowedItems* followed() override { return feed_.has_value() ? &*feed_ : nullptr; }
@@ -148,6 +155,7 @@ class RunExecution::Context : public StageContext {
   const size_t index_;
   const std::string run_id_;
   RetryingServices services_;
+  mutable RetryingStore store_;
   std::optional<Feed> feed_;
   std::map<std::string, PlacedModel, std::less<>> models_;
   std::atomic<bool> reports_{false};
@@ -488,7 +496,7 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index, bool following,
   if (!following) {
     ALMOST_RETURN_IF_ERROR(Identify(stage, context, &identity, &key));
     if (identity.has_value() && !settings_.recompute()) {
-      ALMOST_ASSIGN_OR_RETURN(const bool taken, TakeOver(stage, index, key));
+      ALMOST_ASSIGN_OR_RETURN(const bool taken, TakeOver(stage, index, context, key));
       if (taken) return absl::OkStatus();
     }
   }
@@ -545,13 +553,14 @@ void RunExecution::DropResults(size_t index, JournalBatch& batch) const {
   }
 }
 
-absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, const std::string& key) {
+absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, Context& context,
+                                            const std::string& key) {
   const absl::ReaderMutexLock lock_out_sweeps(environment_.sweep);
   ALMOST_ASSIGN_OR_RETURN(const std::optional<StageOutcome> found,
-                          FindOutcome(*environment_.journal, *environment_.store, key));
+                          FindOutcome(*environment_.journal, context.store(), key));
   if (!found.has_value()) return false;
   const StageOutcome& outcome = *found;
-  ArtifactStore& store = *environment_.store;
+  ArtifactStore& store = context.store();
   std::string run;
   {
     const absl::MutexLock lock(&mutex_);
@@ -592,7 +601,7 @@ absl::StatusOr<bool> RunExecution::TakeOver(Stage& stage, size_t index, const st
 absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context, const ItemResults& results,
                                    const std::optional<StageIdentity>& identity, const std::string& key) {
   ALMOST_ASSIGN_OR_RETURN(StageOutput output, stage.Publish(context, results));
-  ArtifactStore& store = *environment_.store;
+  ArtifactStore& store = context.store();
   std::vector<std::pair<std::string, std::string>> published;
   for (StageArtifact& artifact : output.artifacts) {
     if (artifact.digest.empty()) {

@@ -126,7 +126,7 @@ class RunExecution {
   // long as a stage that follows it may want them.
   void DropResults(size_t index, JournalBatch& batch) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Takes over what a stage of the same key left, if the store still has all of it.
-  absl::StatusOr<bool> TakeOver(Stage& stage, size_t index, const std::string& key);
+  absl::StatusOr<bool> TakeOver(Stage& stage, size_t index, Context& context, const std::string& key);
   // `identity` and `key` are unset for a stage that is always done.
   absl::Status Publish(Stage& stage, size_t index, Context& context, const ItemResults& results,
                        const std::optional<StageIdentity>& identity, const std::string& key);
