@@ -1,6 +1,7 @@
 // almost run: the whole method, or as much of it as the recipe asks for.
 
 #include <filesystem>
+#include <map>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -43,6 +44,29 @@ std::string ModelsText(const pb::StagePlan& plan) {
   return absl::StrJoin(models, ", ");
 }
 
+// The most weights that each service has in memory at once.
+std::string MemoryText(const pb::Run& run) {
+  struct Peak {
+    int64_t bytes = 0;
+    std::string stage;
+  };
+  std::map<std::string, Peak> peaks;
+  for (const pb::Stage& stage : run.stages()) {
+    std::map<std::string, int64_t> bytes;
+    for (const pb::PlannedModel& model : stage.plan().models()) {
+      bytes[model.service()] += model.weight_bytes();
+    }
+    for (const auto& [service, sum] : bytes) {
+      if (sum > peaks[service].bytes) peaks[service] = {sum, stage.id()};
+    }
+  }
+  std::vector<std::string> texts;
+  for (const auto& [service, peak] : peaks) {
+    texts.push_back(absl::StrFormat("%s %s (%s)", service, BytesText(peak.bytes), peak.stage));
+  }
+  return texts.empty() ? "" : absl::StrCat("Most weights at once: ", absl::StrJoin(texts, ", "), ".\n");
+}
+
 // What would be done, what is there already, and what it is expected to take.
 void PrintPlan(const pb::Run& run) {
   std::vector<std::vector<std::string>> rows = {
@@ -73,7 +97,7 @@ void PrintPlan(const pb::Run& run) {
   if (!unmeasured.empty()) {
     absl::PrintF(", and that of %s, of which no run has measured its like", absl::StrJoin(unmeasured, ", "));
   }
-  absl::PrintF(".\n");
+  absl::PrintF(".\n%s", MemoryText(run));
 }
 
 struct RunFlags {

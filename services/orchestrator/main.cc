@@ -50,9 +50,11 @@ absl::Status Run(const Options& options) {
                             {"git_sha", BuildInfo::OfThisBinary().git_sha}};
   Orchestrator orchestrator(environment, [&](const v1::Recipe& recipe) -> absl::Status {
     ALMOST_RETURN_IF_ERROR(CheckRecipe(recipe));
-    return CheckModels(recipe, *services, [&](const std::string& model) {
-      return placement.IsHeld({ModelHost::kGeneration, model});
-    });
+    const HostMemory memory = {static_cast<int64_t>(options.generation_memory_gigabytes * 1e9),
+                               static_cast<int64_t>(options.reward_memory_gigabytes * 1e9)};
+    return CheckModels(
+        recipe, *services,
+        [&](const std::string& model) { return placement.IsHeld({ModelHost::kGeneration, model}); }, memory);
   });
 
   OrchestratorService service(&orchestrator, store.get());

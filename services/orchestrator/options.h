@@ -26,6 +26,8 @@ struct Options {
   double max_set_aside_share = 0.01;  // of a stage's items; more fail it
   double call_timeout_seconds = 120;  // of one call's tries at a time
   double load_timeout_seconds = 600;
+  double generation_memory_gigabytes = 0;  // of weights, in a replica; 0: not checked
+  double reward_memory_gigabytes = 0;
   ServerOptions server;
 };
 
@@ -62,6 +64,14 @@ inline void AddFlags(CLI::App& app, Options& options) {
   app.add_option("--load_timeout_seconds", options.load_timeout_seconds, "Of loading a model")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  app.add_option("--generation_memory_gigabytes", options.generation_memory_gigabytes,
+                 "Weights that a replica of generation can hold beside its caches: a recipe with a stage "
+                 "that needs more is refused. 0: not checked")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--reward_memory_gigabytes", options.reward_memory_gigabytes, "The same of reward")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   // What still runs is a stream that its client takes up again where it was.
   options.server.drain_seconds = 5;
   options.replicas.max_tries = 2;  // a run has its own patience

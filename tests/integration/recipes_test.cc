@@ -1,6 +1,6 @@
-// Every recipe of deploy/recipes, and every change to one, is one that the orchestrator would take. The
-// authors' files that some of them name are not ours to ship; stand-ins of the same form lie beside copies of
-// the recipes here.
+// Every recipe of deploy/recipes, and every change to one, is one that the orchestrator would take, and what
+// it foresees of it. The authors' files that some of them name are not ours to ship; stand-ins of the same
+// form lie beside copies of the recipes here. Of the large models the sizes are enough.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,12 +11,43 @@
 
 #include "absl/strings/str_cat.h"
 #include "clients/cli/recipe_file.h"
+#include "services/orchestrator/core/orchestrator.h"
 #include "services/orchestrator/core/recipe_check.h"
+#include "services/orchestrator/core/scripted_services.h"
+#include "services/orchestrator/core/stages.h"
 
 namespace almost::orchestrator {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Knows models by their sizes; tokens are 4 bytes.
+class SizedServices : public ScriptedServices {
+ public:
+  using ScriptedServices::ScriptedServices;
+  absl::StatusOr<types::v1::Model> LoadModel(const CallOptions& options, ModelHost host,
+                                             const types::v1::LoadModelRequest& request) override {
+    struct Size {
+      int64_t parameters;
+      int32_t context;
+    };
+    static const std::map<std::string, Size> kSizes = {  // of their config.json
+        {"llama-7b", {6'738'415'616, 2048}},      {"llama-13b", {13'015'864'320, 2048}},
+        {"llama-30b", {32'528'943'616, 2048}},    {"pythia-1.4b", {1'414'647'808, 2048}},
+        {"pythia-6.9b", {6'857'302'016, 2048}},   {"pythia-12b", {11'846'072'320, 2048}},
+        {"Qwen2.5-0.5B", {494'032'768, 32768}},   {"Qwen2.5-1.5B", {1'543'714'304, 32768}},
+        {"Qwen2.5-7B", {7'615'616'512, 32768}},   {"common/world/models/S", {158'016, 512}},
+        {"common/world/models/M", {717'696, 512}}, {"common/world/models/L", {1'943'232, 512}}};
+    auto model = ScriptedServices::LoadModel(options, host, request);
+    const auto size = kSizes.find(request.source());
+    if (!model.ok() || size == kSizes.end()) return model;
+    model->set_num_parameters(size->second.parameters);
+    model->set_context_tokens(size->second.context);
+    model->set_dtype(request.dtype() == types::v1::DTYPE_UNSPECIFIED ? types::v1::DTYPE_FLOAT32
+                                                                     : request.dtype());
+    return model;
+  }
+};
 
 class RecipesTest : public ::testing::Test {
  protected:
@@ -57,8 +88,109 @@ class RecipesTest : public ::testing::Test {
     return read;
   }
 
+  // What the orchestrator answers to CreateRun with validate_only.
+  static absl::StatusOr<v1::Run> DryRun(const v1::Recipe& recipe, const HostMemory& memory = {}) {
+    const fs::path folder = tree_ / "orchestrator";
+    const auto store = ArtifactStore::Open(folder / "store").value();
+    const auto journal = Journal::Open(folder / "journal.db").value();
+    SizedServices services(store.get());
+    ModelPlacement placement(&services);
+    RunObserver observer;
+    RunEnvironment environment;
+    environment.journal = journal.get();
+    environment.store = store.get();
+    environment.services = &services;
+    environment.placement = &placement;
+    environment.observer = &observer;
+    environment.make_stages = [](const v1::Recipe& of) { return MakeStages(of, {"reward:1"}); };
+    Orchestrator orchestrator(environment, [&](const v1::Recipe& checked) -> absl::Status {
+      if (const absl::Status status = CheckRecipe(checked); !status.ok()) return status;
+      return CheckModels(
+          checked, services, [](const std::string&) { return false; }, memory);
+    });
+    v1::CreateRunRequest request;
+    request.set_run_id("plan");
+    *request.mutable_recipe() = recipe;
+    request.set_validate_only(true);
+    return orchestrator.Create(request);
+  }
+
   inline static fs::path tree_;
 };
+
+// Bytes of weights that a stage has in memory at once on a service.
+int64_t BytesOn(const v1::Run& run, const std::string& stage, const std::string& service) {
+  int64_t bytes = 0;
+  for (const v1::Stage& each : run.stages()) {
+    if (each.id() != stage) continue;
+    for (const v1::PlannedModel& model : each.plan().models()) {
+      if (model.service() == service) bytes += model.weight_bytes();
+    }
+  }
+  return bytes;
+}
+
+int64_t MostTokens(const v1::Run& run, const std::string& stage) {
+  for (const v1::Stage& each : run.stages()) {
+    if (each.id() == stage) return each.plan().max_generated_tokens();
+  }
+  return -1;
+}
+
+TEST_F(RecipesTest, EachIsForeseenAsItsModelsAre) {
+  struct Wanted {
+    const char* recipe;
+    double responses_gb, dialogues_gb, reward_gb;  // in memory at once
+    int64_t response_tokens, dialogue_tokens;      // drawn at most
+  };
+  for (const Wanted& wanted : {
+           // All three at once, then the player alone, and the reward model as large as what it is trained from.
+           Wanted{"llama.yaml", 104.6, 65.1, 13.5, 10'000 * (768 + 4 * 384), 20'000 * 768 * (2 * 4 + 1)},
+           Wanted{"pythia.yaml", 40.2, 23.7, 2.8, 10'000 * (768 + 4 * 384), 20'000 * 768 * (2 * 4 + 1)},
+           Wanted{"qwen2.5.yaml", 19.3, 15.2, 3.1, 10'000 * (768 + 4 * 384), 20'000 * 768 * (2 * 4 + 1)},
+       }) {
+    const auto run = DryRun(Checked(wanted.recipe).value());
+    ASSERT_TRUE(run.ok()) << wanted.recipe << ": " << run.status();
+    EXPECT_EQ(run->stages_size(), 9) << wanted.recipe;
+    const auto gigabytes = [&](const char* stage, const char* service) {
+      return static_cast<double>(BytesOn(*run, stage, service)) / 1e9;
+    };
+    EXPECT_NEAR(gigabytes("responses", "generation"), wanted.responses_gb, 0.05) << wanted.recipe;
+    EXPECT_NEAR(gigabytes("demonstrations", "generation"), wanted.dialogues_gb, 0.05) << wanted.recipe;
+    EXPECT_NEAR(gigabytes("demonstrations", "reward"), wanted.reward_gb, 0.05) << wanted.recipe;
+    EXPECT_EQ(MostTokens(*run, "responses"), wanted.response_tokens) << wanted.recipe;
+    EXPECT_EQ(MostTokens(*run, "demonstrations"), wanted.dialogue_tokens) << wanted.recipe;
+  }
+  for (const char* const recipe : {"world.yaml", "world-smoke.yaml"}) {
+    const auto run = DryRun(Checked(recipe).value());
+    ASSERT_TRUE(run.ok()) << recipe << ": " << run.status();
+    EXPECT_GT(BytesOn(*run, "responses", "generation"), 0) << recipe;
+  }
+}
+
+TEST_F(RecipesTest, WhatDoesNotFitAHostIsRefusedByItsStage) {
+  const v1::Recipe llama = Checked("llama.yaml").value();
+  constexpr int64_t kGigabyte = 1'000'000'000;
+  EXPECT_TRUE(DryRun(llama, {.generation = 141 * kGigabyte, .reward = 24 * kGigabyte}).ok());
+  const absl::Status one_gpu = DryRun(llama, {.generation = 80 * kGigabyte}).status();
+  EXPECT_EQ(one_gpu.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(one_gpu.message()),
+              ::testing::AllOf(::testing::StartsWith("responses: has 13B, 30B, 7B in memory at once, 105 GB"),
+                               ::testing::HasSubstr("80 GB (--generation_memory_gigabytes)")));
+  const absl::Status small_scorer = DryRun(llama, {.reward = 8 * kGigabyte}).status();
+  EXPECT_THAT(std::string(small_scorer.message()), ::testing::StartsWith("demonstrations: has reward_model"));
+}
+
+TEST_F(RecipesTest, WhatDoesNotFitAContextIsRefusedByItsField) {
+  v1::Recipe llama = Checked("llama.yaml").value();  // models that read 2,048 tokens
+  llama.mutable_responses()->mutable_configurations(4)->set_max_new_tokens(2'040);
+  EXPECT_THAT(std::string(DryRun(llama).status().message()),
+              ::testing::StartsWith("responses.configurations[4]: "));
+  llama = Checked("llama.yaml").value();
+  llama.mutable_reward_model()->mutable_spec()->set_max_tokens(4'096);
+  EXPECT_THAT(std::string(DryRun(llama).status().message()),
+              ::testing::StartsWith("reward_model.spec.max_tokens: "));
+}
 
 TEST_F(RecipesTest, EachIsComplete) {
   int count = 0;

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/base/ids.h"
 #include "common/base/status_macros.h"
@@ -15,6 +17,7 @@
 #include "common/text/response_filter.h"
 #include "services/orchestrator/core/few_shot_configuration.h"
 #include "services/orchestrator/core/model_placement.h"
+#include "services/orchestrator/core/stages.h"
 
 namespace almost::orchestrator {
 namespace {
@@ -310,6 +313,12 @@ absl::StatusOr<std::map<std::string, std::vector<ForeseenText>>> ForeseenTexts(c
     ALMOST_RETURN_IF_ERROR(add("demonstration.assistant", recipe.demonstration().assistant(), prompt,
                                recipe.demonstration().sampling()));
   }
+  if (recipe.has_rl()) {
+    ALMOST_ASSIGN_OR_RETURN(const PromptFormat format, PromptFormat::Named(recipe.prompt_format()));
+    ALMOST_ASSIGN_OR_RETURN(std::string text, format.RenderForCompletion({{"user", prompt}}));
+    texts[recipe.sft().base_model()].push_back(
+        {"rl.spec", std::move(text), recipe.rl().spec().max_new_tokens()});
+  }
   if (recipe.has_evaluation()) {
     const std::string longest = Longest(recipe.evaluation().prompts());
     const v1::EvaluationStage& stage = recipe.evaluation();
@@ -321,6 +330,55 @@ absl::StatusOr<std::map<std::string, std::vector<ForeseenText>>> ForeseenTexts(c
     }
   }
   return texts;
+}
+
+// What is learned from is cut to max_tokens, and no model can read more than its context.
+absl::Status CheckTrainingLengths(const v1::Recipe& recipe,
+                                  const std::map<std::string, types::v1::Model>& models) {
+  const auto check = [&](absl::string_view field, const std::string& model, int64_t tokens) -> absl::Status {
+    const int64_t context = models.at(model).context_tokens();
+    if (tokens <= context) return absl::OkStatus();
+    return absl::FailedPreconditionError(absl::StrCat(
+        field, ".spec.max_tokens: ", tokens, " tokens do not fit the ", context, " of model ", model));
+  };
+  if (recipe.has_reward_model()) {
+    const v1::RewardModelStage& stage = recipe.reward_model();
+    ALMOST_RETURN_IF_ERROR(check("reward_model", stage.base_model(), stage.spec().max_tokens()));
+  }
+  if (recipe.has_sft()) {
+    ALMOST_RETURN_IF_ERROR(check("sft", recipe.sft().base_model(), recipe.sft().spec().max_tokens()));
+  }
+  return absl::OkStatus();
+}
+
+std::string GigabytesText(int64_t bytes) {
+  return absl::StrFormat("%.3g GB", static_cast<double>(bytes) / 1e9);
+}
+
+// What each stage has in memory at once, against what a host can hold. A scorer of its own source is not
+// counted: what it is shows when it is loaded.
+absl::Status CheckMemory(const v1::Recipe& recipe, const std::map<std::string, types::v1::Model>& models,
+                         const HostMemory& memory) {
+  for (const std::unique_ptr<Stage>& stage : MakeStages(recipe, {})) {
+    for (const ModelHost host : {ModelHost::kGeneration, ModelHost::kReward}) {
+      int64_t bytes = 0;
+      std::vector<std::string> names;
+      for (const ModelNeed& need : stage->models()) {
+        if (need.host != host || !need.source.empty()) continue;
+        bytes += WeightBytes(models.at(BaseModel(need, recipe)));
+        names.push_back(need.stage.empty() ? need.recipe_model : need.stage);
+      }
+      const bool generation = host == ModelHost::kGeneration;
+      const int64_t most = generation ? memory.generation : memory.reward;
+      if (most == 0 || bytes <= most) continue;
+      return absl::FailedPreconditionError(absl::StrCat(
+          std::string(stage->id()), ": has ", absl::StrJoin(names, ", "), " in memory at once, ",
+          GigabytesText(bytes), " of weights; a replica of ", generation ? "generation" : "reward",
+          " has room for ", GigabytesText(most), " (--", generation ? "generation" : "reward",
+          "_memory_gigabytes)"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -358,9 +416,15 @@ v1::Recipe WithDefaults(v1::Recipe recipe) {
 
 absl::Status CheckRecipe(const v1::Recipe& recipe) { return Checker(recipe).Run(); }
 
+int64_t WeightBytes(const types::v1::Model& model) {
+  return model.num_parameters() * (model.dtype() == types::v1::DTYPE_FLOAT32 ? 4 : 2);
+}
+
 absl::Status CheckModels(const v1::Recipe& recipe, Services& services,
-                         const std::function<bool(const std::string& model_name)>& holds) {
+                         const std::function<bool(const std::string& model_name)>& holds,
+                         const HostMemory& memory) {
   ALMOST_ASSIGN_OR_RETURN(const auto texts, ForeseenTexts(recipe));
+  std::map<std::string, types::v1::Model> models;  // by id
   for (int i = 0; i < recipe.models_size(); ++i) {
     const std::string& id = recipe.models(i).id();
     const std::string field = absl::StrCat("models[", i, "]");
@@ -370,6 +434,7 @@ absl::Status CheckModels(const v1::Recipe& recipe, Services& services,
     ALMOST_ASSIGN_OR_RETURN(const types::v1::LoadModelRequest load, LoadRequest(need, recipe, {}));
     const auto model = services.LoadModel({absl::Minutes(10), {}}, ModelHost::kGeneration, load);
     if (!model.ok()) return Annotate(model.status(), field);
+    models[id] = *model;
     const absl::Status fits = [&]() -> absl::Status {
       const auto of_model = texts.find(id);
       if (of_model == texts.end()) return absl::OkStatus();
@@ -397,7 +462,8 @@ absl::Status CheckModels(const v1::Recipe& recipe, Services& services,
     }
     ALMOST_RETURN_IF_ERROR(fits);
   }
-  return absl::OkStatus();
+  ALMOST_RETURN_IF_ERROR(CheckTrainingLengths(recipe, models));
+  return CheckMemory(recipe, models, memory);
 }
 
 }  // namespace almost::orchestrator

@@ -16,10 +16,21 @@ v1::Recipe WithDefaults(v1::Recipe recipe);
 // inputs are not an error: they are left out.
 absl::Status CheckRecipe(const v1::Recipe& recipe);
 
-// Loads every model in turn, and asks whether what it will read fits: demonstrations, prompt and new tokens
-// against its context. `holds` says whether a loaded model is to stay, else it is unloaded again. Errors: the
-// services' own; kFailedPrecondition: too long for the context.
+// Bytes of weights that a replica can hold beside its caches; 0: not known, and not checked.
+struct HostMemory {
+  int64_t generation = 0;
+  int64_t reward = 0;
+};
+
+// Loads every model in turn, and asks whether what it will read fits: demonstrations, prompt and new tokens,
+// and what is trained on, against its context; and whether the models that a stage has in memory at once fit
+// each host. `holds` says whether a loaded model is to stay, else it is unloaded again. Errors: the services'
+// own; kFailedPrecondition: too long for the context, or too large for the host.
 absl::Status CheckModels(const v1::Recipe& recipe, Services& services,
-                         const std::function<bool(const std::string& model_name)>& holds);
+                         const std::function<bool(const std::string& model_name)>& holds,
+                         const HostMemory& memory = {});
+
+// Of a model's weights as a host has them.
+int64_t WeightBytes(const types::v1::Model& model);
 
 }  // namespace almost::orchestrator

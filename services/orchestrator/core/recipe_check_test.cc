@@ -121,6 +121,24 @@ TEST(RecipeCheckTest, LoadsEveryModelAndMeasuresWhatItWillRead) {
   EXPECT_THAT(std::string(status.message()), StartsWith("responses.configurations["));
   EXPECT_TRUE(services.models().empty());
 
+  const auto expect_refused = [&](const v1::Recipe& recipe, const char* message) {
+    const absl::Status refused = CheckModels(recipe, services, holds_none);
+    EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(refused.message()), StartsWith(message));
+  };
+  v1::Recipe own_length = Recipe();
+  own_length.mutable_responses()->mutable_configurations(1)->set_max_new_tokens(510);
+  expect_refused(own_length, "responses.configurations[1]: ");
+  v1::Recipe rollouts = Recipe();
+  rollouts.mutable_rl()->mutable_spec()->set_max_new_tokens(510);
+  expect_refused(rollouts, "rl.spec: ");
+  v1::Recipe long_pairs = Recipe();
+  long_pairs.mutable_reward_model()->mutable_spec()->set_max_tokens(513);
+  expect_refused(long_pairs, "reward_model.spec.max_tokens: 513 tokens do not fit the 512 of model S");
+  v1::Recipe long_dialogues = Recipe();
+  long_dialogues.mutable_sft()->mutable_spec()->set_max_tokens(513);
+  expect_refused(long_dialogues, "sft.spec.max_tokens: ");
+
   v1::Recipe missing = Recipe();
   missing.mutable_models(1)->set_source("missing");
   status = CheckModels(missing, services, holds_none);

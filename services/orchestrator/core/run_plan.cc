@@ -1,5 +1,6 @@
 #include "services/orchestrator/core/run_plan.h"
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <stop_token>
@@ -9,14 +10,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "services/orchestrator/core/recipe_check.h"
 #include "services/orchestrator/core/stage_outcome.h"
 
 namespace almost::orchestrator {
 namespace {
 
 constexpr absl::Duration kUnloadTimeout = absl::Seconds(10);
-
-int64_t BytesOf(types::v1::DType dtype) { return dtype == types::v1::DTYPE_FLOAT32 ? 4 : 2; }
 
 // A stage's view of a run that has not begun: artifacts are those that would be taken over.
 class PlanContext : public StageContext {
@@ -110,7 +110,7 @@ class PlanContext : public StageContext {
                        v1::PlannedModel* planned) {
     planned->set_device(request.device().empty() ? "cpu" : request.device());
     planned->set_dtype(model.dtype());
-    planned->set_weight_bytes(model.num_parameters() * BytesOf(model.dtype()));
+    planned->set_weight_bytes(WeightBytes(model));
     planned->set_context_tokens(model.context_tokens());
   }
 
@@ -143,18 +143,41 @@ class PlanContext : public StageContext {
 };
 
 int64_t MaxGeneratedTokens(absl::string_view stage, const v1::Recipe& recipe) {
-  const auto tokens = [](const types::v1::SamplingParams& sampling) {
-    return static_cast<double>(sampling.max_new_tokens());
+  // Of one answer.
+  const auto tokens = [](const types::v1::SamplingParams& sampling, const v1::Configuration& configuration) {
+    return static_cast<double>(configuration.max_new_tokens() > 0 ? configuration.max_new_tokens()
+                                                                  : sampling.max_new_tokens());
   };
-  const double size = StageSize(stage, recipe);
   double most = 0;
-  if (stage == "prompts" && size > 0) {
+  if (stage == "prompts" && StageSize(stage, recipe) > 0) {
     most = static_cast<double>(recipe.prompts().max_rounds()) * recipe.prompts().attempts_per_round() *
-           tokens(recipe.prompts().sampling());
+           recipe.prompts().sampling().max_new_tokens();
   }
-  if (stage == "responses") most = size * tokens(recipe.responses().sampling());
-  if (stage == "demonstrations") most = size * tokens(recipe.demonstration().sampling());
-  if (stage == "evaluation") most = size * tokens(recipe.evaluation().sampling());
+  if (stage == "responses") {
+    const v1::ResponseStage& responses = recipe.responses();
+    const double prompts = StageSize(stage, recipe) / responses.configurations_size();
+    for (const v1::Configuration& each : responses.configurations()) {
+      most += prompts * tokens(responses.sampling(), each);
+    }
+  }
+  if (stage == "demonstrations") {
+    const v1::DemonstrationStage& demonstration = recipe.demonstration();
+    const double answers = StageSize(stage, recipe);
+    // The user asks before every turn but the first.
+    const double questions = answers / (demonstration.num_candidates() * demonstration.max_turns()) *
+                             (demonstration.max_turns() - 1);
+    most = (answers + questions) * tokens(demonstration.sampling(), demonstration.assistant());
+  }
+  if (stage == "evaluation") {
+    const v1::EvaluationStage& evaluation = recipe.evaluation();
+    const EvaluationSize size = SizeOfEvaluation(recipe);
+    most = size.questions * (std::max(evaluation.best_of(), 1) *
+                                 tokens(evaluation.sampling(), evaluation.baseline()) +
+                             (recipe.has_sft() + recipe.has_rl()) * tokens(evaluation.sampling(), {}));
+    for (const v1::Configuration& each : evaluation.grid()) {
+      most += size.grid_questions * tokens(evaluation.sampling(), each);
+    }
+  }
   return static_cast<int64_t>(most);
 }
 

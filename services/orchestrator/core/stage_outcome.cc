@@ -93,14 +93,20 @@ double StageSize(absl::string_view stage, const v1::Recipe& recipe) {
   }
   if (stage == "evaluation") {
     const v1::EvaluationStage& evaluation = recipe.evaluation();
-    const double questions =
-        evaluation.world_questions() > 0 ? evaluation.world_questions() : evaluation.prompts_size();
-    const double grid =
-        evaluation.grid_prompts() > 0 ? std::min<double>(evaluation.grid_prompts(), questions) : questions;
-    return questions * (std::max(evaluation.best_of(), 1) + recipe.has_sft() + recipe.has_rl()) +
-           grid * evaluation.grid_size();
+    const EvaluationSize size = SizeOfEvaluation(recipe);
+    return size.questions * (std::max(evaluation.best_of(), 1) + recipe.has_sft() + recipe.has_rl()) +
+           size.grid_questions * evaluation.grid_size();
   }
   return 0;
+}
+
+EvaluationSize SizeOfEvaluation(const v1::Recipe& recipe) {
+  const v1::EvaluationStage& evaluation = recipe.evaluation();
+  const double questions =
+      evaluation.world_questions() > 0 ? evaluation.world_questions() : evaluation.prompts_size();
+  const double grid =
+      evaluation.grid_prompts() > 0 ? std::min<double>(evaluation.grid_prompts(), questions) : questions;
+  return {questions, grid};
 }
 
 std::string StagePace(const Stage& stage, const v1::Recipe& recipe) {

@@ -43,6 +43,13 @@ absl::StatusOr<std::optional<StageOutcome>> FindOutcome(Journal& journal, Artifa
 // pairs, dialogues or rollouts; only stages of one kind compare.
 double StageSize(absl::string_view stage, const v1::Recipe& recipe);
 
+// Questions that the evaluation asks, of the baseline and the policies and of each configuration of the grid.
+struct EvaluationSize {
+  double questions = 0;
+  double grid_questions = 0;
+};
+EvaluationSize SizeOfEvaluation(const v1::Recipe& recipe);
+
 // What a stage's speed depends on besides its size: its models, their devices and widths.
 std::string StagePace(const Stage& stage, const v1::Recipe& recipe);
 
