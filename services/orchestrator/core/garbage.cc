@@ -51,7 +51,8 @@ absl::Status AddJobs(Services& services, const std::set<std::string>& runs, std:
     for (const trainer::v1::Job& job : page.jobs()) {
       at_work = at_work || IsAtWork(job.state());
       const std::optional<std::string> run = RunOfJob(job.name());
-      if (!IsAtWork(job.state()) && run.has_value() && !prefixes.contains(*run)) continue;  // its run was deleted
+      const bool is_of_deleted_run = run.has_value() && !prefixes.contains(*run);
+      if (!IsAtWork(job.state()) && is_of_deleted_run) continue;
       if (!job.output_digest().empty()) keep.insert(job.output_digest());
       AddSource(job.spec().base_model(), keep);
       AddSource(job.spec().sft().dataset(), keep);

@@ -41,8 +41,8 @@ class Orchestrator {
   absl::StatusOr<std::vector<v1::Run>> List(int64_t before, int64_t limit, int64_t* next) const;
   // Returns when the run has stopped, or after some seconds. Harmless on one that has ended.
   absl::StatusOr<v1::Run> Cancel(absl::string_view id);
-  // The same, but the run keeps its jobs' progress. Harmless on one that is paused so. kFailedPrecondition: it
-  // has ended.
+  // The same, but the run keeps its jobs' progress. Harmless on one that is paused so.
+  // kFailedPrecondition: it has ended.
   absl::StatusOr<v1::Run> Pause(absl::string_view id);
   // kFailedPrecondition: it is at work or has succeeded.
   absl::StatusOr<v1::Run> Resume(absl::string_view id);

@@ -374,7 +374,9 @@ void RunExecution::Main() {
     // Where the trainer is away just now, a job goes on; should the run be resumed, it takes what came of it.
     const absl::Status stopped =
         StopJobs(*environment_.services, run, pause ? JobsEnd::kPaused : JobsEnd::kCancelled);
-    if (!stopped.ok()) log::Warning("run's jobs are not stopped", {{"run", run}, {"error", stopped.ToString()}});
+    if (!stopped.ok()) {
+      log::Warning("run's jobs are not stopped", {{"run", run}, {"error", stopped.ToString()}});
+    }
     SetState(pause ? v1::RUN_STATE_PAUSED_BY_USER : v1::RUN_STATE_CANCELLED, absl::OkStatus());
     message = pause ? "paused" : "cancelled";
   }
