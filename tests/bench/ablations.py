@@ -40,7 +40,8 @@ def ranked(*names, gap, pairs=None):
     return {"comparisons": change | ({"max_pairs": pairs} if pairs else {})}
 
 
-# Group -> line -> changes of the recipe; the first line of a group is what the others are compared with.
+# Group -> line -> changes of the recipe; the first line of a group is what the others are compared with. "with" names a file
+# of deploy/recipes/ablations, "policy" keeps the stages after the reward model.
 VARIANTS = {
     "factors": {
         "size, shots and demonstrations": ranked(*ALL, gap=2, pairs=PAIRS),
@@ -50,14 +51,14 @@ VARIANTS = {
     },
     "filters": {
         "as world.yaml": {},
-        "without the length filter": {"comparisons": {"length_filter": False}},
+        "without the length filter": {"with": "without_length_filter"},
         "pairs of neighbouring ranks too": {"comparisons": {"min_rank_gap": 1}},
     },
     "reward_model_size": {f"reward model from {model}": {"reward_model": {"base_model": model}} for model in "MSL"},
     "prompts": {f"{n} prompts": {"responses": {"num_prompts": n}} for n in (400, 200, 100)},
     "policy": {
         "SFT on chosen answers, PPO": {"policy": True},
-        "SFT on random answers": {"policy": True, "demonstration": {"num_candidates": 1}, "rl": None},
+        "SFT on random answers": {"policy": True, "with": "without_best_of_n", "rl": None},
     },
     "kl": {f"PPO, β {beta}": {"policy": True, "rl": {"spec": {"kl_coefficient": beta}}} for beta in (0.05, 0.01, 0.2)},
     "decoding": {
@@ -84,7 +85,7 @@ def recipe_of(base, change, seed):
     recipe["evaluation"]["judge_target"] = "up:judge"
     recipe["responses"]["configurations"] = [configuration(name) for name in ANSWERED]
     recipe = changed(recipe, ranked(*ALL, gap=2) | {"evaluation": {"best_of": 16, "num_pairs": 2400, "grid_prompts": 300}})
-    recipe = changed(recipe, {key: value for key, value in change.items() if key != "policy"})
+    recipe = changed(recipe, {key: value for key, value in change.items() if key not in ("policy", "with")})
     if not change.get("policy"):
         for stage in BEFORE_POLICY:
             recipe.pop(stage, None)
@@ -102,7 +103,8 @@ def evaluate(suite, base, name, change, seed, folder):
         # One that was cut off is begun anew under another name and takes over the stages that had ended.
         tries = [each["name"] for each in suite.json("runs", "list").get("runs", []) if each["name"].startswith(f"runs/{run}-try")]
         attempt = f"{run}-try{len(tries)}"
-        suite.run(recipe, attempt, timeout=3600)
+        changes = ["--with", ROOT / f"deploy/recipes/ablations/{change['with']}.yaml"] if "with" in change else []
+        suite.run(recipe, attempt, *changes, timeout=3600)
         suite.almost("artifacts", "get", attempt, "evaluation", "--to", folder / run)
         kept.write_text((folder / run / "evaluation.json").read_text())
     return json.loads(kept.read_text())
