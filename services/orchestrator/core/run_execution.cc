@@ -1,7 +1,6 @@
 #include "services/orchestrator/core/run_execution.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <set>
 #include <utility>
@@ -14,7 +13,7 @@
 #include "common/storage/env.h"
 #include "services/orchestrator/core/dataset_card.h"
 #include "services/orchestrator/core/item_runner.h"
-#include "services/orchestrator/core/retrying_store.h"
+#include "services/orchestrator/core/run_execution_context.h"
 #include "services/orchestrator/core/run_jobs.h"
 #include "services/orchestrator/core/stage_outcome.h"
 
@@ -31,135 +30,6 @@ google::rpc::Status ErrorProto(const absl::Status& status) {
 }
 
 }  // namespace
-
-// The items of the stage at `index`, for the one after it.
-class RunExecution::Feed : public FollowedItems {
- public:
-  Feed(RunExecution* run, size_t index, std::string run_id)
-      : run_(run), index_(index), run_id_(std::move(run_id)) {}
-
-  absl::StatusOr<std::vector<int64_t>> Next(size_t num_seen) override {
-    const CostMeter::Busy waiting(run_->meters_[index_ + 1].get(), CostMeter::Device::kNone);
-    const absl::MutexLock lock(&run_->mutex_);
-    const AtWork& followed = run_->at_work_[index_];
-    const auto settled = [&]() ABSL_SHARED_LOCKS_REQUIRED(run_->mutex_) {
-      return followed.ended_items.size() > num_seen || followed.all_ended || run_->halted_;
-    };
-    run_->mutex_.Await(absl::Condition(&settled));
-    if (run_->halted_) return Stopped();
-    return std::vector<int64_t>(followed.ended_items.begin() + static_cast<std::ptrdiff_t>(num_seen),
-                                followed.ended_items.end());
-  }
-
-  absl::StatusOr<std::string> Result(int64_t item) override {
-    const std::string stage(run_->stages_[index_]->id());
-    ALMOST_ASSIGN_OR_RETURN(const std::vector<ItemRecord> found,
-                            run_->environment_.journal->GetItems(run_id_, stage, item, 1, /*results=*/true));
-    if (found.size() != 1 || found[0].item != item || found[0].state == ItemState::kStarted ||
-        found[0].dropped) {
-      return absl::DataLossError(
-          absl::StrCat("the journal has no result of item ", item, " of ", run_id_, "/", stage));
-    }
-    if (found[0].state == ItemState::kSetAside) return found[0].error;
-    return found[0].result;
-  }
-
- private:
-  RunExecution* const run_;
-  const size_t index_;
-  const std::string run_id_;
-};
-
-class RunExecution::Context : public StageContext {
- public:
-  Context(RunExecution* run, size_t index, bool following, std::stop_token stop)
-      : run_(run),
-        index_(index),
-        run_id_([run] {
-          const absl::MutexLock lock(&run->mutex_);
-          return run->record_.id;
-        }()),
-        services_(
-            run->environment_.services, run->environment_.retry, &run->retries_, std::move(stop),
-            run->meters_[index].get(), [run](const absl::Status& why) { run->SetPaused(why); },
-            [run, index](const absl::Status& why) {
-              run->environment_.observer->Retried(run->stages_[index]->id(), why);
-            }),
-        store_(
-            run->environment_.store, run->environment_.retry, services_.stop(), run->meters_[index].get(),
-            [run](const absl::Status& why) { run->SetPaused(why); },
-            [run, index](const absl::Status& why) {
-              run->environment_.observer->Retried(run->stages_[index]->id(), why);
-            }) {
-    if (following) feed_.emplace(run, index - 1, run_id_);
-  }
-
-  const std::string& run_id() const override { return run_id_; }
-  const v1::Recipe& recipe() const override { return run_->recipe_; }
-  int priority() const override { return run_->settings_.priority(); }
-  RetryingServices& services() override { return services_; }
-  ArtifactStore& store() const override { return store_; }
-  const PlacedModel& model(absl::string_view role) const override { return models_.find(role)->second; }
-  std::map<std::string, std::string> Artifacts() const override { return run_->Artifacts(); }
-
-  absl::StatusOr<std::string> VanillaDigest(absl::string_view id) const override {
-    const absl::MutexLock lock(&run_->mutex_);
-    for (size_t i = 0; i <= index_; ++i) {
-      for (const ModelNeed& need : run_->stages_[i]->models()) {
-        const auto bits = run_->progress_[i].models.find(need.role);
-        if (need.recipe_model == id && bits != run_->progress_[i].models.end()) return bits->second.digest;
-      }
-    }
-    return absl::NotFoundError(absl::StrCat("model ", id, " has not been in memory"));
-  }
-
-  absl::StatusOr<Artifact> Input(absl::string_view stage, absl::string_view name) const override {
-    const std::map<std::string, std::string> artifacts = run_->Artifacts();
-    const auto artifact = artifacts.find(absl::StrCat(stage, "/", name));
-    if (artifact == artifacts.end()) {
-      return absl::NotFoundError(absl::StrCat("stage ", stage, " has not published \"", name, "\""));
-    }
-    return store_.Get(artifact->second);
-  }
-
-  FollowedItems* followed() override { return feed_.has_value() ? &*feed_ : nullptr; }
-
-  std::vector<v1::Stage> Stages() const override {
-    const absl::MutexLock lock(&run_->mutex_);
-    std::vector<v1::Stage> stages;
-    for (size_t i = 0; i < run_->stages_.size(); ++i) stages.push_back(run_->Shown(i));
-    return stages;
-  }
-
-  void Report(const std::map<std::string, double>& figures, int64_t items_done,
-              int64_t items_total) override {
-    reports_ = true;
-    run_->SetItems(index_, items_done, 0, items_total);
-    {
-      const absl::MutexLock lock(&run_->mutex_);
-      v1::Stage& shown = run_->progress_[index_].shown;
-      for (const auto& [name, value] : figures) (*shown.mutable_figures())[name] = value;
-    }
-    JournalBatch batch;
-    if (!run_->AddProgressEvent(batch, index_)) return;
-    // Shown, not needed: should the journal fail, the item's own record will say so.
-    if (run_->environment_.journal->Commit(batch).ok()) run_->EventCommitted();
-  }
-
-  // Whether the stage counts its own progress.
-  bool reports() const { return reports_; }
-  void SetModel(const std::string& role, PlacedModel model) { models_[role] = std::move(model); }
-
- private:
-  RunExecution* const run_;
-  const size_t index_;
-  const std::string run_id_;
-  RetryingServices services_;
-  mutable RetryingStore store_;
-  std::optional<Feed> feed_;
-  std::map<std::string, PlacedModel, std::less<>> models_;
-  std::atomic<bool> reports_{false};
-};
 
 RunExecution::RunExecution(const RunEnvironment& environment, RunRecord record, v1::Recipe recipe,
                            std::vector<StageProgress> stages, int64_t num_events)
