@@ -176,6 +176,12 @@ class ComparisonStage : public Stage {
     return output;
   }
 
+  void Release() override {
+    prompts_ = {};
+    responses_ = {};
+    of_whole_set_ = {};
+  }
+
  private:
   // [configuration of order_][prompt of a stretch], and each one's id in responses.jsonl.
   struct Table {

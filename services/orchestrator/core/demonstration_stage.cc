@@ -140,6 +140,8 @@ class DemonstrationStage : public Stage {
     return output;
   }
 
+  void Release() override { prompts_ = {}; }
+
  private:
   // A usable dialogue's score is that of its last answer.
   static ordered_json Line(const simulator::v1::SimulateDialoguesResponse& dialogue) {

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <iterator>
 #include <map>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -35,19 +33,30 @@ ordered_json Picked(const ordered_json& line, std::initializer_list<const char*>
 }  // namespace
 
 absl::StatusOr<ordered_json> PromptTraces(const StageContext& context, size_t num_traces) {
-  std::set<int64_t> answered;
-  std::set<int64_t> played;
-  ALMOST_RETURN_IF_ERROR(ForEachLine(context, "responses", "responses", [&](const ordered_json& line) {
-    answered.insert(line.at("prompt_id").get<int64_t>());
-  }));
-  ALMOST_RETURN_IF_ERROR(ForEachLine(context, "demonstrations", "candidates", [&](const ordered_json& line) {
-    played.insert(line.at("prompt_id").get<int64_t>());
-  }));
+  std::vector<bool> answered;  // by prompt
+  std::vector<bool> played;
+  const auto mark = [](const ordered_json& line, std::vector<bool>& prompts) {
+    const size_t id = line.at("prompt_id");
+    if (prompts.size() <= id) prompts.resize(id + 1);
+    prompts[id] = true;
+  };
+  ALMOST_RETURN_IF_ERROR(ForEachLine(context, "responses", "responses",
+                                     [&](const ordered_json& line) { mark(line, answered); }));
+  ALMOST_RETURN_IF_ERROR(ForEachLine(context, "demonstrations", "candidates",
+                                     [&](const ordered_json& line) { mark(line, played); }));
+  const size_t num_prompts = std::max(answered.size(), played.size());
+  answered.resize(num_prompts);
+  played.resize(num_prompts);
+  // Those that went all the way, or else any.
   std::vector<int64_t> known;
-  std::set_intersection(answered.begin(), answered.end(), played.begin(), played.end(),
-                        std::back_inserter(known));
-  if (known.empty())
-    std::set_union(answered.begin(), answered.end(), played.begin(), played.end(), std::back_inserter(known));
+  for (const bool both : {true, false}) {
+    if (!known.empty()) break;
+    for (size_t id = 0; id < num_prompts; ++id) {
+      if (both ? answered[id] && played[id] : answered[id] || played[id]) {
+        known.push_back(static_cast<int64_t>(id));
+      }
+    }
+  }
   std::map<int64_t, ordered_json> traces;
   const size_t shown = std::min(num_traces, known.size());
   for (size_t i = 0; i < shown; ++i) {

@@ -147,6 +147,8 @@ class ResponseStage : public Stage {
     return output;
   }
 
+  void Release() override { prompts_ = {}; }
+
  private:
   int64_t NumPrompts() const { return static_cast<int64_t>(prompts_.size()); }
   int64_t NumChunks() const { return NumPromptChunks(NumPrompts()); }

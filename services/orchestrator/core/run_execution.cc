@@ -298,6 +298,7 @@ absl::Status RunExecution::DoStage(size_t index, bool following) {
     });
   };
   const absl::Status status = RunStage(*stages_[index], index, following, begun);
+  stages_[index]->Release();
   environment_.observer->Used(stages_[index]->id(), meters_[index]->TakeNew());
   if (status.ok()) return status;
   JournalBatch batch;

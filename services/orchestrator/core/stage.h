@@ -174,6 +174,10 @@ class Stage {
 
   // Makes the artifacts from all results. Called once every item is done; after a crash it may come again.
   virtual absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) = 0;
+
+  // The attempt is over, whatever it came to: gives back the memory of what Begin read. Afterwards only what
+  // the stage is may be asked, id() to follows().
+  virtual void Release() {}
 };
 
 }  // namespace almost::orchestrator
