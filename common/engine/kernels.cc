@@ -80,4 +80,31 @@ PackedMatrix::PackedMatrix(std::span<const WeightView> weights, int num_inputs) 
   }
 }
 
+void PackedMatrix::Assign(const float* w, int num_outputs, int num_inputs, size_t output_stride,
+                          size_t input_stride) {
+  type_ = WeightType::kFloat32;
+  num_outputs_ = num_outputs;
+  num_inputs_ = num_inputs;
+  const size_t bytes = size_t(num_panels()) * kPanel * num_inputs * sizeof(float);
+  if (bytes > capacity_) {
+    data_ = AlignedBuffer<std::byte>(bytes);
+    capacity_ = bytes;
+  }
+  float* to = reinterpret_cast<float*>(data_.data());
+  for (int n = 0; n < num_outputs; n += kPanel) {
+    const float* from = w + n * output_stride;
+    const int count = std::min(kPanel, num_outputs - n);
+    for (int k = 0; k < num_inputs; ++k, to += kPanel) {
+      const float* row = from + k * input_stride;
+      if (count == kPanel && output_stride == 1) {
+        std::memcpy(to, row, kPanel * sizeof(float));
+      } else if (count == kPanel) {
+        for (int i = 0; i < kPanel; ++i) to[i] = row[i * output_stride];
+      } else {
+        for (int i = 0; i < kPanel; ++i) to[i] = i < count ? row[i * output_stride] : 0.0f;
+      }
+    }
+  }
+}
+
 }  // namespace almost::engine

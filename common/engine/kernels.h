@@ -23,7 +23,7 @@ struct WeightView {
 };
 
 // A weight laid out in panels of 16 outputs, so that a panel's inputs stream; in the type of the checkpoint,
-// widened where it is used. Immutable; N·K numbers.
+// widened where it is used. N·K numbers.
 class PackedMatrix {
  public:
   static constexpr int kPanel = 16;
@@ -32,6 +32,10 @@ class PackedMatrix {
   // The rows of several weights under each other: one product instead of several. Of different types: as
   // float32.
   PackedMatrix(std::span<const WeightView> weights, int num_inputs);
+  // Float32 numbers that change from one product to the next: output n's k-th input is at
+  // w[n · output_stride + k · input_stride], one of the strides being 1. Takes the place of what was here, in
+  // the same memory where that is enough.
+  void Assign(const float* w, int num_outputs, int num_inputs, size_t output_stride, size_t input_stride);
 
   WeightType type() const { return type_; }
   int num_outputs() const { return num_outputs_; }
@@ -48,6 +52,7 @@ class PackedMatrix {
   WeightType type_ = WeightType::kFloat32;
   int num_outputs_ = 0;
   int num_inputs_ = 0;
+  size_t capacity_ = 0;  // in bytes, of what Assign has made
   AlignedBuffer<std::byte> data_;
 };
 

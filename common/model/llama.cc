@@ -4,12 +4,14 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <optional>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
+#include "common/model/differentiable_kernels.h"
 
 namespace almost {
 namespace {
@@ -19,10 +21,6 @@ using torch::Tensor;
 // Samples up to half as long again share a square: fewer calls against less padding, measured at 20-60
 // tokens.
 constexpr double kSquareSlack = 1.5;
-
-// Query, key and value of small layers are one product: their weights, which that copies, are small beside
-// the tokens.
-constexpr int64_t kSmallWeights = int64_t{1} << 20;
 
 constexpr char kAdapterA[] = ".lora_A.weight";
 constexpr char kAdapterB[] = ".lora_B.weight";
@@ -104,7 +102,7 @@ auto WithFloatTensors(const std::map<std::string, Tensor>& parameters, const Wri
 }
 
 Tensor RmsNorm(const Tensor& x, const Tensor& weight, double eps) {
-  return at::rms_norm(x, {x.size(-1)}, weight, eps);
+  return RunsOnKernels(x) ? KernelRmsNorm(x, weight, eps) : at::rms_norm(x, {x.size(-1)}, weight, eps);
 }
 
 // The layout of Hugging Face checkpoints: dimension i turns with i + R/2, those from R on stay. x
@@ -117,14 +115,67 @@ Tensor Rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   return torch::cat(parts, -1);
 }
 
+// Attention by LibTorch's operators runs over groups of samples of similar length as [samples, T] squares,
+// padded on the right; a causal mask keeps padding from real tokens. One group of one length needs no index.
+struct Squares {
+  struct Group {
+    int64_t num_samples;
+    int64_t length;
+  };
+  std::vector<Group> groups;
+  Tensor square_P;    // int64: the token at each place of all squares; any token where there is none
+  Tensor is_real_P1;  // bool
+  Tensor place_N;     // int64: each token's place in the squares
+
+  explicit Squares(const std::vector<int64_t>& offsets);
+};
+
+Squares::Squares(const std::vector<int64_t>& offsets) {
+  std::vector<size_t> by_length(offsets.size() - 1);
+  std::iota(by_length.begin(), by_length.end(), size_t{0});
+  const auto length_of = [&](size_t sample) { return offsets[sample + 1] - offsets[sample]; };
+  std::stable_sort(by_length.begin(), by_length.end(),
+                   [&](size_t a, size_t b) { return length_of(a) > length_of(b); });
+  std::vector<std::vector<size_t>> members;
+  for (const size_t sample : by_length) {
+    const int64_t length = length_of(sample);
+    if (groups.empty() || groups.back().length > kSquareSlack * length) {
+      groups.push_back({0, length});
+      members.emplace_back();
+    }
+    ++groups.back().num_samples;
+    members.back().push_back(sample);
+  }
+  if (groups.size() == 1 && groups[0].length * groups[0].num_samples == offsets.back()) return;
+
+  std::vector<int64_t> square;
+  std::vector<int64_t> place(offsets.back());
+  std::vector<char> is_real;
+  for (size_t g = 0; g < members.size(); ++g) {
+    for (const size_t sample : members[g]) {
+      const int64_t begin = offsets[sample], end = offsets[sample + 1];
+      for (int64_t t = 0; t < groups[g].length; ++t) {
+        const bool real = begin + t < end;
+        if (real) place[begin + t] = static_cast<int64_t>(square.size());
+        square.push_back(real ? begin + t : begin);
+        is_real.push_back(real);
+      }
+    }
+  }
+  square_P = torch::tensor(square, torch::kInt64);
+  place_N = torch::tensor(place, torch::kInt64);
+  is_real_P1 =
+      torch::from_blob(is_real.data(), {static_cast<int64_t>(is_real.size()), 1}, torch::kBool).clone();
+}
+
 // Rows of the packed tokens into squares and back. Autograd's own backward of an index adds row by row; here
 // every real row has one place, so a backward pass is an index again.
 class ToSquares : public torch::autograd::Function<ToSquares> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x_NC,
-                        const PackedSamples& samples) {
-    context->save_for_backward({samples.place_N});
-    return x_NC.index_select(0, samples.square_P);
+                        const Squares& squares) {
+    context->save_for_backward({squares.place_N});
+    return x_NC.index_select(0, squares.square_P);
   }
   // Padding is not seen by any real token, so its gradient is zero and has nowhere to go.
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -136,9 +187,9 @@ class ToSquares : public torch::autograd::Function<ToSquares> {
 class FromSquares : public torch::autograd::Function<FromSquares> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x_PC,
-                        const PackedSamples& samples) {
-    context->save_for_backward({samples.square_P, samples.is_real_P1});
-    return x_PC.index_select(0, samples.place_N);
+                        const Squares& squares) {
+    context->save_for_backward({squares.square_P, squares.is_real_P1});
+    return x_PC.index_select(0, squares.place_N);
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grads) {
@@ -160,43 +211,6 @@ PackedSamples PackedSamples::Pack(std::span<const std::vector<int32_t>> samples)
   }
   packed.tokens_N = torch::tensor(tokens, torch::kInt64);
   packed.positions_N = torch::tensor(positions, torch::kInt64);
-
-  std::vector<size_t> by_length(samples.size());
-  std::iota(by_length.begin(), by_length.end(), size_t{0});
-  std::stable_sort(by_length.begin(), by_length.end(),
-                   [&](size_t a, size_t b) { return samples[a].size() > samples[b].size(); });
-  std::vector<std::vector<size_t>> members;
-  for (const size_t sample : by_length) {
-    const auto length = static_cast<int64_t>(samples[sample].size());
-    if (packed.groups.empty() || packed.groups.back().length > kSquareSlack * length) {
-      packed.groups.push_back({0, length});
-      members.emplace_back();
-    }
-    ++packed.groups.back().num_samples;
-    members.back().push_back(sample);
-  }
-  const bool uniform = packed.groups.size() == 1 &&
-                       packed.groups[0].length * packed.groups[0].num_samples == packed.num_tokens();
-  if (uniform) return packed;
-
-  std::vector<int64_t> square;
-  std::vector<int64_t> place(tokens.size());
-  std::vector<char> is_real;
-  for (size_t g = 0; g < members.size(); ++g) {
-    for (const size_t sample : members[g]) {
-      const int64_t begin = packed.offsets[sample], end = packed.offsets[sample + 1];
-      for (int64_t t = 0; t < packed.groups[g].length; ++t) {
-        const bool real = begin + t < end;
-        if (real) place[begin + t] = static_cast<int64_t>(square.size());
-        square.push_back(real ? begin + t : begin);
-        is_real.push_back(real);
-      }
-    }
-  }
-  packed.square_P = torch::tensor(square, torch::kInt64);
-  packed.place_N = torch::tensor(place, torch::kInt64);
-  packed.is_real_P1 =
-      torch::from_blob(is_real.data(), {static_cast<int64_t>(is_real.size()), 1}, torch::kBool).clone();
   return packed;
 }
 
@@ -337,7 +351,8 @@ Tensor Llama::Linear::Adapter(const Tensor& x) const {
 }
 
 Tensor Llama::Linear::operator()(const Tensor& x) const {
-  const Tensor y = torch::linear(x, weight, bias);
+  const std::vector<Tensor> biases = bias.defined() ? std::vector{bias} : std::vector<Tensor>();
+  const Tensor y = RunsOnKernels(x) ? StackedLinear(x, {weight}, biases) : torch::linear(x, weight, bias);
   return adapter_a.defined() ? y + Adapter(x) : y;
 }
 
@@ -351,47 +366,48 @@ Tensor Llama::QueriesKeysValues(const Layer& layer, const Tensor& x_ND) const {
   if (config_.is_neox()) {
     return layer.query_key_value(x_ND).view({n, h, 3, e}).transpose(1, 2).reshape({n, 3 * h, e});
   }
-  if ((h + 2 * k) * e * x_ND.size(1) > kSmallWeights) {
+  if (!RunsOnKernels(x_ND)) {
     return torch::cat({layer.query(x_ND), layer.key(x_ND), layer.value(x_ND)}, 1).view({n, h + 2 * k, e});
   }
-  const Linear all{torch::cat({layer.query.weight, layer.key.weight, layer.value.weight}),
-                   layer.query.bias.defined()
-                       ? torch::cat({layer.query.bias, layer.key.bias, layer.value.bias})
-                       : Tensor()};
-  Tensor qkv = all(x_ND);
-  if (layer.query.adapter_a.defined()) {
-    qkv =
-        qkv + torch::cat({layer.query.Adapter(x_ND), layer.key.Adapter(x_ND), layer.value.Adapter(x_ND)}, 1);
+  std::vector<Tensor> weights, biases, adapters;
+  for (const Linear* linear : {&layer.query, &layer.key, &layer.value}) {
+    weights.push_back(linear->weight);
+    if (linear->bias.defined()) biases.push_back(linear->bias);
+    if (linear->adapter_a.defined()) adapters.push_back(linear->Adapter(x_ND));
   }
+  Tensor qkv = StackedLinear(x_ND, weights, biases);
+  if (!adapters.empty()) qkv = qkv + torch::cat(adapters, 1);
   return qkv.view({n, h + 2 * k, e});
 }
 
 // What one forward pass is about, besides weights.
 struct Llama::Pass {
   PackedSamples samples;
-  Tensor cos, sin;  // [N, 1, R/2]
+  Tensor cos, sin;                 // [N, 1, R/2]
+  std::optional<Squares> squares;  // where attention is LibTorch's
 };
 
 Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
-  const PackedSamples& samples = pass.samples;
   const int64_t n = x_ND.size(0), h = config_.num_heads, k = config_.num_kv_heads, e = config_.head_dim;
-  const Tensor qkv = QueriesKeysValues(layer, x_ND);
-  Tensor turned;
+  Tensor qkv = QueriesKeysValues(layer, x_ND);
   if (config_.qk_norm) {
-    turned = torch::cat({RmsNorm(qkv.narrow(1, 0, h), layer.query_norm, config_.norm_eps),
-                         RmsNorm(qkv.narrow(1, h, k), layer.key_norm, config_.norm_eps)},
-                        1);
-  } else {
-    turned = qkv.narrow(1, 0, h + k);
+    qkv = torch::cat({RmsNorm(qkv.narrow(1, 0, h), layer.query_norm, config_.norm_eps),
+                      RmsNorm(qkv.narrow(1, h, k), layer.key_norm, config_.norm_eps), qkv.narrow(1, h + k, k)},
+                     1);
   }
-  turned = Rotate(turned, pass.cos, pass.sin);
+  if (!pass.squares) {
+    return layer.output(PackedAttention(qkv.view({n, (h + 2 * k) * e}), pass.cos.squeeze(1),
+                                        pass.sin.squeeze(1), pass.samples.offsets, h, k));
+  }
+  const Squares& squares = *pass.squares;
+  const Tensor turned = Rotate(qkv.narrow(1, 0, h + k), pass.cos, pass.sin);
   Tensor rows = torch::cat({turned, qkv.narrow(1, h + k, k)}, 1);
-  const bool squares = samples.square_P.defined();
-  if (squares) rows = ToSquares::apply(rows.view({n, (h + 2 * k) * e}), samples);
+  const bool indexed = squares.square_P.defined();
+  if (indexed) rows = ToSquares::apply(rows.view({n, (h + 2 * k) * e}), squares);
 
   std::vector<Tensor> attended;
   int64_t begin = 0;
-  for (const PackedSamples::Group& group : samples.groups) {
+  for (const Squares::Group& group : squares.groups) {
     const int64_t s = group.num_samples, t = group.length;
     const Tensor square = rows.narrow(0, begin, s * t).view({s, t, h + 2 * k, e}).transpose(1, 2);
     begin += s * t;
@@ -404,21 +420,22 @@ Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const Pass& pass
     attended.push_back(out.transpose(1, 2).reshape({s * t, h * e}));
   }
   Tensor y = attended.size() == 1 ? attended[0] : torch::cat(attended);
-  if (squares) y = FromSquares::apply(y, samples);
+  if (indexed) y = FromSquares::apply(y, squares);
   return layer.output(y);
 }
 
 Tensor Llama::Mlp(const Layer& layer, const Tensor& x_ND) const {
-  const Tensor up = layer.up(x_ND);
-  switch (config_.mlp) {
-    case MlpKind::kSiluGated:
-      return layer.down(torch::silu(layer.gate(x_ND)) * up);
-    case MlpKind::kGelu:
-      return layer.down(at::gelu(up));
-    case MlpKind::kGeluTanh:
-      break;
+  const bool is_plain = !layer.up.adapter_a.defined() && !layer.up.bias.defined();
+  if (config_.mlp == MlpKind::kSiluGated && is_plain && RunsOnKernels(x_ND)) {
+    return SiluGatedMlp(x_ND, layer.gate.weight, layer.up.weight, layer.down.weight);
   }
-  return layer.down(at::gelu(up, "tanh"));
+  const Tensor up = layer.up(x_ND);
+  if (config_.mlp == MlpKind::kSiluGated) {
+    const Tensor gate = layer.gate(x_ND);
+    return layer.down(RunsOnKernels(up) ? KernelSiluMul(gate, up) : torch::silu(gate) * up);
+  }
+  const bool by_tanh = config_.mlp == MlpKind::kGeluTanh;
+  return layer.down(RunsOnKernels(up) ? KernelGelu(up, by_tanh) : at::gelu(up, by_tanh ? "tanh" : "none"));
 }
 
 Tensor Llama::Forward(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
@@ -491,7 +508,10 @@ Tensor Llama::Hidden(const PackedSamples& samples) const {
   const auto table = [&](const Tensor& values) {
     return (values * rotary.attention_factor).to(dtype).view({-1, 1, rotary.num_dims() / 2});
   };
-  const auto pass = std::make_shared<const Pass>(samples, table(angles.cos()), table(angles.sin()));
+  const bool on_kernels = RunsOnKernels(embedding_);
+  const auto pass = std::make_shared<const Pass>(
+      samples, table(angles.cos()), table(angles.sin()),
+      on_kernels ? std::optional<Squares>() : std::optional<Squares>(samples.offsets));
 
   Tensor x_ND = torch::embedding(embedding_, samples.tokens_N);
   if (recompute_ && torch::GradMode::is_enabled()) {

@@ -28,17 +28,6 @@ struct PackedSamples {
   torch::Tensor positions_N;     // int64
   std::vector<int64_t> offsets;  // [S + 1]: where samples begin and the last one ends
 
-  // Attention runs over groups of samples of similar length as [samples, T] squares, padded on the right; a
-  // causal mask keeps padding from real tokens. One group of one length needs no index.
-  struct Group {
-    int64_t num_samples;
-    int64_t length;
-  };
-  std::vector<Group> groups;
-  torch::Tensor square_P;    // int64: the token at each place of all squares; any token where there is none
-  torch::Tensor is_real_P1;  // bool
-  torch::Tensor place_N;     // int64: each token's place in the squares
-
   // No sample may be empty.
   static PackedSamples Pack(std::span<const std::vector<int32_t>> samples);
   int64_t num_samples() const { return static_cast<int64_t>(offsets.size()) - 1; }

@@ -116,6 +116,19 @@ TEST_P(LlamaParity, PackedSamplesAreThoseAlone) {
   }
 }
 
+// In float32 not a bit changes, whatever a sample is packed with: what training promises of its losses.
+TEST_P(LlamaParity, PackedSamplesHaveTheBitsOfThoseAloneInFloat) {
+  const Llama model = LoadGolden(GetParam(), torch::kFloat32);
+  const auto samples = RandomSamples({5, 1, 40, 12, 97, 13, 64, 2}, model.config().vocab_size);
+  const PackedSamples packed = PackedSamples::Pack(samples);
+  const torch::NoGradGuard no_grad;
+  const Tensor hidden = model.Hidden(packed);
+  for (size_t s = 0; s < samples.size(); ++s) {
+    const Tensor alone = model.Hidden(PackedSamples::Pack(std::span(&samples[s], 1)));
+    EXPECT_TRUE(hidden.narrow(0, packed.offsets[s], alone.size(0)).equal(alone)) << s;
+  }
+}
+
 // Gradients of the sum of squared logits, by name; those not asked for are left out.
 std::map<std::string, Tensor> Gradients(const Llama& model, const PackedSamples& samples) {
   Logits(model, samples).square().sum().backward();

@@ -16,6 +16,12 @@
 #include "services/trainer/torch/workers.h"
 
 namespace almost::trainer {
+namespace {
+
+// Goes up when our own arithmetic gives other bits (losses, optimizers, common/model).
+constexpr int kArithmetic = 2;
+
+}  // namespace
 
 void ConfigureLibTorch() {
   // Equal bits on every x86-64 machine with AVX2; each is read at the library's first arithmetic.
@@ -59,11 +65,11 @@ double PeakMemoryBytes() {
 }
 
 std::string MachineNumerics() {
-  return absl::StrCat("libtorch-", LibTorchVersion(), "/", at::get_cpu_capability());
+  return absl::StrCat("trainer-", kArithmetic, "/libtorch-", LibTorchVersion(), "/", at::get_cpu_capability());
 }
 
 std::string TrainingNumericsId(Precision precision, int num_threads, int num_ranks) {
-  return absl::StrCat("libtorch-", LibTorchVersion(),
+  return absl::StrCat("trainer-", kArithmetic, "/libtorch-", LibTorchVersion(),
                       precision == Precision::kFloat32 ? "/float32/" : "/bfloat16/", at::get_cpu_capability(),
                       "/threads=", num_threads, num_ranks > 1 ? absl::StrCat("/ranks=", num_ranks) : "");
 }

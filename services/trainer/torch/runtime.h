@@ -22,7 +22,7 @@ double PeakFlops(int num_threads);
 // The most main memory that this process has held so far.
 double PeakMemoryBytes();
 
-// What arithmetic on this machine depends on: LibTorch, instruction set.
+// What arithmetic on this machine depends on: ours, LibTorch, instruction set.
 std::string MachineNumerics();
 
 // What the bits of trained weights depend on besides the job's data and rates: the above, dtype, threads of a

@@ -1,7 +1,13 @@
 #include "services/trainer/torch/token_logprobs.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
 #include <vector>
+
+#include "common/engine/kernels.h"
+#include "common/model/differentiable_kernels.h"
 
 namespace almost::trainer {
 namespace {
@@ -84,10 +90,95 @@ class Function : public torch::autograd::Function<Function> {
   }
 };
 
+// The same on the kernels: over parts of the vocabulary, so that the head is gone through once, and row by
+// row, so that a row's bits are its own.
+class KernelFunction : public torch::autograd::Function<KernelFunction> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& hidden_ND, const Tensor& head_VD,
+                        const Tensor& rows_M, const Tensor& targets_M, double temperature) {
+    const engine::Kernels& kernels = *engine::Kernels::Best();
+    const Tensor chosen_MD = hidden_ND.index_select(0, rows_M);
+    const int64_t m = rows_M.size(0);
+    const int64_t* targets = targets_M.data_ptr<int64_t>();
+    Tensor log_sums_M = torch::full({m}, -std::numeric_limits<double>::infinity(), torch::kFloat64);
+    Tensor logprobs_M = torch::empty({m}, chosen_MD.options());
+    double* log_sums = log_sums_M.data_ptr<double>();
+    float* found = logprobs_M.data_ptr<float>();
+    ForEachPart(chosen_MD, head_VD, temperature, [&](int64_t begin, int64_t count, const Tensor& logits) {
+      for (int64_t row = 0; row < m; ++row) {
+        const float* of_row = logits.data_ptr<float>() + row * count;
+        if (targets[row] >= begin && targets[row] < begin + count) found[row] = of_row[targets[row] - begin];
+        const double part = kernels.LogSumExp({of_row, static_cast<size_t>(count)});
+        const double larger = std::max(part, log_sums[row]), smaller = std::min(part, log_sums[row]);
+        log_sums[row] = larger + std::log1p(std::exp(smaller - larger));
+      }
+    });
+    for (int64_t row = 0; row < m; ++row) found[row] = static_cast<float>(found[row] - log_sums[row]);
+    context->save_for_backward({chosen_MD, head_VD, rows_M, targets_M, log_sums_M});
+    context->saved_data["tokens"] = hidden_ND.size(0);
+    context->saved_data["temperature"] = temperature;
+    return logprobs_M;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const engine::Kernels& kernels = *engine::Kernels::Best();
+    const variable_list saved = context->get_saved_variables();
+    const Tensor &chosen_MD = saved[0], &head_VD = saved[1], &rows_M = saved[2];
+    const int64_t m = chosen_MD.size(0);
+    const int64_t* targets = saved[3].data_ptr<int64_t>();
+    const double* log_sums = saved[4].data_ptr<double>();
+    const double temperature = context->saved_data["temperature"].toDouble();
+    const Tensor grad_M = (grads[0] / temperature).contiguous();
+    Tensor chosen_grad_MD = torch::zeros_like(chosen_MD), part_MD = torch::empty_like(chosen_MD);
+    Tensor head_grad_VD;
+    if (context->needs_input_grad(1)) head_grad_VD = torch::empty_like(head_VD);
+    ForEachPart(chosen_MD, head_VD, temperature, [&](int64_t begin, int64_t count, const Tensor& logits) {
+      for (int64_t row = 0; row < m; ++row) {
+        float* of_row = logits.data_ptr<float>() + row * count;
+        const auto log_sum = static_cast<float>(log_sums[row]);
+        const float grad = grad_M.data_ptr<float>()[row];
+        for (int64_t i = 0; i < count; ++i) of_row[i] -= log_sum;
+        kernels.Exp(of_row, static_cast<int>(count));
+        for (int64_t i = 0; i < count; ++i) of_row[i] *= -grad;
+        if (targets[row] >= begin && targets[row] < begin + count) of_row[targets[row] - begin] += grad;
+      }
+      // A sum of sums: one chain over a large vocabulary would add up its roundings.
+      MatMulInto(part_MD, logits, head_VD.narrow(0, begin, count), /*accumulate=*/false);
+      chosen_grad_MD.add_(part_MD);
+      if (!head_grad_VD.defined()) return;
+      MatMulInto(head_grad_VD.narrow(0, begin, count), logits.t().contiguous(), chosen_MD, false);
+    });
+    Tensor hidden_grad_ND =
+        torch::zeros({context->saved_data["tokens"].toInt(), head_VD.size(1)}, chosen_MD.options());
+    hidden_grad_ND.index_copy_(0, rows_M, chosen_grad_MD);
+    return {hidden_grad_ND, head_grad_VD, Tensor(), Tensor(), Tensor()};
+  }
+
+ private:
+  // Calls use(begin, count, logits [M, count]) for the vocabulary's parts. Where those end does not depend on
+  // M, or a row's bits would.
+  template <typename Use>
+  static void ForEachPart(const Tensor& chosen_MD, const Tensor& head_VD, double temperature, const Use& use) {
+    constexpr int64_t kAtOnce = 2304;
+    const int64_t m = chosen_MD.size(0), v = head_VD.size(0);
+    const Tensor head = head_VD.contiguous();
+    for (int64_t begin = 0; begin < v; begin += kAtOnce) {
+      const int64_t count = std::min(kAtOnce, v - begin);
+      Tensor logits = torch::empty({m, count}, chosen_MD.options());
+      MatMulInto(logits, chosen_MD, head.narrow(0, begin, count).t(), /*accumulate=*/false);
+      if (temperature != 1.0) logits.div_(temperature);
+      use(begin, count, logits);
+    }
+  }
+};
+
 }  // namespace
 
 Tensor TokenLogprobs(const Tensor& hidden_ND, const Tensor& head_VD, const Tensor& rows_M,
                      const Tensor& targets_M, double temperature) {
+  if (RunsOnKernels(hidden_ND)) {
+    return KernelFunction::apply(hidden_ND, head_VD, rows_M, targets_M, temperature);
+  }
   return Function::apply(hidden_ND, head_VD, rows_M, targets_M, temperature);
 }
 

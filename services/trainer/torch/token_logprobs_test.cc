@@ -67,6 +67,28 @@ TEST_P(TokenLogprobsTest, EntropiesAreThoseOfAllLogitsAtOnce) {
   EXPECT_LT((TokenEntropies(hidden_, head_, rows_) - wanted).abs().max().item<double>(), 1e-11);
 }
 
+// In float32 on the CPU by other arithmetic, over parts of the vocabulary: near those in double, and each row
+// with the bits that it has alone.
+TEST_P(TokenLogprobsTest, FloatIsNearAndARowsBitsAreItsOwn) {
+  const double temperature = 0.7;
+  const auto run = [&](torch::ScalarType dtype) {
+    const Tensor hidden = hidden_.detach().to(dtype).requires_grad_();
+    const Tensor head = head_.detach().to(dtype).requires_grad_();
+    const Tensor logprobs = TokenLogprobs(hidden, head, rows_, targets_, temperature);
+    (logprobs * weights_).sum().backward();
+    return std::vector<Tensor>{logprobs.detach(), hidden.grad(), head.grad()};
+  };
+  const std::vector<Tensor> found = run(torch::kFloat32), wanted = run(torch::kFloat64);
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_LT((found[i] - wanted[i]).norm().item<double>(), 1e-5 * wanted[i].norm().item<double>()) << i;
+  }
+  for (int64_t m = 0; m < kTargets; ++m) {
+    const Tensor alone = TokenLogprobs(hidden_.detach().to(torch::kFloat32), head_.detach().to(torch::kFloat32),
+                                       rows_.narrow(0, m, 1), targets_.narrow(0, m, 1), temperature);
+    EXPECT_TRUE(alone.equal(found[0].narrow(0, m, 1))) << m;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Vocabularies, TokenLogprobsTest, testing::Values(1'000, 1'000'000));
 
 }  // namespace

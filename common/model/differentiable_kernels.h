@@ -1,0 +1,49 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <vector>
+
+// A layer's arithmetic in float32 on the CPU, differentiable, by the kernels that the engine serves with: a
+// result's bits depend on its own sample alone, not on which samples are packed with it, and are the same
+// with AVX2 and AVX-512. Products of large matrices run at twice MKL's rate where there is AVX-512, and a
+// backward pass finds less of the forward one. One thread each; several threads may call side by side. No
+// second derivatives. Other dtypes and devices: LibTorch's operators.
+//
+// Shapes: N packed tokens, M rows, D hidden size, F intermediate size, H heads, K key-value heads, E head
+// dimension, R dimensions of it that turn.
+namespace almost {
+
+// Whether what follows takes tensors like this one.
+bool RunsOnKernels(const torch::Tensor& tensor);
+
+// out [M, O] = x [M, I] · w [I, O], or out += with `accumulate`. Each element is one chain of fused
+// multiply-adds over I, in order. The rows of out and x are contiguous, w or its transpose is; no gradients.
+void MatMulInto(const torch::Tensor& out, const torch::Tensor& x, const torch::Tensor& w, bool accumulate);
+
+// x · wᵀ + bias of several weights [O_i, D] side by side, [M, sum of O_i]. Without biases: none given.
+torch::Tensor StackedLinear(const torch::Tensor& x_MD, const std::vector<torch::Tensor>& weights,
+                            const std::vector<torch::Tensor>& biases = {});
+
+// down(silu(gate(x)) · up(x)), without biases.
+torch::Tensor SiluGatedMlp(const torch::Tensor& x_MD, const torch::Tensor& gate_FD,
+                           const torch::Tensor& up_FD, const torch::Tensor& down_DF);
+
+// What stands between an MLP's matrices where they have biases or adapters: silu(gate) · up, and gelu by the
+// error function or by its approximation with tanh.
+torch::Tensor KernelSiluMul(const torch::Tensor& gate_MF, const torch::Tensor& up_MF);
+torch::Tensor KernelGelu(const torch::Tensor& x_MF, bool by_tanh);
+
+// x / sqrt(mean(x²) + eps) · weight, over the last dimension.
+torch::Tensor KernelRmsNorm(const torch::Tensor& x, const torch::Tensor& weight, double eps);
+
+// Causal softmax attention (Vaswani et al. 2017) of each sample by itself, of rows [N, (H + 2K) · E] that
+// hold a token's queries, keys and values; its first R dimensions of queries and keys are turned by the
+// angles of `cos` and `sin` [N, R/2]. Sample s is rows [offsets[s], offsets[s + 1]). Returns [N, H · E]. A
+// backward pass finds the turned rows, the result and one number a head and row; probabilities are computed
+// again (Dao et al. 2022, arXiv 2205.14135).
+torch::Tensor PackedAttention(const torch::Tensor& rows, const torch::Tensor& cos, const torch::Tensor& sin,
+                              const std::vector<int64_t>& offsets, int64_t num_heads, int64_t num_kv_heads);
+
+}  // namespace almost
