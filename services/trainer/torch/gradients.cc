@@ -53,7 +53,7 @@ Gradients::Gradients(Workers& workers, Group& group, std::vector<std::vector<Ten
       is_wide_(!leaves_[0].empty() && leaves_[0][0].element_size() < 4),
       wide_sums_(is_wide_ ? leaves_.size() : 0, std::vector<Tensor>(leaves_[0].size())),
       is_last_pass_(leaves_.size()) {
-  if (group_.size() == 1 && !is_wide_) return;
+  if (group_.size() == 1 && leaves_.size() == 1 && !is_wide_) return;
   for (size_t worker = 0; worker < leaves_.size(); ++worker) {
     for (size_t p = 0; p < leaves_[worker].size(); ++p) {
       torch::autograd::impl::set_post_acc_grad_hooks(
@@ -124,7 +124,7 @@ void Gradients::Accumulated(int worker, size_t p) {
     }
     grad.reset();
   }
-  if (is_last_pass_[worker] && group_.size() > 1) Arrived(p);
+  if (is_last_pass_[worker]) Arrived(p);
 }
 
 Tensor& Gradients::SumOf(size_t worker, size_t p) const {
@@ -134,6 +134,14 @@ Tensor& Gradients::SumOf(size_t worker, size_t p) const {
 void Gradients::Arrived(size_t p) {
   const absl::MutexLock lock(&mutex_);
   if (--missing_[p] > 0) return;
+  if (group_.size() == 1) {
+    // One tensor is left of the workers' while their passes go on.
+    const Tensor sum = SumOverWorkers(p);
+    for (size_t worker = 0; worker < leaves_.size(); ++worker) {
+      if (Tensor& part = SumOf(worker, p); !part.is_same(sum)) part.reset();
+    }
+    return;
+  }
   if (buckets_.empty()) arrival_.push_back(p);
   const auto has_arrived = [&](size_t member)
                                ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return missing_[member] == 0; };

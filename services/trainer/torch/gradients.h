@@ -23,8 +23,8 @@ std::vector<int> ShareOut(std::span<const torch::Tensor> tensors, int num_ranks)
 // (i mod n)-th of all n threads, those of rank 0 first; a thread adds up its own in order, a rank its
 // threads', and the rank that owns a parameter those of all ranks, each in order: equal bits need an equal
 // number of ranks and of threads, and with one thread a rank the bits are those of one process with that many
-// threads. Where there are ranks, a parameter's gradient leaves for its owner as soon as the last backward
-// pass has it, while that pass goes on. Used by one thread.
+// threads. As soon as the last backward passes have a parameter's gradient the threads' parts become one, and
+// where there are ranks it leaves for its owner, while those passes go on. Used by one thread.
 class Gradients {
  public:
   // `leaves[w]` are the parameters as worker w's replica holds them, `owners` the rank of each. All must
