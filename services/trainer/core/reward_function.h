@@ -15,7 +15,8 @@ struct RewardInput {
   std::string response;
 };
 
-// The reward service: one raw score an input, in order. An error is an error of the step, never a score.
+// The reward service: one raw score an input, in order, which depends on the input alone, not on which others
+// come with it. An error is an error of the step, never a score.
 using RewardFunction = std::function<absl::StatusOr<std::vector<double>>(std::span<const RewardInput>)>;
 
 }  // namespace almost::trainer

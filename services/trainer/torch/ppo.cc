@@ -1,26 +1,26 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <future>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
-#include "common/engine/engine.h"
 #include "services/trainer/core/data_order.h"
 #include "services/trainer/core/datasets.h"
 #include "services/trainer/core/micro_batches.h"
 #include "services/trainer/core/model_flops.h"
 #include "services/trainer/core/ppo_math.h"
+#include "services/trainer/core/rollout_scorer.h"
 #include "services/trainer/core/schedule.h"
 #include "services/trainer/torch/actor_critic.h"
 #include "services/trainer/torch/labeled_samples.h"
 #include "services/trainer/torch/ppo_loss.h"
+#include "services/trainer/torch/rollouts.h"
 #include "services/trainer/torch/task.h"
 #include "services/trainer/torch/token_logprobs.h"
 
@@ -36,26 +36,6 @@ using torch::Tensor;
 
 // Prompts whose answers by the base model give the mean and deviation of scores.
 constexpr size_t kNormalisationRollouts = 128;
-
-struct Rollout {
-  std::string prompt, response;
-  Sample sample;                        // prompt and generated tokens; these are the targets
-  bool stopped = false;                 // ended by itself, not by max_new_tokens
-  std::vector<double> engine_logprobs;  // by generated token, as it was drawn
-  std::vector<double> logprobs;         // the same by the trainer's arithmetic: what ratios refer to
-  std::vector<double> reference, values, entropies;
-  std::vector<double> advantages, returns;
-  double score = 0;   // raw
-  double guard = 0;   // raw, the held-out reward model's
-  double reward = 0;  // RolloutReward
-
-  // From the reference, in nats, by the tokens drawn.
-  double Kl() const {
-    double kl = 0;
-    for (size_t t = 0; t < logprobs.size(); ++t) kl += KlK1(logprobs[t], reference[t]);
-    return kl;
-  }
-};
 
 class Stopwatch {
  public:
@@ -77,10 +57,8 @@ class PpoTask : public Task {
         optimizer_(inputs.spec.optimizer),
         memory_(inputs.spec.memory),
         seed_(inputs.spec.seed),
-        num_threads_(inputs.spec.num_threads),
         group_(*inputs.group),
-        format_(inputs.format),
-        tokenizer_(std::move(inputs.tokenizer)),
+        sampler_(spec_, inputs.spec.num_threads, inputs.format, std::move(inputs.tokenizer), group_),
         prompts_(std::move(prompts)),
         mix_(std::move(mix)),
         reward_(std::move(reward)),
@@ -89,7 +67,7 @@ class PpoTask : public Task {
         learner_(inputs.model,
                  is_grpo() ? std::nullopt
                            : std::optional(ValueHead::Initialize(inputs.model.config().hidden_size, seed_)),
-                 optimizer_, spec_.value_learning_rate, num_threads_, group_),
+                 optimizer_, spec_.value_learning_rate, inputs.spec.num_threads, group_),
         order_(seed_, static_cast<int64_t>(prompts_.size()),
                // Enough passes over the prompts for every iteration.
                static_cast<int>(
@@ -115,13 +93,13 @@ class PpoTask : public Task {
     }
     const uint64_t seed = DeriveSeed(DeriveSeed(seed_, "rollouts"), static_cast<uint64_t>(step));
     Stopwatch stopwatch;
-    ALMOST_ASSIGN_OR_RETURN(std::vector<Rollout> rollouts, Generate(prompts, seed));
-    const double rollout_seconds = stopwatch.Lap();
-
-    // The scorer works while the log-probabilities are computed; both are there before anything changes.
-    auto scores = std::async(std::launch::async, [&] { return AskAll(rollouts); });
-    Evaluate(rollouts);
-    ALMOST_RETURN_IF_ERROR(TakeScores(scores.get(), rollouts));
+    double rollout_seconds = 0;
+    ALMOST_ASSIGN_OR_RETURN(Scored scored, Draw(prompts, seed, [&](std::vector<Rollout>& drawn) {
+                              rollout_seconds = stopwatch.Lap();
+                              Evaluate(drawn);
+                            }));
+    std::vector<Rollout> rollouts = std::move(scored.rollouts);
+    ALMOST_RETURN_IF_ERROR(TakeScores(scored.scores, rollouts));
 
     Metrics metrics = Describe(rollouts);
     metrics["rollout_seconds"] = rollout_seconds;
@@ -221,108 +199,27 @@ class PpoTask : public Task {
     return ExplainedVariance(values, returns);
   }
 
-  // One answer a prompt by the engine on the policy's present weights.
-  absl::StatusOr<std::vector<Rollout>> Generate(const std::vector<std::string>& prompts,
-                                                uint64_t seed) const {
-    engine::EngineOptions options;
-    options.num_threads = num_threads_;
-    options.max_queued_requests = static_cast<int>(prompts.size());
-    ALMOST_ASSIGN_OR_RETURN(const auto generator,
-                            engine::Engine::Create(learner_.policy().InMemoryFolder(), options));
-    const int32_t end_of_text = *tokenizer_->eos_id();
+  struct Scored {
     std::vector<Rollout> rollouts;
-    std::vector<engine::GenerationRequest> requests;  // this rank's share
-    for (size_t i = 0; i < prompts.size(); ++i) {
-      ALMOST_ASSIGN_OR_RETURN(EncodedDialogue dialogue,
-                              EncodeDialogue(format_, *tokenizer_, {{"user", prompts[i]}}));
-      if (static_cast<int>(i % group_.size()) == group_.rank()) {
-        engine::GenerationRequest& request = requests.emplace_back();
-        request.prompt_ids = dialogue.ids;
-        request.sampling = {.temperature = spec_.temperature,
-                            .top_p = spec_.top_p,
-                            .max_new_tokens = spec_.max_new_tokens,
-                            .seed = DeriveSeed(seed, i),
-                            .logprobs = true};
-        request.stop_token_ids = {end_of_text};
-      }
-      Rollout& rollout = rollouts.emplace_back();
-      rollout.prompt = prompts[i];
-      rollout.sample.ids = std::move(dialogue.ids);
-    }
-    nlohmann::json drawn = nlohmann::json::array();
-    for (const auto& answer : generator->Generate(std::move(requests))) {
-      if (!answer.ok()) {
-        const size_t i = drawn.size() * group_.size() + group_.rank();
-        return Annotate(answer.status(), absl::StrCat("rollout of \"", prompts[i], "\""));
-      }
-      const engine::Candidate& candidate = answer->front();
-      std::vector<double> logprobs;
-      for (const engine::TokenLogprobs& token : candidate.logprobs) {
-        logprobs.push_back(spec_.temperature == 1.0 ? token.model : token.sampled);
-      }
-      drawn.push_back({{"ids", candidate.token_ids},
-                       {"stopped", candidate.finish_reason == engine::FinishReason::kStop},
-                       {"logprobs", logprobs}});
-    }
-    std::string bytes;
-    nlohmann::json::to_msgpack(drawn, bytes);
-    std::vector<nlohmann::json> by_rank;
-    for (const std::string& theirs : group_.Gather(bytes)) {
-      by_rank.push_back(nlohmann::json::from_msgpack(theirs));
-    }
-    for (size_t i = 0; i < rollouts.size(); ++i) {
-      const nlohmann::json& answer = by_rank[i % group_.size()].at(i / group_.size());
-      Rollout& rollout = rollouts[i];
-      const std::vector<int32_t> generated = answer.at("ids");
-      const std::string text = tokenizer_->Decode(generated, /*skip_special_tokens=*/true);
-      rollout.response = std::string(absl::StripPrefix(text, format_.answer_prefix));
-      rollout.stopped = answer.at("stopped");
-      rollout.engine_logprobs = answer.at("logprobs").get<std::vector<double>>();
-      std::vector<int32_t>& ids = rollout.sample.ids;
-      rollout.sample.is_target.assign(ids.size(), false);
-      ids.insert(ids.end(), generated.begin(), generated.end());
-      if (rollout.stopped) ids.push_back(end_of_text);
-      rollout.sample.is_target.resize(ids.size(), true);
-    }
-    return rollouts;
-  }
-
-  // One finite score a rollout. Fails as a whole: a score that could not be had is never a default.
-  static absl::StatusOr<std::vector<double>> Ask(const RewardFunction& scorer, absl::string_view name,
-                                                 const std::vector<Rollout>& rollouts) {
-    std::vector<RewardInput> inputs;
-    for (const Rollout& rollout : rollouts) inputs.push_back({rollout.prompt, rollout.response});
-    absl::StatusOr<std::vector<double>> scores = scorer(inputs);
-    if (!scores.ok()) return Annotate(scores.status(), name);
-    if (scores->size() != rollouts.size()) {
-      return absl::InternalError(
-          absl::StrCat(name, ": ", scores->size(), " scores for ", rollouts.size(), " rollouts"));
-    }
-    for (size_t i = 0; i < scores->size(); ++i) {
-      if (!std::isfinite((*scores)[i])) {
-        return absl::InternalError(absl::StrCat(name, ": the score of rollout ", i, " is not finite"));
-      }
-    }
-    return scores;
-  }
-
-  struct Scores {
-    std::vector<double> rewards, guards;
+    absl::StatusOr<RolloutScores> scores;
   };
 
-  // Rank 0 asks for all; the others have nothing to say.
-  absl::StatusOr<Scores> AskAll(const std::vector<Rollout>& rollouts) const {
-    Scores scores{.rewards = {}, .guards = std::vector<double>(rollouts.size())};
-    if (group_.rank() != 0) return scores;
-    ALMOST_ASSIGN_OR_RETURN(scores.rewards, Ask(reward_, "reward", rollouts));
-    if (guard_) {
-      ALMOST_ASSIGN_OR_RETURN(scores.guards, Ask(guard_, "guard", rollouts));
-    }
-    return scores;
+  // Rollouts of the present policy. Rank 0 asks for their scores while others are being drawn and while
+  // `meanwhile` is done with all of them.
+  absl::StatusOr<Scored> Draw(const std::vector<std::string>& prompts, uint64_t seed,
+                              const std::function<void(std::vector<Rollout>&)>& meanwhile) const {
+    std::optional<RolloutScorer> scorer;
+    if (group_.rank() == 0) scorer.emplace(reward_, guard_, prompts.size());
+    Scored scored;
+    ALMOST_ASSIGN_OR_RETURN(
+        scored.rollouts, sampler_.Draw(learner_.policy(), prompts, seed, scorer ? &*scorer : nullptr));
+    meanwhile(scored.rollouts);
+    scored.scores = scorer ? scorer->Finish() : RolloutScores();
+    return scored;
   }
 
   // What rank 0 was told, on all ranks.
-  absl::Status TakeScores(const absl::StatusOr<Scores>& asked, std::vector<Rollout>& rollouts) {
+  absl::Status TakeScores(const absl::StatusOr<RolloutScores>& asked, std::vector<Rollout>& rollouts) {
     std::string bytes;
     nlohmann::json::to_msgpack({{"code", static_cast<int>(asked.status().code())},
                                 {"message", std::string(asked.status().message())},
@@ -348,9 +245,10 @@ class PpoTask : public Task {
     const std::vector<std::string> prompts(
         prompts_.begin(),
         prompts_.begin() + static_cast<std::ptrdiff_t>(std::min(kNormalisationRollouts, prompts_.size())));
-    ALMOST_ASSIGN_OR_RETURN(std::vector<Rollout> rollouts,
-                            Generate(prompts, DeriveSeed(seed_, "base rollouts")));
-    ALMOST_RETURN_IF_ERROR(TakeScores(AskAll(rollouts), rollouts));
+    ALMOST_ASSIGN_OR_RETURN(Scored scored,
+                            Draw(prompts, DeriveSeed(seed_, "base rollouts"), [](std::vector<Rollout>&) {}));
+    std::vector<Rollout> rollouts = std::move(scored.rollouts);
+    ALMOST_RETURN_IF_ERROR(TakeScores(scored.scores, rollouts));
     double sum = 0, squares = 0;
     for (const Rollout& rollout : rollouts) sum += rollout.score;
     reward_mean_ = sum / static_cast<double>(rollouts.size());
@@ -584,10 +482,8 @@ class PpoTask : public Task {
   const OptimizerSpec optimizer_;
   const MemorySpec memory_;
   const uint64_t seed_;
-  const int num_threads_;
   Group& group_;
-  const PromptFormat format_;
-  const std::shared_ptr<const Tokenizer> tokenizer_;
+  const RolloutSampler sampler_;
   const std::vector<std::string> prompts_;
   const std::vector<Sample> mix_;  // documents
   const RewardFunction reward_, guard_;

@@ -264,7 +264,7 @@ TEST_F(TrainTest, RewardsThatCannotBeHadFailTheJobAndAreNeverMadeUp) {
   EXPECT_EQ(Train(spec, context).status().code(), absl::StatusCode::kUnavailable);
   context.reward = [](auto inputs) { return std::vector<double>(inputs.size(), std::nan("")); };
   EXPECT_EQ(Train(spec, context).status().code(), absl::StatusCode::kInternal);
-  context.reward = [](auto) { return std::vector<double>{1.0}; };
+  context.reward = [](auto inputs) { return std::vector<double>(inputs.size() + 1, 1.0); };
   EXPECT_EQ(Train(spec, context).status().code(), absl::StatusCode::kInternal);
   context.reward = nullptr;
   EXPECT_EQ(Train(spec, context).status().code(), absl::StatusCode::kFailedPrecondition);
@@ -422,11 +422,11 @@ TEST_F(TrainTest, TheGuardIsReportedAndNeverLearnedFrom) {
   TrainContext context = Context("with");
   context.guard = [](std::span<const RewardInput> inputs) {
     std::vector<double> scores;
-    for (size_t i = 0; i < inputs.size(); ++i) scores.push_back(static_cast<double>(i));
+    for (const RewardInput& input : inputs) scores.push_back(1.0 + static_cast<double>(input.prompt.size()));
     return scores;
   };
   context.report = [&](int64_t, int64_t, const auto& metrics) {
-    EXPECT_EQ(metrics.at("guard_score_mean"), 2.5);
+    EXPECT_EQ(metrics.at("guard_score_mean"), 1.0 + std::string("What is 1 plus 2?").size());
     EXPECT_THAT(metrics, Contains(Key("guard_score_correlation")));
   };
   const auto with = Train(spec, context);
