@@ -18,13 +18,13 @@ namespace almost::trainer {
 inline RewardFunction InProcessReward(const std::filesystem::path& folder) {
   const auto model = ModelFolder::Open(folder).value();
   const std::shared_ptr<engine::Engine> scorer = engine::Engine::Create(model, {}).value();
-  const auto tokenizer = Tokenizer::Load(folder).value();
+  const std::shared_ptr<const Tokenizer> tokenizer = Tokenizer::Load(folder).value();
   const PromptFormat format = ChoosePromptFormat("", folder).value();
   return [=](std::span<const RewardInput> inputs) -> absl::StatusOr<std::vector<double>> {
     std::vector<std::vector<int32_t>> sequences;
     for (const RewardInput& input : inputs) {
       sequences.push_back(
-          EncodeResponse(input.prompt, input.response, {format, *tokenizer, model->config().max_positions})
+          EncodeResponse(input.prompt, input.response, {format, tokenizer, model->config().max_positions})
               .value()
               .ids);
     }

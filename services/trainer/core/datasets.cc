@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
-#include "common/storage/env.h"
 #include "common/storage/json_lines.h"
 
 namespace almost::trainer {
@@ -23,13 +22,21 @@ const std::string* Text(const ordered_json& object, const char* key) {
   return found == object.end() ? nullptr : found->get_ptr<const std::string*>();
 }
 
-absl::Status ForEachLine(const std::filesystem::path& file,
-                         const std::function<absl::Status(const ordered_json&)>& use) {
-  ALMOST_ASSIGN_OR_RETURN(const std::string lines, Env::Posix()->Read(file));
-  if (lines.empty()) return absl::InvalidArgumentError(absl::StrCat(file.string(), ": is empty"));
-  return ForEachJsonLine(file.string(), lines, [&](int64_t number, const ordered_json& line) {
-    return Annotate(use(line), absl::StrCat(file.string(), " line ", number + 1));
-  });
+// Those lines of the file that `parse` can be made of; an error of it is the file's. `keep` sees each.
+template <typename T>
+absl::StatusOr<Dataset<T>> Open(const std::filesystem::path& file, typename Dataset<T>::Parse parse,
+                                const std::function<bool(const ordered_json&, const T&)>& keep) {
+  ALMOST_ASSIGN_OR_RETURN(std::shared_ptr<const JsonLinesFile> opened,
+                          JsonLinesFile::Open(file, [&](const ordered_json& line) -> absl::StatusOr<bool> {
+                            ALMOST_ASSIGN_OR_RETURN(const T parsed, parse(line));
+                            return keep(line, parsed);
+                          }));
+  return Dataset<T>(std::move(opened), std::move(parse));
+}
+
+template <typename T>
+bool KeepAll(const ordered_json&, const T&) {
+  return true;
 }
 
 absl::StatusOr<std::vector<Message>> Messages(const ordered_json& line) {
@@ -99,7 +106,7 @@ absl::Status CheckFirstLine(absl::string_view field, const std::filesystem::path
 
 absl::StatusOr<Sample> Encode(const std::vector<Message>& messages, const Encoding& encoding) {
   ALMOST_ASSIGN_OR_RETURN(EncodedDialogue dialogue,
-                          EncodeDialogue(encoding.format, encoding.tokenizer, messages));
+                          EncodeDialogue(encoding.format, *encoding.tokenizer, messages));
   Sample sample{std::move(dialogue.ids), std::move(dialogue.is_assistant)};
   if (!sample.is_target.empty()) sample.is_target[0] = false;
   return sample;
@@ -111,24 +118,32 @@ int64_t Sample::num_targets() const { return std::count(is_target.begin(), is_ta
 
 absl::StatusOr<Dialogues> ReadDialogues(const std::filesystem::path& file, const Encoding& encoding) {
   Dialogues dialogues;
-  ALMOST_RETURN_IF_ERROR(ForEachLine(file, [&](const ordered_json& line) -> absl::Status {
+  const auto whole = [encoding](const ordered_json& line) -> absl::StatusOr<Sample> {
     ALMOST_ASSIGN_OR_RETURN(const std::vector<Message> messages, Messages(line));
-    ALMOST_ASSIGN_OR_RETURN(Sample sample, Encode(messages, encoding));
-    if (static_cast<int>(sample.ids.size()) > encoding.max_tokens) {
-      sample.ids.resize(encoding.max_tokens);
-      sample.is_target.resize(encoding.max_tokens);
-      ++dialogues.num_cut;
-    }
-    if (sample.num_targets() == 0) {
-      ++dialogues.num_without_targets;
-    } else {
-      dialogues.samples.push_back(std::move(sample));
-    }
-    return absl::OkStatus();
-  }));
-  if (dialogues.samples.empty()) {
+    return Encode(messages, encoding);
+  };
+  const auto cut = [max_tokens = static_cast<size_t>(encoding.max_tokens)](Sample& sample) {
+    if (sample.ids.size() <= max_tokens) return false;
+    sample.ids.resize(max_tokens);
+    sample.is_target.resize(max_tokens);
+    return true;
+  };
+  ALMOST_ASSIGN_OR_RETURN(std::shared_ptr<const JsonLinesFile> opened,
+                          JsonLinesFile::Open(file, [&](const ordered_json& line) -> absl::StatusOr<bool> {
+                            ALMOST_ASSIGN_OR_RETURN(Sample sample, whole(line));
+                            dialogues.num_cut += cut(sample) ? 1 : 0;
+                            const bool is_kept = sample.num_targets() > 0;
+                            dialogues.num_without_targets += is_kept ? 0 : 1;
+                            return is_kept;
+                          }));
+  if (opened->size() == 0) {
     return absl::InvalidArgumentError(absl::StrCat(file.string(), ": no dialogue with an assistant's turn"));
   }
+  dialogues.samples = {std::move(opened), [whole, cut](const ordered_json& line) -> absl::StatusOr<Sample> {
+                         ALMOST_ASSIGN_OR_RETURN(Sample sample, whole(line));
+                         cut(sample);
+                         return sample;
+                       }};
   return dialogues;
 }
 
@@ -145,48 +160,44 @@ absl::StatusOr<Sample> EncodeResponse(const std::string& prompt, const std::stri
   return sample;
 }
 
-absl::StatusOr<std::vector<PreferencePair>> ReadComparisons(const std::filesystem::path& file,
-                                                            const Encoding& encoding) {
-  std::vector<PreferencePair> pairs;
-  ALMOST_RETURN_IF_ERROR(ForEachLine(file, [&](const ordered_json& line) -> absl::Status {
+absl::StatusOr<Comparisons> ReadComparisons(const std::filesystem::path& file, const Encoding& encoding) {
+  Comparisons comparisons;
+  const auto parse = [encoding](const ordered_json& line) -> absl::StatusOr<PreferencePair> {
     ALMOST_ASSIGN_OR_RETURN(const Comparison comparison, ComparisonOf(line));
-    PreferencePair& pair = pairs.emplace_back();
-    pair.prompt = comparison.prompt;
-    pair.chosen_characters = comparison.chosen.size();
-    pair.rejected_characters = comparison.rejected.size();
-    pair.margin = comparison.margin;
+    PreferencePair pair{.chosen_characters = comparison.chosen.size(),
+                        .rejected_characters = comparison.rejected.size(),
+                        .margin = comparison.margin};
     ALMOST_ASSIGN_OR_RETURN(pair.chosen, EncodeResponse(comparison.prompt, comparison.chosen, encoding));
     ALMOST_ASSIGN_OR_RETURN(pair.rejected, EncodeResponse(comparison.prompt, comparison.rejected, encoding));
-    return absl::OkStatus();
-  }));
-  return pairs;
+    return pair;
+  };
+  const auto keep = [&](const ordered_json& line, const PreferencePair&) {
+    comparisons.prompts.push_back(HashOfPrompt(*Text(line, "prompt")));
+    return true;
+  };
+  ALMOST_ASSIGN_OR_RETURN(comparisons.pairs, Open<PreferencePair>(file, parse, keep));
+  return comparisons;
 }
 
-absl::StatusOr<std::vector<Sample>> ReadTexts(const std::filesystem::path& file, const Tokenizer& tokenizer,
-                                              int max_tokens) {
-  std::vector<Sample> samples;
-  ALMOST_RETURN_IF_ERROR(ForEachLine(file, [&](const ordered_json& line) -> absl::Status {
-    const std::string* text = Text(line, "text");
-    if (text == nullptr) return Document(line);
-    Sample& sample = samples.emplace_back();
-    sample.ids = tokenizer.Encode(*text, /*add_special_tokens=*/true);
-    if (tokenizer.eos_id()) sample.ids.push_back(*tokenizer.eos_id());
+absl::StatusOr<Dataset<Sample>> ReadTexts(const std::filesystem::path& file,
+                                          std::shared_ptr<const Tokenizer> tokenizer, int max_tokens) {
+  const auto parse = [tokenizer = std::move(tokenizer),
+                      max_tokens](const ordered_json& line) -> absl::StatusOr<Sample> {
+    ALMOST_RETURN_IF_ERROR(Document(line));
+    Sample sample;
+    sample.ids = tokenizer->Encode(*Text(line, "text"), /*add_special_tokens=*/true);
+    if (tokenizer->eos_id()) sample.ids.push_back(*tokenizer->eos_id());
     if (static_cast<int>(sample.ids.size()) > max_tokens) sample.ids.resize(max_tokens);
     if (sample.ids.size() < 2) return absl::InvalidArgumentError("\"text\" has fewer than two tokens");
     sample.is_target.assign(sample.ids.size(), true);
     sample.is_target[0] = false;
-    return absl::OkStatus();
-  }));
-  return samples;
+    return sample;
+  };
+  return Open<Sample>(file, parse, KeepAll<Sample>);
 }
 
-absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::filesystem::path& file) {
-  std::vector<std::string> prompts;
-  ALMOST_RETURN_IF_ERROR(ForEachLine(file, [&](const ordered_json& line) -> absl::Status {
-    ALMOST_ASSIGN_OR_RETURN(prompts.emplace_back(), Prompt(line));
-    return absl::OkStatus();
-  }));
-  return prompts;
+absl::StatusOr<Dataset<std::string>> ReadPrompts(const std::filesystem::path& file) {
+  return Open<std::string>(file, Prompt, KeepAll<std::string>);
 }
 
 absl::Status CheckDataset(const KindSpec& kind) {
@@ -220,8 +231,8 @@ absl::Status CheckDataset(const KindSpec& kind) {
   return std::visit(Check(), kind);
 }
 
-bool IsHeldOut(const std::string& prompt, double fraction) {
-  return RandomUnit(DeriveSeed(0, prompt), 0, 0) < fraction;
-}
+uint64_t HashOfPrompt(const std::string& prompt) { return DeriveSeed(0, prompt); }
+
+bool IsHeldOut(uint64_t prompt, double fraction) { return RandomUnit(prompt, 0, 0) < fraction; }
 
 }  // namespace almost::trainer

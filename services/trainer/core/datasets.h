@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,9 +10,11 @@
 #include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
 #include "services/trainer/core/job_spec.h"
+#include "services/trainer/core/json_lines_file.h"
 
-// Training data from JSON Lines files, as token ids. Each reader refuses a file without a sample
-// (kInvalidArgument) and names file, line (from 1) and reason of one it cannot use.
+// Training data from JSON Lines files, as token ids. Each reader goes through its whole file: it refuses one
+// without a sample (kInvalidArgument) and names file, line (from 1) and reason of one it cannot use. Samples
+// stay in the file until they are asked for.
 namespace almost::trainer {
 
 // A token sequence and which of its tokens are to be learned.
@@ -22,7 +25,6 @@ struct Sample {
 };
 
 struct PreferencePair {
-  std::string prompt;
   Sample chosen;
   Sample rejected;
   size_t chosen_characters = 0;
@@ -32,13 +34,13 @@ struct PreferencePair {
 
 // How text becomes samples.
 struct Encoding {
-  const PromptFormat& format;
-  const Tokenizer& tokenizer;
+  PromptFormat format;
+  std::shared_ptr<const Tokenizer> tokenizer;
   int max_tokens;
 };
 
 struct Dialogues {
-  std::vector<Sample> samples;
+  Dataset<Sample> samples;
   int64_t num_cut = 0;              // longer than max_tokens
   int64_t num_without_targets = 0;  // left out: nothing of the assistant's before the cut
 };
@@ -47,19 +49,23 @@ struct Dialogues {
 // turn. Cut at the end to max_tokens.
 absl::StatusOr<Dialogues> ReadDialogues(const std::filesystem::path& file, const Encoding& encoding);
 
+struct Comparisons {
+  Dataset<PreferencePair> pairs;
+  std::vector<uint64_t> prompts;  // by pair; equal ones for equal prompts
+};
+
 // Lines {"prompt", "chosen", "rejected"} and, where it has one, "margin": targets are the response's tokens
 // and its end-of-text. One that is too long is cut so that the end-of-text can be put back: what a reward
 // model reads its score from.
-absl::StatusOr<std::vector<PreferencePair>> ReadComparisons(const std::filesystem::path& file,
-                                                            const Encoding& encoding);
+absl::StatusOr<Comparisons> ReadComparisons(const std::filesystem::path& file, const Encoding& encoding);
 
 // Lines {"text"}: documents between the tokenizer's markers, cut to max_tokens; every token but the first is
 // a target. One of fewer than two tokens is refused.
-absl::StatusOr<std::vector<Sample>> ReadTexts(const std::filesystem::path& file, const Tokenizer& tokenizer,
-                                              int max_tokens);
+absl::StatusOr<Dataset<Sample>> ReadTexts(const std::filesystem::path& file,
+                                          std::shared_ptr<const Tokenizer> tokenizer, int max_tokens);
 
 // Lines {"prompt"}: whatever else a line holds is not looked at.
-absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::filesystem::path& file);
+absl::StatusOr<Dataset<std::string>> ReadPrompts(const std::filesystem::path& file);
 
 // Whether the job's datasets are there, not empty, and have a first line of their kind: what can be said
 // about a dataset of any size before the job's turn comes. OK where it has none. kInvalidArgument:
@@ -70,8 +76,9 @@ absl::Status CheckDataset(const KindSpec& kind);
 absl::StatusOr<Sample> EncodeResponse(const std::string& prompt, const std::string& response,
                                       const Encoding& encoding);
 
-// Whether a prompt belongs to the share held out: a function of the prompt alone, so that every pair of a
-// prompt is on the same side.
-bool IsHeldOut(const std::string& prompt, double fraction);
+// Whether a prompt, of Comparisons::prompts, belongs to the share held out: a function of the prompt alone, so
+// that every pair of a prompt is on the same side.
+bool IsHeldOut(uint64_t prompt, double fraction);
+uint64_t HashOfPrompt(const std::string& prompt);
 
 }  // namespace almost::trainer

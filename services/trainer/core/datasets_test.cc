@@ -43,7 +43,7 @@ class Datasets : public testing::Test {
   const std::shared_ptr<const Tokenizer> tokenizer_ =
       Tokenizer::Load(fs::path(std::getenv("ALMOST_SOURCE_DIR")) / "common/world/models/S").value();
   const PromptFormat format_ = PromptFormat::World();
-  const Encoding encoding_{format_, *tokenizer_, 512};
+  const Encoding encoding_{format_, tokenizer_, 512};
 };
 
 constexpr char kEnd[] = "<|endoftext|>";
@@ -55,19 +55,19 @@ TEST_F(Datasets, DialoguesTeachTheAssistantsTokensWithTheirEndOfText) {
             "\n"),
       encoding_);
   ASSERT_TRUE(read.ok()) << read.status();
-  EXPECT_EQ(Join(Spelled(read->samples[0], true)), std::string(" This.") + kEnd + " That." + kEnd);
-  EXPECT_EQ(Join(Spelled(read->samples[0], false)),
+  EXPECT_EQ(Join(Spelled(*read->samples.Read(0), true)), std::string(" This.") + kEnd + " That." + kEnd);
+  EXPECT_EQ(Join(Spelled(*read->samples.Read(0), false)),
             std::string(kEnd) + "Human: What?\n\nAssistant:" + "\n\nHuman: And?\n\nAssistant:");
 }
 
 TEST_F(Datasets, DialoguesAreCutAndThoseWithNothingToLearnLeftOut) {
   const std::string line =
       R"({"messages":[{"role":"user","content":"What is 1 plus 2?"},{"role":"assistant","content":"1 plus 2 is 3."}]})";
-  const auto cut = ReadDialogues(Write(line + "\n"), {format_, *tokenizer_, 14});
+  const auto cut = ReadDialogues(Write(line + "\n"), {format_, tokenizer_, 14});
   ASSERT_TRUE(cut.ok()) << cut.status();
-  EXPECT_EQ(cut->samples[0].ids.size(), 14u);
+  EXPECT_EQ(cut->samples.Read(0)->ids.size(), 14u);
   EXPECT_EQ(cut->num_cut, 1);
-  const auto nothing = ReadDialogues(Write(line + "\n"), {format_, *tokenizer_, 5});
+  const auto nothing = ReadDialogues(Write(line + "\n"), {format_, tokenizer_, 5});
   EXPECT_EQ(nothing.status().code(), absl::StatusCode::kInvalidArgument);
 }
 
@@ -76,7 +76,7 @@ TEST_F(Datasets, EndOfTextIsPutBackAfterTruncation) {
   ASSERT_TRUE(whole.ok()) << whole.status();
   EXPECT_EQ(whole->ids.back(), tokenizer_->eos_id());
   const int cut_to = static_cast<int>(whole->ids.size()) - 3;
-  const auto cut = EncodeResponse("What is 1 plus 2?", "1 plus 2 is 3.", {format_, *tokenizer_, cut_to});
+  const auto cut = EncodeResponse("What is 1 plus 2?", "1 plus 2 is 3.", {format_, tokenizer_, cut_to});
   ASSERT_TRUE(cut.ok()) << cut.status();
   EXPECT_EQ(static_cast<int>(cut->ids.size()), cut_to);
   EXPECT_EQ(cut->ids.back(), tokenizer_->eos_id());
@@ -128,10 +128,10 @@ TEST_F(Datasets, AreCheckedByTheirFirstLineBeforeAJobBegins) {
 
 TEST(HeldOut, IsAShareOfPromptsAndAllPairsOfAPromptAreTogether) {
   int held_out = 0;
-  for (int i = 0; i < 2000; ++i) held_out += IsHeldOut("prompt " + std::to_string(i), 0.2);
+  for (int i = 0; i < 2000; ++i) held_out += IsHeldOut(HashOfPrompt("prompt " + std::to_string(i)), 0.2);
   // Standard deviation 18; the seed is fixed, so it fails always or never.
   EXPECT_NEAR(held_out, 400, 70);
-  EXPECT_FALSE(IsHeldOut("any", 0));
+  EXPECT_FALSE(IsHeldOut(HashOfPrompt("any"), 0));
 }
 
 TEST_F(Datasets, DocumentsStreamOnFromASavedPosition) {
@@ -194,8 +194,8 @@ TEST_F(Datasets, MarginsAreReadAndBadOnesNamed) {
   const std::string line = R"({"prompt":"a","chosen":"b","rejected":"c")";
   const auto read = ReadComparisons(Write(line + "}\n" + line + R"(,"margin":0.5})" + "\n"), encoding_);
   ASSERT_TRUE(read.ok()) << read.status();
-  EXPECT_EQ((*read)[0].margin, 0.0);
-  EXPECT_EQ((*read)[1].margin, 0.5);
+  EXPECT_EQ(read->pairs.Read(0)->margin, 0.0);
+  EXPECT_EQ(read->pairs.Read(1)->margin, 0.5);
   for (const char* bad : {"-1", "\"1\"", "null"}) {
     const auto refused =
         ReadComparisons(Write(line + "}\n" + line + ",\"margin\":" + bad + "}\n"), encoding_);
@@ -205,11 +205,11 @@ TEST_F(Datasets, MarginsAreReadAndBadOnesNamed) {
 }
 
 TEST_F(Datasets, TextsAreLearnedWholeBetweenTheirMarkers) {
-  const auto read = ReadTexts(Write("{\"text\":\"What is 1?\"}\n"), *tokenizer_, 512);
+  const auto read = ReadTexts(Write("{\"text\":\"What is 1?\"}\n"), tokenizer_, 512);
   ASSERT_TRUE(read.ok()) << read.status();
-  EXPECT_EQ(Join(Spelled((*read)[0], true)), std::string("What is 1?") + kEnd);
-  EXPECT_EQ(ReadTexts(Write("{\"text\":\"What is 1?\"}\n"), *tokenizer_, 3)->front().ids.size(), 3u);
-  EXPECT_THAT(std::string(ReadTexts(Write("{\"txt\":1}\n"), *tokenizer_, 3).status().message()),
+  EXPECT_EQ(Join(Spelled(*read->Read(0), true)), std::string("What is 1?") + kEnd);
+  EXPECT_EQ(ReadTexts(Write("{\"text\":\"What is 1?\"}\n"), tokenizer_, 3)->Read(0)->ids.size(), 3u);
+  EXPECT_THAT(std::string(ReadTexts(Write("{\"txt\":1}\n"), tokenizer_, 3).status().message()),
               HasSubstr("line 1: needs \"text\""));
 }
 

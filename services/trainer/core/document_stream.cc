@@ -4,34 +4,34 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "common/storage/env.h"
-#include "common/storage/json_lines.h"
+#include "services/trainer/core/json_lines_file.h"
 
 namespace almost::trainer {
 
 absl::StatusOr<DocumentSource> ReadDocuments(const std::filesystem::path& json_lines) {
-  ALMOST_ASSIGN_OR_RETURN(const std::string lines, Env::Posix()->Read(json_lines));
-  auto texts = std::make_shared<std::vector<std::string>>();
-  ALMOST_RETURN_IF_ERROR(ForEachJsonLine(
-      json_lines.string(), lines, [&](int64_t number, const nlohmann::ordered_json& line) -> absl::Status {
-        const auto text = line.find("text");
-        if (text == line.end() || !text->is_string()) {
-          return absl::InvalidArgumentError(
-              absl::StrCat(json_lines.string(), " line ", number + 1, ": needs \"text\", a string"));
-        }
-        texts->push_back(text->get<std::string>());
-        return absl::OkStatus();
-      }));
-  if (texts->empty()) return absl::InvalidArgumentError(absl::StrCat(json_lines.string(), ": is empty"));
-  return DocumentSource([texts](int64_t index) { return (*texts)[index % texts->size()]; });
+  using Json = JsonLinesFile::Json;
+  const auto parse = [](const Json& line) -> absl::StatusOr<std::string> {
+    const auto text = line.find("text");
+    if (text == line.end() || !text->is_string()) {
+      return absl::InvalidArgumentError("needs \"text\", a string");
+    }
+    return text->get<std::string>();
+  };
+  ALMOST_ASSIGN_OR_RETURN(std::shared_ptr<const JsonLinesFile> file,
+                          JsonLinesFile::Open(json_lines, [&](const Json& line) -> absl::StatusOr<bool> {
+                            ALMOST_RETURN_IF_ERROR(parse(line).status());
+                            return true;
+                          }));
+  const Dataset<std::string> texts(std::move(file), parse);
+  return DocumentSource([texts](int64_t index) { return texts.Read(index % texts.size()); });
 }
 
 absl::StatusOr<std::vector<int32_t>> DocumentStream::Next(int64_t count) {
   std::vector<int32_t>& buffer = position_.left_over;
   int without_tokens = 0;
   while (static_cast<int64_t>(buffer.size()) < count) {
-    const std::vector<int32_t> ids =
-        tokenizer_->Encode(source_(position_.next_document), /*add_special_tokens=*/true);
+    ALMOST_ASSIGN_OR_RETURN(const std::string text, source_(position_.next_document));
+    const std::vector<int32_t> ids = tokenizer_->Encode(text, /*add_special_tokens=*/true);
     ++position_.next_document;
     buffer.insert(buffer.end(), ids.begin(), ids.end());
     if (tokenizer_->eos_id() && !(tokenizer_->eos_id() == tokenizer_->bos_id() && !ids.empty() &&

@@ -13,7 +13,7 @@
 namespace almost::trainer {
 
 // The text of document `index`, for every index from 0: a function of the index alone.
-using DocumentSource = std::function<std::string(int64_t index)>;
+using DocumentSource = std::function<absl::StatusOr<std::string>(int64_t index)>;
 
 // The "text" of each line, again from the first after the last. kNotFound, kDataLoss or kInvalidArgument name
 // the file and, where it is one, the line.
@@ -32,7 +32,7 @@ class DocumentStream {
   DocumentStream(DocumentSource source, std::shared_ptr<const Tokenizer> tokenizer, Position position)
       : source_(std::move(source)), tokenizer_(std::move(tokenizer)), position_(std::move(position)) {}
 
-  // The next `count` tokens. kInvalidArgument: a thousand documents in a row without a token.
+  // The next `count` tokens. The source's errors; kInvalidArgument: a thousand documents in a row without a token.
   absl::StatusOr<std::vector<int32_t>> Next(int64_t count);
   const Position& position() const { return position_; }
 

@@ -51,7 +51,7 @@ class Stopwatch {
 
 class PpoTask : public Task {
  public:
-  PpoTask(TaskInputs inputs, std::vector<std::string> prompts, std::vector<Sample> mix, RewardFunction reward,
+  PpoTask(TaskInputs inputs, Dataset<std::string> prompts, Dataset<Sample> mix, RewardFunction reward,
           RewardFunction guard)
       : spec_(std::get<PpoSpec>(inputs.spec.kind)),
         optimizer_(inputs.spec.optimizer),
@@ -89,7 +89,8 @@ class PpoTask : public Task {
     if (spec_.normalize_rewards && reward_std_ == 0) ALMOST_RETURN_IF_ERROR(MeasureBase());
     std::vector<std::string> prompts;
     for (const size_t index : order_.Batch(step)) {
-      prompts.insert(prompts.end(), is_grpo() ? spec_.group_size : 1, prompts_[index]);
+      ALMOST_ASSIGN_OR_RETURN(const std::string prompt, prompts_.Read(index));
+      prompts.insert(prompts.end(), is_grpo() ? spec_.group_size : 1, prompt);
     }
     const uint64_t seed = DeriveSeed(DeriveSeed(seed_, "rollouts"), static_cast<uint64_t>(step));
     Stopwatch stopwatch;
@@ -115,7 +116,7 @@ class PpoTask : public Task {
     } else {
       metrics["value_explained_variance"] = CompareWithValues(rollouts);
     }
-    Learn(rollouts, step, metrics);
+    ALMOST_RETURN_IF_ERROR(Learn(rollouts, step, metrics));
     metrics["update_seconds"] = stopwatch.Lap();
     if (spec_.kl_target > 0) {
       kl_coefficient_ = AdaptKlCoefficient(kl_coefficient_, metrics["kl"], spec_.kl_target);
@@ -242,9 +243,9 @@ class PpoTask : public Task {
   }
 
   absl::Status MeasureBase() {
-    const std::vector<std::string> prompts(
-        prompts_.begin(),
-        prompts_.begin() + static_cast<std::ptrdiff_t>(std::min(kNormalisationRollouts, prompts_.size())));
+    std::vector<size_t> first(std::min(kNormalisationRollouts, prompts_.size()));
+    std::iota(first.begin(), first.end(), size_t{0});
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> prompts, prompts_.Read(first));
     ALMOST_ASSIGN_OR_RETURN(Scored scored,
                             Draw(prompts, DeriveSeed(seed_, "base rollouts"), [](std::vector<Rollout>&) {}));
     std::vector<Rollout> rollouts = std::move(scored.rollouts);
@@ -374,7 +375,7 @@ class PpoTask : public Task {
     double policy_loss = 0, value_loss = 0, mix_loss = 0, clipped = 0, tokens = 0, grad_norm = 0, updates = 0;
   };
 
-  void Learn(const std::vector<Rollout>& rollouts, int64_t step, Metrics& metrics) {
+  absl::Status Learn(const std::vector<Rollout>& rollouts, int64_t step, Metrics& metrics) {
     const double factor =
         step < spec_.value_warmup_iterations ? 0.0 : LearningRateFactor(optimizer_, step, num_steps());
     RandomStream random(DeriveSeed(seed_, "minibatches"), static_cast<uint64_t>(step));
@@ -388,7 +389,8 @@ class PpoTask : public Task {
         // Updates of all iterations, counted on.
         const int64_t minibatches = (spec_.rollouts + spec_.minibatch_size - 1) / spec_.minibatch_size;
         const int64_t update = step * spec_.epochs * minibatches + static_cast<int64_t>(progress.updates);
-        Update(rollouts, {order.data() + begin, order.data() + end}, factor, update, progress);
+        ALMOST_RETURN_IF_ERROR(
+            Update(rollouts, {order.data() + begin, order.data() + end}, factor, update, progress));
       }
     }
     metrics["loss"] = metrics["policy_loss"] = progress.policy_loss / progress.tokens;
@@ -396,7 +398,7 @@ class PpoTask : public Task {
       metrics["value_loss"] = progress.value_loss / progress.tokens;
       metrics["loss"] += spec_.value_coefficient * metrics["value_loss"];
     }
-    if (!mix_.empty() && factor > 0) {
+    if (mix_.size() > 0 && factor > 0) {
       metrics["mix_loss"] = progress.mix_loss / progress.updates;
       metrics["loss"] += spec_.mix_coefficient * metrics["mix_loss"];
     }
@@ -404,36 +406,41 @@ class PpoTask : public Task {
     metrics["grad_norm"] = progress.grad_norm / progress.updates;
     metrics["learning_rate"] = optimizer_.learning_rate * factor;
     metrics["tokens"] = progress.tokens;
+    return absl::OkStatus();
   }
 
   // Documents of an update, in micro-batches: what is learned beside the rollouts.
   struct Mix {
+    std::vector<Sample> samples;
     std::vector<std::vector<const Sample*>> parts;
     double targets = 0;
   };
-  Mix MixOf(int64_t update) {
+  absl::StatusOr<Mix> MixOf(int64_t update) {
     Mix mix;
-    if (mix_.empty()) return mix;
-    const std::vector<size_t> batch = mix_order_.Batch(update);
+    if (mix_.size() == 0) return mix;
+    ALMOST_ASSIGN_OR_RETURN(mix.samples, mix_.Read(mix_order_.Batch(update)));
     std::vector<int64_t> lengths;
-    for (const size_t index : batch) {
-      lengths.push_back(static_cast<int64_t>(mix_[index].ids.size()));
-      mix.targets += static_cast<double>(mix_[index].num_targets());
+    for (const Sample& sample : mix.samples) {
+      lengths.push_back(static_cast<int64_t>(sample.ids.size()));
+      mix.targets += static_cast<double>(sample.num_targets());
     }
     for (const std::vector<size_t>& cut :
          CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens)) {
       std::vector<const Sample*>& part = mix.parts.emplace_back();
-      for (const size_t item : cut) part.push_back(&mix_[batch[item]]);
+      for (const size_t item : cut) part.push_back(&mix.samples[item]);
     }
     return mix;
   }
 
-  void Update(const std::vector<Rollout>& rollouts, const std::vector<size_t>& minibatch, double factor,
-              int64_t update, Progress& progress) {
+  absl::Status Update(const std::vector<Rollout>& rollouts, const std::vector<size_t>& minibatch,
+                      double factor, int64_t update, Progress& progress) {
     double tokens = 0;
     for (const size_t i : minibatch) tokens += static_cast<double>(rollouts[i].sample.num_targets());
     const auto cut = Cut(rollouts, minibatch);
-    const Mix mix = factor > 0 ? MixOf(update) : Mix();
+    Mix mix;
+    if (factor > 0) {
+      ALMOST_ASSIGN_OR_RETURN(mix, MixOf(update));
+    }
     std::vector<Progress> parts(cut.size() + mix.parts.size());
     progress.grad_norm +=
         learner_.Update(parts.size(), factor, [&](const Llama& policy, const ValueHead* values, size_t part) {
@@ -476,6 +483,7 @@ class PpoTask : public Task {
     }
     progress.tokens += tokens;
     ++progress.updates;
+    return absl::OkStatus();
   }
 
   const PpoSpec spec_;
@@ -484,8 +492,8 @@ class PpoTask : public Task {
   const uint64_t seed_;
   Group& group_;
   const RolloutSampler sampler_;
-  const std::vector<std::string> prompts_;
-  const std::vector<Sample> mix_;  // documents
+  const Dataset<std::string> prompts_;
+  const Dataset<Sample> mix_;  // documents; empty: none
   const RewardFunction reward_, guard_;
   const Llama reference_;
   ActorCritic learner_;
@@ -510,11 +518,11 @@ absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunct
     return absl::FailedPreconditionError(
         absl::StrCat(kind, ": the tokenizer has no end-of-text token for an answer to end with"));
   }
-  ALMOST_ASSIGN_OR_RETURN(std::vector<std::string> prompts, ReadPrompts(spec.dataset));
-  std::vector<Sample> mix;
+  ALMOST_ASSIGN_OR_RETURN(Dataset<std::string> prompts, ReadPrompts(spec.dataset));
+  Dataset<Sample> mix;
   if (!spec.mix_dataset.empty()) {
     ALMOST_ASSIGN_OR_RETURN(
-        mix, ReadTexts(spec.mix_dataset, *inputs.tokenizer, inputs.model.config().max_positions));
+        mix, ReadTexts(spec.mix_dataset, inputs.tokenizer, inputs.model.config().max_positions));
   }
   return std::make_unique<PpoTask>(std::move(inputs), std::move(prompts), std::move(mix), std::move(reward),
                                    std::move(guard));

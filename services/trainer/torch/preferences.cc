@@ -26,39 +26,44 @@ using torch::Tensor;
 
 // Training pairs whose scores give a reward model's mean and deviation.
 constexpr size_t kNormalisationPairs = 512;
+// Pairs in memory while held-out ones are scored.
+constexpr size_t kScoredAtOnce = 1024;
 
 class PreferenceTask : public Task {
  public:
-  PreferenceTask(TaskInputs inputs, std::vector<PreferencePair> pairs, int epochs, int batch_size,
-                 bool whole_prompts)
+  // Of the pairs, those at the given places.
+  PreferenceTask(TaskInputs inputs, Comparisons comparisons, std::vector<size_t> trained, int epochs,
+                 int batch_size, bool whole_prompts)
       : optimizer_(inputs.spec.optimizer),
         memory_(inputs.spec.memory),
         seed_(inputs.spec.seed),
-        pairs_(std::move(pairs)),
+        pairs_(std::move(comparisons.pairs)),
+        trained_(std::move(trained)),
         learner_(std::move(inputs.model), optimizer_, inputs.spec.num_threads, *inputs.group),
         whole_prompts_(whole_prompts),
-        groups_(Groups(pairs_, whole_prompts)),
+        groups_(Groups(trained_, comparisons.prompts, whole_prompts)),
         batches_(BatchesOfGroups(seed_, Sizes(groups_), epochs, batch_size)) {}
 
   int64_t num_steps() const override { return static_cast<int64_t>(batches_.size()); }
 
   absl::StatusOr<Metrics> Step(int64_t step) override {
-    const std::vector<size_t>& batch = batches_[step];
+    std::vector<std::vector<PreferencePair>> groups;
     std::vector<int64_t> lengths;
     double count = 0;
-    for (const size_t group : batch) {
-      int64_t tokens = 0;
-      for (const Sample* sample : SamplesOf(groups_[group]))
-        tokens += static_cast<int64_t>(sample->ids.size());
-      lengths.push_back(tokens);
-      count += static_cast<double>(groups_[group].size());
+    for (const size_t group : batches_[step]) {
+      ALMOST_ASSIGN_OR_RETURN(groups.emplace_back(), pairs_.Read(groups_[group]));
+      lengths.push_back(0);
+      for (const Sample* sample : SamplesOf(PointersTo(groups.back()))) {
+        lengths.back() += static_cast<int64_t>(sample->ids.size());
+      }
+      count += static_cast<double>(groups.back().size());
     }
     const auto cut = CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens);
     std::vector<PackedPairs> parts;
     for (const std::vector<size_t>& items : cut) {
-      std::vector<const PreferencePair*> pairs;
+      Pairs pairs;
       for (const size_t item : items) {
-        pairs.insert(pairs.end(), groups_[batch[item]].begin(), groups_[batch[item]].end());
+        for (const PreferencePair& pair : groups[item]) pairs.push_back(&pair);
       }
       parts.push_back(Pack(pairs));
     }
@@ -75,8 +80,8 @@ class PreferenceTask : public Task {
     lengths.clear();
     double tokens = 0;
     int64_t targets = 0;
-    for (const size_t group : batch) {
-      for (const Sample* sample : SamplesOf(groups_[group])) {
+    for (const std::vector<PreferencePair>& group : groups) {
+      for (const Sample* sample : SamplesOf(PointersTo(group))) {
         lengths.push_back(static_cast<int64_t>(sample->ids.size()));
         tokens += static_cast<double>(lengths.back());
         targets += sample->num_targets();
@@ -116,30 +121,37 @@ class PreferenceTask : public Task {
   static double Sum(const std::vector<double>& parts) {
     return std::accumulate(parts.begin(), parts.end(), 0.0);
   }
-  using Group = std::vector<const PreferencePair*>;
+  using Pairs = std::vector<const PreferencePair*>;
 
-  // Pairs that stay together: those of a prompt, or each by itself.
-  static std::vector<Group> Groups(const std::vector<PreferencePair>& pairs, bool whole_prompts) {
-    std::vector<Group> groups;
-    std::map<std::string, size_t> by_prompt;
-    for (const PreferencePair& pair : pairs) {
-      const auto [found, is_new] = by_prompt.try_emplace(pair.prompt, groups.size());
+  static Pairs PointersTo(const std::vector<PreferencePair>& pairs) {
+    Pairs pointers;
+    for (const PreferencePair& pair : pairs) pointers.push_back(&pair);
+    return pointers;
+  }
+
+  // Places of pairs that stay together: those of a prompt, or each by itself.
+  static std::vector<std::vector<size_t>> Groups(const std::vector<size_t>& trained,
+                                                 const std::vector<uint64_t>& prompts, bool whole_prompts) {
+    std::vector<std::vector<size_t>> groups;
+    std::map<uint64_t, size_t> by_prompt;
+    for (const size_t pair : trained) {
+      const auto [found, is_new] = by_prompt.try_emplace(prompts[pair], groups.size());
       if (is_new || !whole_prompts) {
-        groups.push_back({&pair});
+        groups.push_back({pair});
       } else {
-        groups[found->second].push_back(&pair);
+        groups[found->second].push_back(pair);
       }
     }
     return groups;
   }
-  static std::vector<size_t> Sizes(const std::vector<Group>& groups) {
+  static std::vector<size_t> Sizes(const std::vector<std::vector<size_t>>& groups) {
     std::vector<size_t> sizes;
-    for (const Group& group : groups) sizes.push_back(group.size());
+    for (const std::vector<size_t>& group : groups) sizes.push_back(group.size());
     return sizes;
   }
 
   // The chosen first; where prompts are whole, distinct ones: their pairs share answers.
-  std::vector<const Sample*> SamplesOf(const Group& pairs, std::vector<int64_t>* places = nullptr) const {
+  std::vector<const Sample*> SamplesOf(const Pairs& pairs, std::vector<int64_t>* places = nullptr) const {
     std::vector<const Sample*> samples;
     std::map<std::span<const int32_t>, int64_t, decltype([](const auto& a, const auto& b) {
                return std::ranges::lexicographical_compare(a, b);
@@ -158,7 +170,7 @@ class PreferenceTask : public Task {
     return samples;
   }
 
-  PackedPairs Pack(const Group& pairs) const {
+  PackedPairs Pack(const Pairs& pairs) const {
     std::vector<int64_t> places;
     std::vector<double> margins;
     for (const PreferencePair* pair : pairs) margins.push_back(pair->margin);
@@ -174,18 +186,20 @@ class PreferenceTask : public Task {
   const OptimizerSpec optimizer_;
   const MemorySpec memory_;
   const uint64_t seed_;
-  const std::vector<PreferencePair> pairs_;
+  const Dataset<PreferencePair> pairs_;
+  const std::vector<size_t> trained_;  // places of pairs; the rest are held out
   Learner learner_;
   const bool whole_prompts_;
-  const std::vector<Group> groups_;
+  const std::vector<std::vector<size_t>> groups_;  // places of pairs
   const std::vector<std::vector<size_t>> batches_;  // groups by step
 };
 
 class RewardModelTask : public PreferenceTask {
  public:
-  RewardModelTask(TaskInputs inputs, std::vector<PreferencePair> pairs, std::vector<PreferencePair> held_out,
-                  const RewardModelSpec& spec)
-      : PreferenceTask(std::move(inputs), std::move(pairs), spec.epochs, spec.batch_size, spec.whole_prompts),
+  RewardModelTask(TaskInputs inputs, Comparisons comparisons, std::vector<size_t> trained,
+                  std::vector<size_t> held_out, const RewardModelSpec& spec)
+      : PreferenceTask(std::move(inputs), std::move(comparisons), std::move(trained), spec.epochs,
+                       spec.batch_size, spec.whole_prompts),
         spec_(spec),
         held_out_(std::move(held_out)) {
     if (spec_.patience > 0) {
@@ -201,7 +215,7 @@ class RewardModelTask : public PreferenceTask {
     ALMOST_ASSIGN_OR_RETURN(Metrics metrics, PreferenceTask::Step(step));
     const int64_t done = step + 1;
     if (spec_.evaluation_steps > 0 && (done % spec_.evaluation_steps == 0 || done == num_steps())) {
-      const Metrics measured = Measure();
+      ALMOST_ASSIGN_OR_RETURN(const Metrics measured, Measure());
       metrics.insert(measured.begin(), measured.end());
       if (spec_.patience > 0) KeepBest(done, measured.at("held_out_loss"));
     }
@@ -235,12 +249,13 @@ class RewardModelTask : public PreferenceTask {
       for (const auto& [name, best] : best_) model().parameters().at(name).detach().copy_(best);
     }
     RandomStream random(DeriveSeed(seed_, "reward normalisation"));
-    Group reference;
-    for (const size_t index : random.Sample(pairs_.size(), std::min(kNormalisationPairs, pairs_.size()))) {
-      reference.push_back(&pairs_[index]);
+    std::vector<size_t> reference;
+    for (const size_t index :
+         random.Sample(trained_.size(), std::min(kNormalisationPairs, trained_.size()))) {
+      reference.push_back(trained_[index]);
     }
     double sum = 0, squares = 0;
-    const std::vector<double> scores = Scores(reference);
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<double> scores, Scores(reference));
     for (const double score : scores) sum += score;
     const double mean = sum / static_cast<double>(scores.size());
     for (const double score : scores) squares += (score - mean) * (score - mean);
@@ -251,10 +266,11 @@ class RewardModelTask : public PreferenceTask {
     }
     Finished finished;
     finished.reward = {{"mean", mean}, {"std", deviation}};
-    finished.measured = {{"pairs", pairs_.size()}, {"held_out_pairs", held_out_.size()}};
+    finished.measured = {{"pairs", trained_.size()}, {"held_out_pairs", held_out_.size()}};
     if (spec_.patience > 0) finished.measured["best_step"] = best_step_;
     if (!held_out_.empty()) {
-      for (const auto& [name, value] : Measure()) finished.measured[name] = value;
+      ALMOST_ASSIGN_OR_RETURN(const Metrics measured, Measure());
+      for (const auto& [name, value] : measured) finished.measured[name] = value;
     }
     return finished;
   }
@@ -287,17 +303,36 @@ class RewardModelTask : public PreferenceTask {
     }
   }
 
-  // Chosen and rejected, alternating.
-  std::vector<double> Scores(const Group& pairs) {
+  // Of the pairs at those places, chosen and rejected alternating; `lengths`, in characters, likewise.
+  absl::StatusOr<std::vector<double>> Scores(const std::vector<size_t>& places,
+                                             std::vector<double>* lengths = nullptr) {
+    std::vector<double> scores;
+    for (size_t begin = 0; begin < places.size(); begin += kScoredAtOnce) {
+      const size_t end = std::min(begin + kScoredAtOnce, places.size());
+      ALMOST_ASSIGN_OR_RETURN(const std::vector<PreferencePair> pairs,
+                              pairs_.Read(std::vector(places.begin() + static_cast<std::ptrdiff_t>(begin),
+                                                      places.begin() + static_cast<std::ptrdiff_t>(end))));
+      const std::vector<double> found = ScoresOf(pairs);
+      scores.insert(scores.end(), found.begin(), found.end());
+      for (const PreferencePair& pair : pairs) {
+        if (lengths == nullptr) break;
+        lengths->push_back(static_cast<double>(pair.chosen_characters));
+        lengths->push_back(static_cast<double>(pair.rejected_characters));
+      }
+    }
+    return scores;
+  }
+
+  std::vector<double> ScoresOf(const std::vector<PreferencePair>& pairs) {
     std::vector<int64_t> lengths;
-    for (const PreferencePair* pair : pairs) {
-      lengths.push_back(static_cast<int64_t>(pair->chosen.ids.size() + pair->rejected.ids.size()));
+    for (const PreferencePair& pair : pairs) {
+      lengths.push_back(static_cast<int64_t>(pair.chosen.ids.size() + pair.rejected.ids.size()));
     }
     const auto cut = CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens);
     std::vector<double> scores(2 * pairs.size());
     learner_.ForEach(cut.size(), [&](size_t i) {
-      Group part;
-      for (const size_t item : cut[i]) part.push_back(pairs[item]);
+      Pairs part;
+      for (const size_t item : cut[i]) part.push_back(&pairs[item]);
       const PackedPairs packed = Pack(part);
       const Tensor rewards_S =
           model().Rewards(model().Hidden(packed.samples.packed), packed.samples.packed).to(torch::kFloat64);
@@ -313,32 +348,28 @@ class RewardModelTask : public PreferenceTask {
 
   // On the held-out pairs; what is equal counts half. Beside it the accuracy of taking the longer one, and
   // how scores go with length: a reward model is judged against those.
-  Metrics Measure() {
-    Group pairs;
-    for (const PreferencePair& pair : held_out_) pairs.push_back(&pair);
-    const std::vector<double> scores = Scores(pairs);
+  absl::StatusOr<Metrics> Measure() {
+    std::vector<double> lengths;
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<double> scores, Scores(held_out_, &lengths));
     const auto half = [](double chosen, double rejected) {
       return chosen > rejected ? 1.0 : chosen == rejected ? 0.5 : 0.0;
     };
     double loss = 0, right = 0, longer = 0;
-    std::vector<double> lengths;
-    for (size_t i = 0; i < pairs.size(); ++i) {
-      lengths.push_back(static_cast<double>(pairs[i]->chosen_characters));
-      lengths.push_back(static_cast<double>(pairs[i]->rejected_characters));
+    for (size_t i = 0; i < held_out_.size(); ++i) {
       const double margin = scores[2 * i] - scores[2 * i + 1];
       loss += std::max(-margin, 0.0) + std::log1p(std::exp(-std::abs(margin)));
       right += half(scores[2 * i], scores[2 * i + 1]);
       longer += half(lengths[2 * i], lengths[2 * i + 1]);
     }
-    const auto count = static_cast<double>(pairs.size());
-    return {{"held_out_loss", loss / count},
+    const auto count = static_cast<double>(held_out_.size());
+    return Metrics{{"held_out_loss", loss / count},
             {"held_out_accuracy", right / count},
             {"held_out_accuracy_length_only", longer / count},
             {"held_out_score_length_correlation", Correlation(scores, lengths)}};
   }
 
   const RewardModelSpec spec_;
-  const std::vector<PreferencePair> held_out_;
+  const std::vector<size_t> held_out_;  // places of pairs
   // With patience: the parameters of the evaluation with the smallest loss.
   std::map<std::string, Tensor> best_;
   double best_loss_ = std::numeric_limits<double>::infinity();
@@ -349,9 +380,9 @@ class RewardModelTask : public PreferenceTask {
 
 class DpoTask : public PreferenceTask {
  public:
-  DpoTask(TaskInputs inputs, std::vector<PreferencePair> pairs, const DpoSpec& spec)
-      : PreferenceTask(std::move(inputs), std::move(pairs), spec.epochs, spec.batch_size,
-                       /*whole_prompts=*/false),
+  DpoTask(TaskInputs inputs, Comparisons comparisons, std::vector<size_t> trained, const DpoSpec& spec)
+      : PreferenceTask(std::move(inputs), std::move(comparisons), std::move(trained), spec.epochs,
+                       spec.batch_size, /*whole_prompts=*/false),
         beta_(spec.beta),
         reference_(model().Frozen()) {}
 
@@ -386,30 +417,32 @@ absl::StatusOr<std::unique_ptr<Task>> MakeRewardModelTask(TaskInputs inputs) {
   const auto spec = std::get<RewardModelSpec>(inputs.spec.kind);
   ALMOST_ASSIGN_OR_RETURN(const int max_tokens,
                           MaxTokens("reward_model.max_tokens", spec.max_tokens, inputs.model.config()));
-  ALMOST_ASSIGN_OR_RETURN(std::vector<PreferencePair> pairs,
-                          ReadComparisons(spec.dataset, {inputs.format, *inputs.tokenizer, max_tokens}));
-  const auto kept = std::stable_partition(pairs.begin(), pairs.end(), [&](const PreferencePair& pair) {
-    return !IsHeldOut(pair.prompt, spec.held_out_fraction);
-  });
-  std::vector<PreferencePair> held_out(std::make_move_iterator(kept), std::make_move_iterator(pairs.end()));
-  pairs.erase(kept, pairs.end());
-  if (pairs.empty()) {
+  ALMOST_ASSIGN_OR_RETURN(Comparisons comparisons,
+                          ReadComparisons(spec.dataset, {inputs.format, inputs.tokenizer, max_tokens}));
+  std::vector<size_t> trained, held_out;
+  for (size_t i = 0; i < comparisons.pairs.size(); ++i) {
+    (IsHeldOut(comparisons.prompts[i], spec.held_out_fraction) ? held_out : trained).push_back(i);
+  }
+  if (trained.empty()) {
     return absl::InvalidArgumentError("reward_model.held_out_fraction: holds out every pair of the dataset");
   }
   if (held_out.empty() && spec.evaluation_steps > 0) {
     return absl::InvalidArgumentError(
         "reward_model.held_out_fraction: holds out no pair, and reward_model.evaluation_steps asks for some");
   }
-  return std::make_unique<RewardModelTask>(std::move(inputs), std::move(pairs), std::move(held_out), spec);
+  return std::make_unique<RewardModelTask>(std::move(inputs), std::move(comparisons), std::move(trained),
+                                           std::move(held_out), spec);
 }
 
 absl::StatusOr<std::unique_ptr<Task>> MakeDpoTask(TaskInputs inputs) {
   const auto spec = std::get<DpoSpec>(inputs.spec.kind);
   ALMOST_ASSIGN_OR_RETURN(const int max_tokens,
                           MaxTokens("dpo.max_tokens", spec.max_tokens, inputs.model.config()));
-  ALMOST_ASSIGN_OR_RETURN(std::vector<PreferencePair> pairs,
-                          ReadComparisons(spec.dataset, {inputs.format, *inputs.tokenizer, max_tokens}));
-  return std::make_unique<DpoTask>(std::move(inputs), std::move(pairs), spec);
+  ALMOST_ASSIGN_OR_RETURN(Comparisons comparisons,
+                          ReadComparisons(spec.dataset, {inputs.format, inputs.tokenizer, max_tokens}));
+  std::vector<size_t> trained(comparisons.pairs.size());
+  std::iota(trained.begin(), trained.end(), size_t{0});
+  return std::make_unique<DpoTask>(std::move(inputs), std::move(comparisons), std::move(trained), spec);
 }
 
 }  // namespace almost::trainer

@@ -27,11 +27,10 @@ class SftTask : public Task {
   int64_t num_steps() const override { return order_.num_steps(); }
 
   absl::StatusOr<Metrics> Step(int64_t step) override {
-    const std::vector<size_t> batch = order_.Batch(step);
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<Sample> batch, dialogues_.samples.Read(order_.Batch(step)));
     std::vector<int64_t> lengths;
     int64_t tokens = 0, targets = 0;
-    for (const size_t index : batch) {
-      const Sample& sample = dialogues_.samples[index];
+    for (const Sample& sample : batch) {
       lengths.push_back(static_cast<int64_t>(sample.ids.size()));
       tokens += lengths.back();
       targets += sample.num_targets();
@@ -41,7 +40,7 @@ class SftTask : public Task {
     const double factor = LearningRateFactor(optimizer_, step, num_steps());
     const double norm = learner_.Update(cut.size(), factor, [&](const Llama& model, size_t i) {
       std::vector<const Sample*> samples;
-      for (const size_t item : cut[i]) samples.push_back(&dialogues_.samples[batch[item]]);
+      for (const size_t item : cut[i]) samples.push_back(&batch[item]);
       const Tensor loss = -LabeledSamples::Pack(samples).Logprobs(model).sum() / static_cast<double>(targets);
       losses[i] = loss.item<double>();
       return loss;
@@ -83,7 +82,7 @@ absl::StatusOr<std::unique_ptr<Task>> MakeSftTask(TaskInputs inputs) {
   ALMOST_ASSIGN_OR_RETURN(const int max_tokens,
                           MaxTokens("sft.max_tokens", spec.max_tokens, inputs.model.config()));
   ALMOST_ASSIGN_OR_RETURN(Dialogues dialogues,
-                          ReadDialogues(spec.dataset, {inputs.format, *inputs.tokenizer, max_tokens}));
+                          ReadDialogues(spec.dataset, {inputs.format, inputs.tokenizer, max_tokens}));
   return std::make_unique<SftTask>(std::move(inputs), std::move(dialogues));
 }
 
