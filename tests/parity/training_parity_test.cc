@@ -238,7 +238,7 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
         for (const size_t i : kParts[part]) all.insert(all.end(), field[i].begin(), field[i].end());
         return torch::tensor(all, torch::kFloat64).to(DType());
       };
-      const ValueHead value_head{more[1], more[0], more[3], more[2]};
+      const ValueFunction value_head(ValueHead{more[1], more[0], more[3], more[2]});
       const PpoLosses losses =
           ComputePpoLosses(replica, &value_head, Pack(samples, kParts[part]),
                            {gather(old), gather(advantages), gather(values), gather(returns)},

@@ -100,6 +100,8 @@ absl::Status ValidateGroups(const PpoSpec& spec) {
                                absl::StrCat("a multiple of group_size = ", spec.group_size), spec.rollouts));
   ALMOST_RETURN_IF_ERROR(Check("grpo.value_warmup_iterations", spec.value_warmup_iterations == 0,
                                "0, there is no value function", spec.value_warmup_iterations));
+  ALMOST_RETURN_IF_ERROR(Check("grpo.value_model", spec.value_model.empty(), "unset, there is no value function",
+                               spec.value_model.string()));
   return Check("grpo.value_learning_rate", spec.value_learning_rate == 0, "0, there is no value function",
                spec.value_learning_rate);
 }

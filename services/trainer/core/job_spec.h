@@ -90,6 +90,7 @@ struct PpoSpec {
   double gamma = 1;
   double value_coefficient = 0.5;
   double value_learning_rate = 0;
+  std::filesystem::path value_model;  // a reward model that the value function begins as; empty: a small head
   std::optional<double> missing_stop_reward;  // of a rollout that did not stop by itself
   int value_warmup_iterations = 0;            // at first the value function learns alone
   bool normalize_rewards = false;             // by mean and deviation over rollouts of the base model

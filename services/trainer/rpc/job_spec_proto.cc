@@ -171,6 +171,9 @@ absl::StatusOr<KindSpec> ReadPpo(const std::string& kind, const v1::PpoSpec& pro
   if (proto.has_gamma()) spec.gamma = proto.gamma();
   if (proto.has_value_coefficient()) spec.value_coefficient = proto.value_coefficient();
   spec.value_learning_rate = proto.value_learning_rate();
+  if (!proto.value_model().empty()) {
+    ALMOST_ASSIGN_OR_RETURN(spec.value_model, sources.Folder(kind + ".value_model", proto.value_model()));
+  }
   if (proto.has_missing_stop_reward()) spec.missing_stop_reward = proto.missing_stop_reward();
   spec.normalize_rewards = proto.normalize_rewards();
   spec.value_warmup_iterations = proto.value_warmup_iterations();

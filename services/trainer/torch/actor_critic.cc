@@ -32,25 +32,49 @@ ValueHead ValueHead::Initialize(int64_t hidden_size, uint64_t seed) {
           .output_bias_1 = torch::zeros({1}).requires_grad_()};
 }
 
-ValueHead ValueHead::Replica() const {
-  const auto leaf = [](const Tensor& parameter) { return parameter.detach().requires_grad_(); };
-  return {leaf(hidden_weight_DD), leaf(hidden_bias_D), leaf(output_weight_1D), leaf(output_bias_1)};
-}
-
-std::map<std::string, Tensor> ValueHead::Parameters() const {
-  return {{"hidden.weight", hidden_weight_DD},
-          {"hidden.bias", hidden_bias_D},
-          {"output.weight", output_weight_1D},
-          {"output.bias", output_bias_1}};
-}
-
 Tensor ValueHead::operator()(const Tensor& hidden_ND, const Tensor& rows_M) const {
   const Tensor states_MD = hidden_ND.detach().index_select(0, rows_M).to(hidden_weight_DD.scalar_type());
   const Tensor layer_MD = torch::tanh(torch::linear(states_MD, hidden_weight_DD, hidden_bias_D));
   return torch::linear(layer_MD, output_weight_1D, output_bias_1).squeeze(1);
 }
 
-ActorCritic::ActorCritic(Llama policy, std::optional<ValueHead> values, const OptimizerSpec& optimizer,
+ValueFunction ValueFunction::Replica() const {
+  ValueFunction replica = *this;
+  if (const auto* head = std::get_if<ValueHead>(&function_)) {
+    const auto leaf = [](const Tensor& parameter) { return parameter.detach().requires_grad_(); };
+    replica.function_ = ValueHead{leaf(head->hidden_weight_DD), leaf(head->hidden_bias_D),
+                                  leaf(head->output_weight_1D), leaf(head->output_bias_1)};
+  } else {
+    replica.function_ = std::get<Llama>(function_).Replica();
+  }
+  return replica;
+}
+
+std::map<std::string, Tensor> ValueFunction::Parameters() const {
+  if (const auto* head = std::get_if<ValueHead>(&function_)) {
+    return {{"hidden.weight", head->hidden_weight_DD},
+            {"hidden.bias", head->hidden_bias_D},
+            {"output.weight", head->output_weight_1D},
+            {"output.bias", head->output_bias_1}};
+  }
+  return TrainedParameters({}, std::get<Llama>(function_).parameters());
+}
+
+void ValueFunction::Normalize(double mean, double deviation) {
+  mean_ = mean;
+  deviation_ = deviation;
+}
+
+Tensor ValueFunction::operator()(const Tensor& policy_hidden_ND, const PackedSamples& samples,
+                                 const Tensor& rows_M) const {
+  if (const auto* head = std::get_if<ValueHead>(&function_)) return (*head)(policy_hidden_ND, rows_M);
+  const Llama& model = std::get<Llama>(function_);
+  const Tensor states_MD = model.Hidden(samples).index_select(0, rows_M);
+  const Tensor outputs_M = torch::linear(states_MD, model.HeadWeight()).squeeze(1).to(torch::kFloat32);
+  return (outputs_M - mean_) / deviation_;
+}
+
+ActorCritic::ActorCritic(Llama policy, std::optional<ValueFunction> values, const OptimizerSpec& optimizer,
                          double value_learning_rate, int num_threads, Group& group)
     : policy_(std::move(policy)),
       values_(std::move(values)),
@@ -69,21 +93,26 @@ ActorCritic::ActorCritic(Llama policy, std::optional<ValueHead> values, const Op
       own.push_back(leaf);
     }
     if (!values_) continue;
-    value_heads_.push_back(values_->Replica());
-    for (const auto& [name, leaf] : value_heads_.back().Parameters()) own.push_back(leaf);
+    value_functions_.push_back(values_->Replica());
+    for (const auto& [name, leaf] : value_functions_.back().Parameters()) own.push_back(leaf);
   }
   gradients_ = std::make_unique<Gradients>(workers_, group_, std::move(leaves), std::move(owners));
 }
 
 double ActorCritic::Update(size_t count, double factor,
-                           const std::function<Tensor(const Llama&, const ValueHead*, size_t)>& loss) {
+                           const std::function<Tensor(const Llama&, const ValueFunction*, size_t)>& loss) {
   std::vector<Tensor> gradients = gradients_->Sum(count, [&](int worker, size_t i) {
-    return loss(policies_[worker], values_ ? &value_heads_[worker] : nullptr, i);
+    return loss(policies_[worker], values_ ? &value_functions_[worker] : nullptr, i);
   });
   const auto border = gradients.begin() + static_cast<std::ptrdiff_t>(policy_optimizer_.owners().size());
   if (value_optimizer_) value_optimizer_->Step({border, gradients.end()}, 1.0);
   gradients.erase(border, gradients.end());
   return factor > 0 ? policy_optimizer_.Step(std::move(gradients), factor) : 0.0;
+}
+
+void ActorCritic::NormalizeValues(double mean, double deviation) {
+  if (values_) values_->Normalize(mean, deviation);
+  for (ValueFunction& replica : value_functions_) replica.Normalize(mean, deviation);
 }
 
 void ActorCritic::ForEach(size_t count, const std::function<void(size_t)>& work) {
@@ -102,7 +131,7 @@ std::map<std::string, Tensor> ActorCritic::Tensors() const {
     if (parameter.requires_grad()) add("model", {{name, parameter}});
   }
   add("optimizer", policy_optimizer_.State());
-  if (values_) add("value_head", values_->Parameters());
+  if (values_) add("value_function", values_->Parameters());
   if (value_optimizer_) add("value_optimizer", value_optimizer_->State());
   return tensors;
 }

@@ -7,6 +7,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "common/model/llama.h"
@@ -25,11 +27,33 @@ struct ValueHead {
 
   // The first layer random, the second zero: every value is 0 to begin with.
   static ValueHead Initialize(int64_t hidden_size, uint64_t seed);
-  ValueHead Replica() const;
-  std::map<std::string, torch::Tensor> Parameters() const;
 
   // Of the states at `rows`, [M].
   torch::Tensor operator()(const torch::Tensor& hidden_ND, const torch::Tensor& rows_M) const;
+};
+
+// What returns are to be expected after each token: by a head on the policy's states, or by a model of its
+// own that begins as the reward model, whose head is read at every token (Ouyang et al. 2022). Copies share
+// parameters.
+class ValueFunction {
+ public:
+  explicit ValueFunction(ValueHead head) : function_(std::move(head)) {}
+  explicit ValueFunction(Llama reward_model) : function_(std::move(reward_model)) {}
+
+  // Same storage, own gradients.
+  ValueFunction Replica() const;
+  std::map<std::string, torch::Tensor> Parameters() const;
+  // A reward model's outputs are x here and (x - mean) / deviation below: as rewards are normalised.
+  void Normalize(double mean, double deviation);
+
+  // Of the tokens at `rows` of the samples, of which the policy has the states `policy_hidden_ND`. [M],
+  // float32.
+  torch::Tensor operator()(const torch::Tensor& policy_hidden_ND, const PackedSamples& samples,
+                           const torch::Tensor& rows_M) const;
+
+ private:
+  std::variant<ValueHead, Llama> function_;
+  double mean_ = 0, deviation_ = 1;
 };
 
 // Policy and, where there is one, value function under training, each with its optimizer, and threads with
@@ -38,12 +62,14 @@ struct ValueHead {
 class ActorCritic {
  public:
   // The group outlives this.
-  ActorCritic(Llama policy, std::optional<ValueHead> values, const OptimizerSpec& optimizer,
+  ActorCritic(Llama policy, std::optional<ValueFunction> values, const OptimizerSpec& optimizer,
               double value_learning_rate, int num_threads, Group& group);
 
   const Llama& policy() const { return policy_; }
   // Null without one.
-  const ValueHead* values() const { return values_ ? &*values_ : nullptr; }
+  const ValueFunction* values() const { return values_ ? &*values_ : nullptr; }
+  // ValueFunction::Normalize; nothing without one.
+  void NormalizeValues(double mean, double deviation);
   // Threads of all ranks.
   int num_workers() const { return workers_.size() * group_.size(); }
 
@@ -51,7 +77,7 @@ class ActorCritic {
   // none) at its constant rate, the policy at its rate times `factor`, or not at all when that is 0. Returns
   // the policy's gradient norm.
   double Update(size_t count, double factor,
-                const std::function<torch::Tensor(const Llama&, const ValueHead*, size_t i)>& loss);
+                const std::function<torch::Tensor(const Llama&, const ValueFunction*, size_t i)>& loss);
   // Calls `work` for every i < count, each on one rank, side by side, without gradients.
   void ForEach(size_t count, const std::function<void(size_t i)>& work);
 
@@ -60,10 +86,10 @@ class ActorCritic {
 
  private:
   Llama policy_;
-  std::optional<ValueHead> values_;
+  std::optional<ValueFunction> values_;
   Group& group_;
   std::vector<Llama> policies_;         // one a worker
-  std::vector<ValueHead> value_heads_;  // one a worker, or none
+  std::vector<ValueFunction> value_functions_;  // one a worker, or none
   Optimizer policy_optimizer_;
   std::optional<Optimizer> value_optimizer_;
   Workers workers_;

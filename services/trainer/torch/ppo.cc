@@ -51,8 +51,8 @@ class Stopwatch {
 
 class PpoTask : public Task {
  public:
-  PpoTask(TaskInputs inputs, Dataset<std::string> prompts, Dataset<Sample> mix, RewardFunction reward,
-          RewardFunction guard)
+  PpoTask(TaskInputs inputs, std::optional<ValueFunction> values, Dataset<std::string> prompts,
+          Dataset<Sample> mix, RewardFunction reward, RewardFunction guard)
       : spec_(std::get<PpoSpec>(inputs.spec.kind)),
         optimizer_(inputs.spec.optimizer),
         memory_(inputs.spec.memory),
@@ -64,10 +64,8 @@ class PpoTask : public Task {
         reward_(std::move(reward)),
         guard_(std::move(guard)),
         reference_(inputs.model.Frozen()),
-        learner_(inputs.model,
-                 is_grpo() ? std::nullopt
-                           : std::optional(ValueHead::Initialize(inputs.model.config().hidden_size, seed_)),
-                 optimizer_, spec_.value_learning_rate, inputs.spec.num_threads, group_),
+        learner_(inputs.model, std::move(values), optimizer_, spec_.value_learning_rate,
+                 inputs.spec.num_threads, group_),
         order_(seed_, static_cast<int64_t>(prompts_.size()),
                // Enough passes over the prompts for every iteration.
                static_cast<int>(
@@ -139,6 +137,7 @@ class PpoTask : public Task {
     kl_coefficient_ = values.at("kl_coefficient");
     reward_mean_ = values.at("reward_mean");
     reward_std_ = values.at("reward_std");
+    if (reward_std_ > 0) learner_.NormalizeValues(reward_mean_, reward_std_);
     ended_after_ = values.at("ended_after");
     return absl::OkStatus();
   }
@@ -259,6 +258,7 @@ class PpoTask : public Task {
       return absl::FailedPreconditionError(
           "ppo.normalize_rewards: the reward model gives every answer the same score");
     }
+    learner_.NormalizeValues(reward_mean_, reward_std_);
     return absl::OkStatus();
   }
 
@@ -301,7 +301,7 @@ class PpoTask : public Task {
                  &Rollout::logprobs);
       distribute(TokenEntropies(hidden_ND, head_VD, samples.rows_M, spec_.temperature), &Rollout::entropies);
       if (learner_.values() != nullptr) {
-        distribute((*learner_.values())(hidden_ND, samples.rows_M), &Rollout::values);
+        distribute((*learner_.values())(hidden_ND, samples.packed, samples.rows_M), &Rollout::values);
       }
       distribute(samples.Logprobs(reference_, spec_.temperature), &Rollout::reference);
     });
@@ -443,7 +443,7 @@ class PpoTask : public Task {
     }
     std::vector<Progress> parts(cut.size() + mix.parts.size());
     progress.grad_norm +=
-        learner_.Update(parts.size(), factor, [&](const Llama& policy, const ValueHead* values, size_t part) {
+        learner_.Update(parts.size(), factor, [&](const Llama& policy, const ValueFunction* values, size_t part) {
           if (part >= cut.size()) {
             const LabeledSamples documents = LabeledSamples::Pack(mix.parts[part - cut.size()]);
             const Tensor loss = -documents.Logprobs(policy).sum() / mix.targets;
@@ -505,6 +505,31 @@ class PpoTask : public Task {
   double reward_std_ = 0;  // 0: not measured
 };
 
+// None for grpo.
+absl::StatusOr<std::optional<ValueFunction>> MakeValueFunction(const TaskInputs& inputs) {
+  const auto& spec = std::get<PpoSpec>(inputs.spec.kind);
+  const ModelConfig& policy = inputs.model.config();
+  if (spec.group_size > 0) return std::nullopt;
+  if (spec.value_model.empty()) {
+    return ValueFunction(ValueHead::Initialize(policy.hidden_size, inputs.spec.seed));
+  }
+  ALMOST_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(spec.value_model));
+  if (!folder->config().reward_head || folder->config().vocab_size != policy.vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "ppo.value_model: must be a reward model with the policy's vocabulary, ", policy.vocab_size,
+        " tokens, is ", folder->config().architecture, " with ", folder->config().vocab_size));
+  }
+  const torch::ScalarType dtype = inputs.model.HeadWeight().scalar_type();
+  ALMOST_ASSIGN_OR_RETURN(Llama model, Llama::Load(*folder, dtype, /*reward_head=*/true));
+  const MemorySpec& memory = inputs.spec.memory;
+  if (memory.recompute_layers) model.RecomputeLayers();
+  if (memory.adapters) {
+    model.AddAdapters(memory.adapters->rank, memory.adapters->alpha,
+                      DeriveSeed(inputs.spec.seed, "value adapters"));
+  }
+  return ValueFunction(std::move(model));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward,
@@ -524,8 +549,9 @@ absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunct
     ALMOST_ASSIGN_OR_RETURN(
         mix, ReadTexts(spec.mix_dataset, inputs.tokenizer, inputs.model.config().max_positions));
   }
-  return std::make_unique<PpoTask>(std::move(inputs), std::move(prompts), std::move(mix), std::move(reward),
-                                   std::move(guard));
+  ALMOST_ASSIGN_OR_RETURN(std::optional<ValueFunction> values, MakeValueFunction(inputs));
+  return std::make_unique<PpoTask>(std::move(inputs), std::move(values), std::move(prompts), std::move(mix),
+                                   std::move(reward), std::move(guard));
 }
 
 }  // namespace almost::trainer

@@ -7,7 +7,7 @@ namespace almost::trainer {
 
 using torch::Tensor;
 
-PpoLosses ComputePpoLosses(const Llama& policy, const ValueHead* values, const LabeledSamples& samples,
+PpoLosses ComputePpoLosses(const Llama& policy, const ValueFunction* values, const LabeledSamples& samples,
                            const PpoTargets& targets, double clip_range, double value_clip_range,
                            double temperature) {
   const Tensor hidden_ND = policy.Hidden(samples.packed);
@@ -17,7 +17,7 @@ PpoLosses ComputePpoLosses(const Llama& policy, const ValueHead* values, const L
   return {.policy_M = ClippedPolicyLosses(ratio_M, targets.advantages_M, clip_range),
           .value_M = values == nullptr
                          ? Tensor()
-                         : ClippedValueLosses((*values)(hidden_ND, samples.rows_M), targets.values_M,
+                         : ClippedValueLosses((*values)(hidden_ND, samples.packed, samples.rows_M), targets.values_M,
                                               targets.returns_M, value_clip_range),
           .clipped_M = (ratio_M.detach() - 1).abs() > clip_range};
 }

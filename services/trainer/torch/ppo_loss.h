@@ -23,7 +23,7 @@ struct PpoLosses {
 };
 
 // `values` is null without a value function.
-PpoLosses ComputePpoLosses(const Llama& policy, const ValueHead* values, const LabeledSamples& samples,
+PpoLosses ComputePpoLosses(const Llama& policy, const ValueFunction* values, const LabeledSamples& samples,
                            const PpoTargets& targets, double clip_range, double value_clip_range,
                            double temperature);
 

@@ -12,6 +12,7 @@
 #include "common/model/model_folder.h"
 #include "common/text/tokenizer.h"
 #include "nlohmann/json.hpp"
+#include "services/trainer/torch/actor_critic.h"
 #include "services/trainer/torch/runtime.h"
 
 // Every kind of job from its files to its model folder, on a model of two small layers.
@@ -398,6 +399,33 @@ TEST_F(TrainTest, WhileTheValueFunctionWarmsUpThePolicyStays) {
   for (const auto& [name, tensor] : (*after)->tensors()) {
     EXPECT_TRUE(std::ranges::equal(tensor.bytes, (*before)->tensors().at(name).bytes)) << name;
   }
+}
+
+// A whole model in place of a head: values begin as the reward model's scores, learn, and survive a kill.
+TEST_F(TrainTest, TheValueFunctionMayBeginAsTheRewardModel) {
+  ASSERT_TRUE(Train(Spec("reward_model"), Context("rm")).ok());
+  const auto folder = ModelFolder::Open(root_ / "rm/model");
+  ASSERT_TRUE(folder.ok()) << folder.status();
+  const Llama reward_model = Llama::Load(**folder, torch::kFloat32, /*reward_head=*/true).value();
+  const PackedSamples samples = PackedSamples::Pack(std::vector<std::vector<int32_t>>{{1, 2, 3}, {4, 5}});
+  ValueFunction values(reward_model);
+  values.Normalize(1, 2);
+  const torch::Tensor scores = reward_model.Rewards(reward_model.Hidden(samples), samples);
+  EXPECT_TRUE(torch::equal(values({}, samples, samples.LastTokens()), (scores - 1) / 2));
+
+  JobSpec spec = Spec("ppo");
+  std::get<PpoSpec>(spec.kind).value_model = root_ / "rm/model";
+  RunUntilKilled(spec, "killed", 5);
+  const auto resumed = Train(spec, Context("killed"));
+  ASSERT_TRUE(resumed.ok()) << resumed.status();
+  const auto undisturbed = Train(spec, Context("undisturbed"));
+  ASSERT_TRUE(undisturbed.ok()) << undisturbed.status();
+  EXPECT_EQ(resumed->output_digest, undisturbed->output_digest);
+  EXPECT_NE(undisturbed->output_digest, Train(Spec("ppo"), Context("with a head"))->output_digest);
+
+  std::get<PpoSpec>(spec.kind).value_model = World();
+  EXPECT_THAT(Train(spec, Context("language model")).status().ToString(),
+              HasSubstr("INVALID_ARGUMENT: ppo.value_model: must be a reward model"));
 }
 
 TEST_F(TrainTest, LengthIsTakenOffTheReward) {
