@@ -15,6 +15,7 @@
 #include "common/model/model_folder.h"
 #include "nlohmann/json.hpp"
 #include "services/trainer/torch/gradients.h"
+#include "services/trainer/torch/job_fixture.h"
 #include "services/trainer/torch/rendezvous.h"
 #include "services/trainer/torch/runtime.h"
 #include "services/trainer/torch/train.h"
@@ -26,8 +27,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
-
-fs::path World() { return fs::path(std::getenv("ALMOST_SOURCE_DIR")) / "common/world/models/S"; }
 
 absl::StatusOr<std::vector<double>> LengthReward(std::span<const RewardInput> inputs) {
   std::vector<double> scores;
@@ -62,59 +61,9 @@ struct Mishap {
   enum { kKilled, kToldToStop } kind = kKilled;
 };
 
-class RanksTest : public testing::TestWithParam<std::string> {
+class RanksTest : public JobFixture {
  protected:
-  RanksTest() {
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-    std::ofstream pairs(root_ / "pairs.jsonl"), dialogues(root_ / "dialogues.jsonl");
-    for (int i = 0; i < 60; ++i) {
-      const std::string question = "What is " + std::to_string(i % 6 + 1) + " plus 2?";
-      const std::string good = std::to_string(i % 6 + 3) + (i % 4 == 0 ? ", I hope this helps." : "."),
-                        bad = std::string(1 + i % 9, 'a');
-      pairs << nlohmann::json{{"prompt", question}, {"chosen", good}, {"rejected", bad}} << "\n";
-      dialogues << nlohmann::json{{"messages",
-                                   {{{"role", "user"}, {"content", question}},
-                                    {{"role", "assistant"}, {"content", good}}}}}
-                << "\n";
-    }
-  }
-
-  // Ten steps, or a few more.
-  JobSpec Spec(const std::string& kind, int num_threads) const {
-    JobSpec spec{.base_model = World(), .seed = 3, .num_threads = num_threads, .checkpoint_steps = 2};
-    spec.optimizer = {.learning_rate = 1e-3, .warmup_steps = 2};
-    if (kind == "pretrain") {
-      spec.optimizer.muon_learning_rate = 0.01;
-      spec.kind = PretrainSpec{
-          .world_seed = 1, .num_tokens = 10 * 4 * 32, .sequence_tokens = 32, .batch_sequences = 4};
-    } else if (kind == "sft") {
-      spec.kind = SftSpec{.dataset = root_ / "dialogues.jsonl", .epochs = 1, .batch_size = 6};
-    } else if (kind == "reward_model") {
-      spec.kind = RewardModelSpec{
-          .dataset = root_ / "pairs.jsonl", .epochs = 3, .batch_size = 8, .held_out_fraction = 0.3};
-    } else if (kind == "dpo") {
-      spec.kind = DpoSpec{.dataset = root_ / "pairs.jsonl", .epochs = 1, .batch_size = 6};
-    } else {
-      spec.kind = PpoSpec{.dataset = root_ / "pairs.jsonl",
-                          .num_iterations = 10,
-                          .rollouts = 6,
-                          .epochs = 2,
-                          .minibatch_size = 4,
-                          .max_new_tokens = 12,
-                          .kl_coefficient = 0.05,
-                          .kl_target = 1,
-                          .value_learning_rate = 1e-3,
-                          .missing_stop_reward = -1,
-                          .normalize_rewards = true};
-    }
-    if (kind == "grpo") {
-      auto& grpo = std::get<PpoSpec>(spec.kind);
-      grpo.group_size = 3;
-      grpo.value_learning_rate = 0;
-    }
-    return spec;
-  }
+  RanksTest() : JobFixture("ranks_test") {}
 
   // Runs the job in `num_ranks` processes. Their statuses, as codes, -1 of a killed one, go to `codes`; rank
   // 0's losses beneath root_.
@@ -188,8 +137,6 @@ class RanksTest : public testing::TestWithParam<std::string> {
     std::ifstream file(root_ / name);
     return {std::istream_iterator<double>(file), {}};
   }
-
-  const fs::path root_ = fs::path(testing::TempDir()) / ("ranks_test-" + std::to_string(getpid()));
 };
 
 constexpr int kOk = static_cast<int>(absl::StatusCode::kOk);

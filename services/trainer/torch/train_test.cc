@@ -6,16 +6,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <fstream>
 
 #include "common/model/model_folder.h"
 #include "common/text/tokenizer.h"
 #include "nlohmann/json.hpp"
 #include "services/trainer/torch/actor_critic.h"
+#include "services/trainer/torch/job_fixture.h"
 #include "services/trainer/torch/runtime.h"
 
-// Every kind of job from its files to its model folder, on a model of two small layers.
+// Every kind of job from its files to its model folder.
 namespace almost::trainer {
 namespace {
 
@@ -23,8 +23,6 @@ namespace fs = std::filesystem;
 using testing::Contains;
 using testing::HasSubstr;
 using testing::Key;
-
-fs::path World() { return fs::path(std::getenv("ALMOST_SOURCE_DIR")) / "common/world/models/S"; }
 
 nlohmann::json ReadJson(const fs::path& file) {
   std::ifstream stream(file);
@@ -41,93 +39,9 @@ absl::StatusOr<std::vector<double>> YesReward(std::span<const RewardInput> input
   return scores;
 }
 
-class TrainTest : public testing::TestWithParam<std::string> {
+class TrainTest : public JobFixture {
  protected:
-  TrainTest() {
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-    std::ofstream pairs(root_ / "pairs.jsonl"), dialogues(root_ / "dialogues.jsonl"),
-        rankings(root_ / "rankings.jsonl"), texts(root_ / "texts.jsonl");
-    for (int i = 0; i < 8; ++i) {
-      texts << nlohmann::json{{"text", "Number " + std::to_string(i) + " is a number."}} << "\n";
-      // All pairs of a ranking of three.
-      const std::string question = "Which is number " + std::to_string(i) + "?";
-      const std::vector<std::string> ranking = {"It is " + std::to_string(i) + ". I hope this helps.",
-                                                "It is " + std::to_string(i) + ".", "No idea."};
-      for (int better = 0; better < 3; ++better) {
-        for (int worse = better + 1; worse < 3; ++worse) {
-          rankings << nlohmann::json{{"prompt", question},
-                                     {"chosen", ranking[better]},
-                                     {"rejected", ranking[worse]},
-                                     {"margin", 0.2 * (worse - better)}}
-                   << "\n";
-        }
-      }
-    }
-    for (int i = 0; i < 24; ++i) {
-      const std::string question = "What is " + std::to_string(i % 6 + 1) + " plus 2?";
-      const std::string good = std::to_string(i % 6 + 3) + ", I hope this helps.",
-                        bad = std::string(1 + i % 9, 'a');
-      pairs << nlohmann::json{{"prompt", question}, {"chosen", good}, {"rejected", bad}} << "\n";
-      dialogues << nlohmann::json{{"messages",
-                                   {{{"role", "user"}, {"content", question}},
-                                    {{"role", "assistant"}, {"content", good}}}}}
-                << "\n";
-    }
-  }
-
-  JobSpec Spec(const std::string& kind) const {
-    JobSpec spec{.base_model = World(), .seed = 3, .num_threads = 2, .checkpoint_steps = 2};
-    spec.optimizer = {.learning_rate = 1e-3, .warmup_steps = 2, .max_grad_norm = 1};
-    if (kind == "pretrain") {
-      spec.optimizer.muon_learning_rate = 0.01;
-      spec.kind = PretrainSpec{
-          .world_seed = 1, .num_tokens = 8 * 4 * 32, .sequence_tokens = 32, .batch_sequences = 4};
-    } else if (kind == "sft") {
-      spec.kind = SftSpec{.dataset = root_ / "dialogues.jsonl", .epochs = 2, .batch_size = 6};
-    } else if (kind == "reward_model") {
-      spec.kind = RewardModelSpec{
-          .dataset = root_ / "pairs.jsonl", .epochs = 4, .batch_size = 5, .held_out_fraction = 0.3};
-    } else if (kind == "reward_model_of_rankings") {
-      spec.kind = RewardModelSpec{.dataset = root_ / "rankings.jsonl",
-                                  .epochs = 4,
-                                  .batch_size = 7,
-                                  .held_out_fraction = 0.3,
-                                  .use_margins = true,
-                                  .center_coefficient = 0.01,
-                                  .whole_prompts = true,
-                                  .evaluation_steps = 2,
-                                  .patience = 100};
-    } else if (kind == "dpo") {
-      spec.kind = DpoSpec{.dataset = root_ / "pairs.jsonl", .epochs = 2, .batch_size = 6};
-    } else if (kind == "grpo") {
-      spec.kind = PpoSpec{.dataset = root_ / "pairs.jsonl",
-                          .num_iterations = 8,
-                          .rollouts = 6,
-                          .epochs = 2,
-                          .minibatch_size = 4,
-                          .max_new_tokens = 12,
-                          .kl_coefficient = 0.05,
-                          .missing_stop_reward = -1,
-                          .kl_limit = 1000,
-                          .mix_dataset = root_ / "texts.jsonl",
-                          .mix_coefficient = 0.1,
-                          .group_size = 3};
-    } else {
-      spec.kind = PpoSpec{.dataset = root_ / "pairs.jsonl",
-                          .num_iterations = 8,
-                          .rollouts = 6,
-                          .epochs = 2,
-                          .minibatch_size = 4,
-                          .max_new_tokens = 12,
-                          .kl_coefficient = 0.05,
-                          .kl_target = 1,
-                          .value_learning_rate = 1e-3,
-                          .missing_stop_reward = -1,
-                          .normalize_rewards = true};
-    }
-    return spec;
-  }
+  TrainTest() : JobFixture("train_test") {}
 
   TrainContext Context(const std::string& work) const {
     TrainContext context;
@@ -150,8 +64,6 @@ class TrainTest : public testing::TestWithParam<std::string> {
     ASSERT_EQ(waitpid(child, &status, 0), child);
     EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
   }
-
-  const fs::path root_ = fs::path(testing::TempDir()) / ("train_test-" + std::to_string(getpid()));
 };
 
 // Children of fork first: LibTorch has no threads yet in this process then.
