@@ -136,10 +136,12 @@ Theory Expect(const Way& way, const ModelConfig& c, int64_t n) {
   const double optimizer = trained * (8 + (width < 4 ? 4 : 0)) / way.ranks;
   const double adapters = way.adapter_rank > 0 ? width * trained : 0;
   const double state = width * all + adapters + 4 * trained + optimizer;
-  // Of a layer, by token: its input and that of the second half, both normed, normed rows' own input (float32
-  // rms_norm keeps x), q, k, v before and after the turn, attention's output, gate, up, silu(gate), their
-  // product.
-  const double layer = n * width * (4 * d + 3 * (q + 2 * kv) + 2 * q + 4 * f);
+  // Of a layer, by token, in float32: its input and that of the second half, both normed, turned q, k and v,
+  // attention's output, gate and up; with adapters the product of those too. LibTorch's operators, in bfloat16,
+  // keep more: the normed rows before their weights, q, k and v before they are turned and as squares, silu(gate).
+  const double floats = 4 * d + (q + 2 * kv) + q + (way.adapter_rank > 0 ? 3 : 2) * f;
+  const double more = 4 * d + 3 * (q + 2 * kv) + 2 * q + 4 * f;
+  const double layer = n * width * (width == 4 ? floats : more);
   const double kept = way.recompute ? layers * n * width * d + layer : layers * layer;
   return {state, kept};
 }

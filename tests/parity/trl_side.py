@@ -3,8 +3,12 @@
     trl_side.py JOB.json
 
 JOB.json: {kind: sft | reward_model | dpo, model, dataset, order: [[index…]…] (the samples of each step), learning_rate,
-weight_decay, beta1, beta2, schedule: cosine | linear, max_grad_norm, beta (dpo), num_threads, pad: token or null}. Prints a
-line of JSON a step: {loss, tokens (of samples, without padding), seconds}, and in the end {peak_memory_bytes}.
+weight_decay, beta1, beta2, schedule: cosine | linear, max_grad_norm, beta (dpo), num_threads, pad: token or null, bf16: whether
+in mixed precision, padding_free: whether (sft, dpo)}. Prints a line of JSON a step: {loss, tokens (of samples, without padding),
+seconds}, and in the end {peak_memory_bytes}.
+
+Of ppo: {kind, model, reward_model, dataset, iterations, rollouts, epochs, minibatch_size, max_new_tokens, kl_coefficient,
+learning_rate, num_threads, pad}; a line an iteration: {seconds, kl, score}.
 
 Needs the packages that deploy/setup --full installs: PYTHONPATH is to name its folder of TRL.
 """
@@ -12,7 +16,6 @@ Needs the packages that deploy/setup --full installs: PYTHONPATH is to name its 
 import contextlib
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -24,7 +27,8 @@ import transformers  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from torch.utils.data import SequentialSampler  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer  # noqa: E402
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer  # noqa: E402
+from trl import (DPOConfig, DPOTrainer, PPOConfig, PPOTrainer, RewardConfig, RewardTrainer, SFTConfig,  # noqa: E402
+                 SFTTrainer)
 
 PREFIX = "Human: {}\n\nAssistant:"  # the tiny world's layout of dialogues
 
@@ -78,15 +82,34 @@ def instrumented(trainer_class, steps):
     return Instrumented
 
 
-def main():
-    with open(sys.argv[1]) as file:
-        job = json.load(file)
-    torch.set_num_threads(job["num_threads"])
-    transformers.logging.set_verbosity_error()
-    tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    tokenizer.pad_token = job.get("pad") or tokenizer.eos_token
-    with open(job["dataset"]) as file:
-        lines = [json.loads(line) for line in file]
+def train_ppo(job, lines, tokenizer):
+    tokenizer.padding_side = "left"
+    prompts = [[tokenizer.eos_token_id] + tokenizer(PREFIX.format(line["prompt"]))["input_ids"] for line in lines]
+    policy, reference = (AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32) for _ in range(2))
+    reward, value = (AutoModelForSequenceClassification.from_pretrained(job["reward_model"], num_labels=1, dtype=torch.float32)
+                     for _ in range(2))
+    ends = [time.perf_counter()]
+
+    class Instrumented(PPOTrainer):
+        def log(self, metrics, *_):
+            ends.append(time.perf_counter())
+            print(json.dumps({"seconds": ends[-1] - ends[-2], "kl": metrics["objective/kl"], "score": metrics["objective/scores"]}))
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = PPOConfig(
+            output_dir=folder, per_device_train_batch_size=job["minibatch_size"], gradient_accumulation_steps=1,
+            num_mini_batches=job["rollouts"] // job["minibatch_size"], total_episodes=job["iterations"] * job["rollouts"],
+            num_ppo_epochs=job["epochs"], local_rollout_forward_batch_size=job["rollouts"], response_length=job["max_new_tokens"],
+            stop_token="eos", temperature=1.0, kl_coef=job["kl_coefficient"], learning_rate=job["learning_rate"], use_cpu=True,
+            bf16=False, num_sample_generations=0, save_strategy="no", report_to=[], dataloader_pin_memory=False)
+        data = Dataset.from_list([{"input_ids": prompt} for prompt in prompts])
+        trainer = Instrumented(args=config, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=reward,
+                               value_model=value, train_dataset=data, eval_dataset=data)
+        with contextlib.redirect_stdout(sys.stderr):
+            trainer.train()
+
+
+def train(job, lines, tokenizer):
     order = job["order"]
     data = list(rows(job["kind"], [lines[i] for batch in order for i in batch], tokenizer))
     trainer_class, config_class, model_class = {
@@ -98,12 +121,14 @@ def main():
     options = {"beta": job["beta"]} if job["kind"] == "dpo" else {}
     if job["kind"] == "sft":
         options["completion_only_loss"] = True
+    if job.get("padding_free"):
+        options["padding_free"] = True
     with tempfile.TemporaryDirectory() as folder:
         config = config_class(
             output_dir=folder, per_device_train_batch_size=len(order[0]), num_train_epochs=1, learning_rate=job["learning_rate"],
             weight_decay=job["weight_decay"], adam_beta1=job["beta1"], adam_beta2=job["beta2"], adam_epsilon=1e-8,
             lr_scheduler_type=job["schedule"], warmup_steps=0, max_grad_norm=job["max_grad_norm"], max_length=None, use_cpu=True,
-            bf16=False, gradient_checkpointing=False, logging_steps=10**6, save_strategy="no", report_to=[],
+            bf16=job.get("bf16", False), gradient_checkpointing=False, logging_steps=10**6, save_strategy="no", report_to=[],
             dataloader_pin_memory=False, disable_tqdm=True, **options)
         steps = []
         trainer = instrumented(trainer_class, steps)(model=model, args=config, train_dataset=Dataset.from_list(data),
@@ -116,7 +141,21 @@ def main():
         tokens = sum(num_tokens(row) for row in data[at:at + len(batch)])
         at += len(batch)
         print(json.dumps({"loss": step["loss"], "tokens": tokens, "seconds": end - step["begin"]}))
-    print(json.dumps({"peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+
+
+def main():
+    with open(sys.argv[1]) as file:
+        job = json.load(file)
+    torch.set_num_threads(job["num_threads"])
+    transformers.logging.set_verbosity_error()
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    tokenizer.pad_token = job.get("pad") or tokenizer.eos_token
+    with open(job["dataset"]) as file:
+        lines = [json.loads(line) for line in file]
+    (train_ppo if job["kind"] == "ppo" else train)(job, lines, tokenizer)
+    # Not getrusage's, which begins with what the process that started this one held.
+    with open("/proc/self/status") as status:
+        print(json.dumps({"peak_memory_bytes": next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))}))
 
 
 if __name__ == "__main__":
