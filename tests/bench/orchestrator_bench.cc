@@ -211,9 +211,11 @@ void BenchRun(int64_t num_prompts) {
   recipe.mutable_comparisons()->set_rule(v1::ComparisonStage::RULE_PAPER);
   const absl::Time start = absl::Now();
   bench.Create("r", recipe);
+  const int64_t num_answers = num_prompts * recipe.responses().configurations_size();
+  recipe = v1::Recipe();  // whoever asks for a run is another process
   const v1::Run run = bench.WaitForEnd("r");
   printf("%ld prompts, %ld answers: %.1f s, peak memory %.0f MB, %.0f MB of journal\n", num_prompts,
-         num_prompts * recipe.responses().configurations_size(), Seconds(start), PeakMegabytes(),
+         num_answers, Seconds(start), PeakMegabytes(),
          static_cast<double>(fs::file_size(bench.journal_file())) / 1e6);
   for (const v1::Stage& stage : run.stages()) {
     printf("  %-15s %7.1f s, %ld items\n", stage.id().c_str(), stage.seconds(), stage.items_done());

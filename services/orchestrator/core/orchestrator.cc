@@ -117,6 +117,7 @@ absl::Status Orchestrator::Start(RunRecord record) {
     num_events = events.back().sequence;
   }
   const std::string id = record.id;
+  record.recipe = std::string();  // a large one need not be there twice
   auto run = std::make_shared<RunExecution>(environment_, std::move(record), std::move(recipe),
                                             std::move(stages), num_events);
   const absl::MutexLock lock(&mutex_);
@@ -351,8 +352,8 @@ absl::StatusOr<std::set<std::string>> Orchestrator::KeptArtifacts(absl::Duration
 
 absl::StatusOr<std::vector<v1::RunEvent>> Orchestrator::Events(absl::string_view id, int64_t after_sequence,
                                                                absl::Duration timeout, bool* ended) const {
-  ALMOST_RETURN_IF_ERROR(environment_.journal->GetRun(id).status());
   const std::shared_ptr<RunExecution> active = Active(id);
+  if (active == nullptr) ALMOST_RETURN_IF_ERROR(environment_.journal->GetRun(id).status());
   // Asked before the events are read, so that the last ones are among them.
   *ended = active == nullptr || active->ended();
   ALMOST_ASSIGN_OR_RETURN(std::vector<EventRecord> records,

@@ -75,8 +75,8 @@ class RunExecution {
     kCancel,    // the run ends as cancelled, and so do its jobs
   };
 
-  // Starts at once. `record.settings` is a CreateRunRequest without id and recipe. `stages`: what the journal
-  // knows of them.
+  // Starts at once. `record.settings` is a CreateRunRequest without id and recipe; `record.recipe` is not
+  // looked at. `stages`: what the journal knows of them.
   RunExecution(const RunEnvironment& environment, RunRecord record, v1::Recipe recipe,
                std::vector<StageProgress> stages, int64_t num_events);
   // Stops it for a restart, waiting for calls under way to end.
