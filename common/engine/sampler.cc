@@ -1,19 +1,12 @@
 #include "common/engine/sampler.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <utility>
 
 #include "common/base/random.h"
 
 namespace almost::engine {
-namespace {
-
-// Of a weight in [0, 1]: 32 buckets from each power of two to the next.
-size_t Bucket(float weight) { return std::bit_cast<uint32_t>(weight) >> 18; }
-
-}  // namespace
 
 double Sampler::Mass() const {
   if (all_kept_) return kernels_->Sum(weights_);
@@ -28,8 +21,8 @@ double Sampler::Mass() const {
 }
 
 void Sampler::KeepAtLeast(float bound) {
-  kept_.resize(weights_.size());
-  kept_.resize(kernels_->AtLeast(weights_, bound, kept_.data()));
+  found_.resize(std::max(found_.size(), weights_.size()));
+  kept_.assign(found_.begin(), found_.begin() + kernels_->AtLeast(weights_, bound, found_.data()));
 }
 
 template <typename Amount>
@@ -38,13 +31,15 @@ void Sampler::KeepLikeliest(std::span<const float> logits, double target, const 
   double reached = 0;
   for (float bound = all_kept_ ? 0x1p-6f : 0;; bound = bound > 0x1p-30f ? bound * 0x1p-6f : 0) {
     if (all_kept_) KeepAtLeast(bound);
-    buckets_.assign(Bucket(1.0f) + 1, 0.0);
     for (const int32_t token : kept_) buckets_[Bucket(weights_[token])] += amount(weights_[token]);
     bucket = buckets_.size() - 1;
     reached = 0;
     const size_t last = Bucket(bound);
     while (bucket > last && reached + buckets_[bucket] < target) reached += buckets_[bucket--];
-    if (bound == 0 || reached + buckets_[bucket] >= target) break;
+    const bool enough = bound == 0 || reached + buckets_[bucket] >= target;
+    // Thousands of buckets, of which a small vocabulary fills a few.
+    for (const int32_t token : kept_) buckets_[Bucket(weights_[token])] = 0;
+    if (enough) break;
   }
   all_kept_ = false;
 

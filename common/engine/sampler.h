@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -26,6 +27,9 @@ class Sampler {
                                  int position);
 
  private:
+  // Of a weight in [0, 1]: 32 buckets from each power of two to the next.
+  static size_t Bucket(float weight) { return std::bit_cast<uint32_t>(weight) >> 18; }
+
   // Leaves in kept_ the fewest of the likeliest tokens whose amounts (a function of the weight) add up to
   // `target`, still in the order of their ids. Without sorting: weights fall into narrow buckets, and only
   // the bucket in which the target is reached is looked at token by token. Of a whole vocabulary only the
@@ -42,8 +46,9 @@ class Sampler {
   const Kernels* kernels_ = Kernels::Best();
   std::vector<float> weights_;  // exp((logit - largest) / temperature), by token id; the largest is 1
   bool all_kept_ = false;
-  std::vector<int32_t> kept_;  // ascending; of no meaning while all are kept
-  std::vector<double> buckets_;
+  std::vector<int32_t> kept_;   // ascending; of no meaning while all are kept
+  std::vector<int32_t> found_;  // room for a whole vocabulary
+  std::vector<double> buckets_ = std::vector<double>(Bucket(1.0f) + 1);  // zero between uses
   std::vector<int32_t> boundary_;
 };
 
