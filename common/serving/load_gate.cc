@@ -26,29 +26,32 @@ absl::StatusOr<LoadGate::Ticket> LoadGate::Enter(int64_t work, absl::Time deadli
     if (wait > room) {
       return refuse(absl::StrCat("the work under way needs ", absl::FormatDuration(wait),
                                  ", too long for this call's deadline"),
-                    wait - room);
+                    std::min(wait - room, deadline - now));
     }
   }
   if (calls_->under_way.fetch_add(1) >= calls_->limit) {
     --calls_->under_way;
-    return refuse(absl::StrCat(calls_->limit, " calls are under way"), wait / 2);
+    return refuse(absl::StrCat(calls_->limit, " calls are under way"), std::min(wait / 2, absl::Seconds(1)));
   }
   under_way_ += work;
-  return Ticket(this, work);
+  return Ticket(this, work, deadline);
 }
 
 absl::Duration LoadGate::TimeOfWorkUnderWay(absl::Time now) const {
-  if (ended_.size() < kEnough) return absl::ZeroDuration();
+  if (ended_.size() < kEnough) {
+    return num_late_ < kEnough ? absl::ZeroDuration() : absl::InfiniteDuration();
+  }
   // The first one's end begins the time in which the others' work was done.
   const auto done = static_cast<double>(ended_work_ - ended_.front().work);
   if (done <= 0) return absl::ZeroDuration();
   return (now - ended_.front().time) * (static_cast<double>(under_way_) / done);
 }
 
-void LoadGate::Leave(int64_t work, bool answered, absl::Time now) {
+void LoadGate::Leave(int64_t work, bool answered, bool late, absl::Time now) {
   --calls_->under_way;
   const std::lock_guard lock(mutex_);
   under_way_ -= work;
+  if (late) ++num_late_;
   if (answered) {
     ended_.push_back({now, work});
     ended_work_ += work;
@@ -60,6 +63,7 @@ void LoadGate::Leave(int64_t work, bool answered, absl::Time now) {
   if (under_way_ > 0) return;
   ended_.clear();
   ended_work_ = 0;
+  num_late_ = 0;
 }
 
 }  // namespace almost

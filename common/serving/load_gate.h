@@ -40,21 +40,26 @@ class LoadGate {
   // Work under way; given up when destroyed.
   class Ticket {
    public:
-    Ticket(Ticket&& other) noexcept : gate_(other.gate_), work_(other.work_) { other.gate_ = nullptr; }
+    Ticket(Ticket&& other) noexcept : gate_(other.gate_), work_(other.work_), deadline_(other.deadline_) {
+      other.gate_ = nullptr;
+    }
     Ticket& operator=(Ticket&&) = delete;
-    ~Ticket() { Leave(false, absl::Now()); }
+    ~Ticket() { GiveUp(); }
     // The call is answered. What ends otherwise says nothing of how fast work is done.
     void Answered(absl::Time now = absl::Now()) { Leave(true, now); }
+    void GiveUp(absl::Time now = absl::Now()) { Leave(false, now); }
 
    private:
     friend class LoadGate;
-    Ticket(LoadGate* gate, int64_t work) : gate_(gate), work_(work) {}
+    Ticket(LoadGate* gate, int64_t work, absl::Time deadline)
+        : gate_(gate), work_(work), deadline_(deadline) {}
     void Leave(bool answered, absl::Time now) {
-      if (gate_ != nullptr) gate_->Leave(work_, answered, now);
+      if (gate_ != nullptr) gate_->Leave(work_, answered, !answered && now >= deadline_, now);
       gate_ = nullptr;
     }
     LoadGate* gate_;
     int64_t work_;
+    absl::Time deadline_;
   };
 
   // `waiting`: something waits in the engine. kResourceExhausted, with the time in which enough work will
@@ -62,9 +67,10 @@ class LoadGate {
   absl::StatusOr<Ticket> Enter(int64_t work, absl::Time deadline, bool waiting, absl::Time now = absl::Now());
 
  private:
-  // Until the work under way has ended, at the rate of late; 0: not known.
+  // Until the work under way has ended, at the rate of late. 0: not known; infinite: not known, and calls
+  // have been late. Then nothing is taken until nothing is under way: a queue in which all are late stays so.
   absl::Duration TimeOfWorkUnderWay(absl::Time now) const;
-  void Leave(int64_t work, bool answered, absl::Time now);
+  void Leave(int64_t work, bool answered, bool late, absl::Time now);
 
   struct Ended {
     absl::Time time;
@@ -73,8 +79,11 @@ class LoadGate {
   const std::shared_ptr<Calls> calls_;
   std::mutex mutex_;  // guards what follows
   int64_t under_way_ = 0;
-  std::deque<Ended> ended_;  // the latest, since work was last under way without a break
-  int64_t ended_work_ = 0;   // of ended_
+  // Since work was last under way without a break: the latest that were answered, their work, and how many
+  // missed their deadline.
+  std::deque<Ended> ended_;
+  int64_t ended_work_ = 0;
+  size_t num_late_ = 0;
 };
 
 }  // namespace almost

@@ -72,9 +72,26 @@ TEST_F(LoadGateTest, WhatIsGivenUpSaysNothingOfTheRate) {
   for (int i = 0; i < 100; ++i) {
     auto given_up = Enter(100, absl::InfiniteDuration());
     ASSERT_TRUE(given_up.ok());
+    given_up->GiveUp(now_);
   }
   EXPECT_FALSE(Enter(100, absl::Seconds(10)).ok());
   EXPECT_TRUE(Enter(100, absl::Seconds(15)).ok());
+}
+
+// Taken in while no rate was known, all are late; those behind them would be too. So it waits until nothing
+// is under way, and then takes calls that have their time before them.
+TEST_F(LoadGateTest, AQueueInWhichAllAreLateIsLetRunDry) {
+  for (int i = 0; i < 30; ++i) tickets_.push_back(*Enter(100, absl::Seconds(1)));
+  now_ += absl::Seconds(1);
+  for (int i = 0; i < 10; ++i) {
+    tickets_.front().GiveUp(now_);
+    tickets_.pop_front();
+  }
+  const absl::Status refused = Enter(100, absl::Seconds(2)).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RetryDelay(refused), absl::Seconds(2));
+  for (LoadGate::Ticket& ticket : tickets_) ticket.GiveUp(now_);
+  EXPECT_TRUE(Enter(100, absl::Seconds(1)).ok());
 }
 
 // Before gRPC would, over all models together, with RetryInfo, whether or not a rate is known.
