@@ -37,6 +37,8 @@ class Smoke(unittest.TestCase):
         with Suite() as suite:  # a store of its own: nothing can be taken over from the first run
             second = suite.run(SMOKE, "second")
             third = suite.run(SMOKE, "third", "--seed", "2")
+            compared = suite.json("runs", "compare", "second", "third")
+            of_each = [json.loads(suite.json("runs", "show", run)["summary_json"]) for run in ("second", "third")]
 
         self.assertEqual(first, second)
         self.assertEqual([entry[:2] for entry in first], [entry[:2] for entry in third])
@@ -49,6 +51,11 @@ class Smoke(unittest.TestCase):
             self.assertLessEqual(summary[figure]["value"], summary[figure]["high"], figure)
             self.assertGreater(summary[figure]["n"], 0, figure)
         self.assertTrue({"best_of_n", "stage_seconds", "artifact_hashes"} <= summary.keys())
+        for figure in ("rm_accuracy", "win_rate_rl"):
+            values = [one[figure]["value"] for one in of_each]
+            self.assertEqual(compared[figure]["values"], values)
+            self.assertAlmostEqual(compared[figure]["mean"], sum(values) / 2)
+            self.assertAlmostEqual(compared[figure]["standard_error"], abs(values[0] - values[1]) / 2)
         # The policy goes back to everything that made it.
         self.assertLessEqual(set(STAGES) - {"evaluation", "report"}, {node["stage"] for node in ancestors})
         # A page to read each dataset with: every row, kept or dropped; demonstrations among all their candidates.
