@@ -188,12 +188,13 @@ TEST_P(RanksTest, MemoryOptionsChangeNoneOfThis) {
   plain.memory.micro_batch_tokens = 40;
   EXPECT_THAT(Run(1, plain, "plain"), testing::Each(kOk));
   EXPECT_EQ(Weights("recomputed-one"), Weights("plain")) << "recomputed";
-  // 16-bit arithmetic strays from the losses by about its precision. Not so where it changes what a policy
-  // draws, nor where summed log-probabilities are compared, whose differences are small beside them.
+  // 16-bit arithmetic strays from the losses by about its precision, but where it changes what a policy draws.
+  // DPO's loss of a pair that it tells apart is about exp(-margin), so that what rounding does to the margin is
+  // a share of the loss whatever that has come down to: there it is a share of the first one, log 2.
   const std::vector<double> exact = Losses("plain"), near = Losses("bfloat16-one");
   const bool samples = GetParam() == "ppo" || GetParam() == "grpo";
-  for (size_t i = 0; i < exact.size() && !samples && GetParam() != "dpo"; ++i) {
-    EXPECT_NEAR(near[i], exact[i], 0.02 * exact[i]) << i;
+  for (size_t i = 0; i < exact.size() && !samples; ++i) {
+    EXPECT_NEAR(near[i], exact[i], 0.02 * (GetParam() == "dpo" ? exact[0] : exact[i])) << i;
   }
   // With adapters the reference is the policy before its first step, and checkpoints hold no base.
   if (samples) {
