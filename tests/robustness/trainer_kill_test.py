@@ -143,7 +143,8 @@ class Killer(Trainer):
 
     def disturb(self):
         job = next((job for job in self.left if self.state(job)["state"] != "succeeded"), "ppo")
-        if self.left[job] == 0:
+        # While a job is being asked for most wait, or all kills would come before it has begun.
+        if self.left[job] == 0 or (self.state(job)["state"] == "unknown" and self.draw.random() < 0.9):
             return time.sleep(0.05)
         time.sleep(self.draw.uniform(0, self.undisturbed[job]))
         state = self.state(job)
