@@ -9,10 +9,12 @@ average), m-sft, m-reward_model, m-dpo and m-ppo (the tiny world's M on its own 
 bfloat16 beside TRL's mixed precision. Each takes minutes; run them one after the other, with nothing else.
 
 Both sides have the same samples, batch sizes, hyperparameters and threads, every run a process of its own, in turns; a run's rate
-is the median of its steps without the first, a figure the median of the runs. TRL runs as it comes (`padded`), with its batches
+is over its steps without the first, a figure the median of the runs. TRL runs as it comes (`padded`), with its batches
 grouped by length (`grouped`) and without padding where its trainer can (`padding_free`); the best of them counts.
 PPO: 64 rollouts of at most 60 tokens an iteration, two passes of updates in minibatches of 32; rollouts a second.
-Needs what ./deploy/setup --full installs, and build/release.
+Needs what ./deploy/setup --full installs, and build/release; PYTHONPATH is to name its folder of TRL, and the Python its own:
+
+    PYTHONPATH=~/.cache/almost/trl-0.24.0 ~/.cache/almost/python/bin/python tests/bench/trl_bench.py llama-sft
 """
 
 import argparse
@@ -34,7 +36,7 @@ HYPER = {"learning_rate": 1e-4, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95
 UNUSED = "ÿ"  # a byte that no text has: what TRL pads with
 PPO = {"rollouts": 64, "epochs": 2, "minibatch_size": 32, "max_new_tokens": 60, "kl_coefficient": 0.05}
 # Samples of a step and steps of a run.
-SIZES = {"llama": {"sft": (16, 3), "reward_model": (8, 3), "dpo": (8, 3)},
+SIZES = {"llama": {"sft": (8, 3), "reward_model": (4, 3), "dpo": (4, 3)},
          "m": {"sft": (16, 40), "reward_model": (16, 30), "dpo": (16, 30), "ppo": (64, 4)}}
 
 
