@@ -316,13 +316,16 @@ TEST_F(FullBatchTest, ADeadlineThatPassesInTheQueueIsARejection) {
   request.mutable_item()->mutable_sampling()->set_max_new_tokens(480);
   request.mutable_item()->mutable_sampling()->set_n(64);
   request.mutable_item()->mutable_sampling()->clear_stop();
+  // Tokens at random, of which hardly one ends an answer: the call takes seconds.
+  request.mutable_item()->mutable_sampling()->set_temperature(10);
+  request.mutable_item()->mutable_sampling()->set_top_p(1);
   grpc::ClientContext first;
   const auto reader = stub_->StreamGenerate(&first, request);
   v1::StreamGenerateResponse piece;
   ASSERT_TRUE(reader->Read(&piece));
 
   grpc::ClientContext second;
-  second.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+  second.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
   v1::GenerateRequest waiting;
   waiting.set_model("models/S");
   *waiting.add_items() = Item(1);
