@@ -1,5 +1,7 @@
 #include "services/orchestrator/core/run_execution.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <set>
@@ -299,6 +301,7 @@ absl::Status RunExecution::DoStage(size_t index, bool following) {
   };
   const absl::Status status = RunStage(*stages_[index], index, following, begun);
   stages_[index]->Release();
+  ::malloc_trim(0);  // the next stage's threads would not find it: they have arenas of their own
   environment_.observer->Used(stages_[index]->id(), meters_[index]->TakeNew());
   if (status.ok()) return status;
   JournalBatch batch;
