@@ -124,7 +124,7 @@ def transformers():
     first = statistics.median(timed(5, lambda: run([single_prompt()], 1)))
     keep("transformers", **{"single float32": [(NEW - 1) / (s - first) for s in whole]})
     # A batch prefills its prefix once a prompt: this takes minutes, so each size runs once.
-    for size in (16, 8, 32):
+    for size in (16, 32):
         keep("transformers", **{f"batch float32, {size} at once": rates(size * NEW, timed(1, lambda: run(batch_prompts()[:size])))})
 
 
