@@ -4,6 +4,7 @@ The run must end with the artifacts of one whose store is a folder, and services
 """
 
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -71,6 +72,13 @@ def server(folder):
         process.wait()
 
 
+@functools.cache
+def on_a_folder():
+    """The smoke run's artifacts where they are kept in a folder."""
+    with Suite() as suite:
+        return suite.run(SMOKE, "run")
+
+
 class S3(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory(prefix="almost-s3-")))
@@ -78,18 +86,21 @@ class S3(unittest.TestCase):
         os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
                        "AWS_ENDPOINT_URL": f"http://{self.server}"}
 
-    def test_the_store(self):
-        subprocess.run([BIN / "s3_store_test"], check=True)
-
-    def test_world_smoke_ends_as_it_does_on_a_folder(self):
-        with Suite() as suite:
-            wanted = suite.run(SMOKE, "run")
-
+    def behind_a_proxy(self):
+        """What suites that start from now on reach the server through."""
         proxy = FaultingProxy()
         self.addCleanup(proxy.close)
         host, port = self.server.split(":")
         proxy.target = (host, int(port))
         os.environ["AWS_ENDPOINT_URL"] = f"http://{proxy.address}"
+        return proxy
+
+    def test_the_store(self):
+        subprocess.run([BIN / "s3_store_test"], check=True)
+
+    def test_world_smoke_ends_as_it_does_on_a_folder(self):
+        wanted = on_a_folder()
+        proxy = self.behind_a_proxy()
         store = self.folder / "store"
         up = ("--artifacts", "s3://bucket/a/prefix")
         with Suite(store=store, up=up) as suite:
@@ -124,14 +135,8 @@ class S3(unittest.TestCase):
 
     def test_a_run_pauses_while_s3_is_away_and_goes_on_by_itself(self):
         """Twice for longer than every try of a request: when a stage wants to publish, and in the middle of a training job."""
-        with Suite() as suite:
-            wanted = suite.run(SMOKE, "run")
-
-        proxy = FaultingProxy()
-        self.addCleanup(proxy.close)
-        host, port = self.server.split(":")
-        proxy.target = (host, int(port))
-        os.environ["AWS_ENDPOINT_URL"] = f"http://{proxy.address}"
+        wanted = on_a_folder()
+        proxy = self.behind_a_proxy()
         store = self.folder / "store"
         with Suite(store=store, up=("--artifacts", "s3://bucket/away")) as suite:
             proxy.go_down()

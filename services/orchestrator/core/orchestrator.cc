@@ -223,20 +223,24 @@ absl::StatusOr<v1::Run> Orchestrator::Cancel(absl::string_view id) {
   return Get(id);
 }
 
+absl::Status Orchestrator::CommitState(RunRecord& record, v1::RunState state, absl::string_view message) {
+  record.state = state;
+  v1::RunEvent event;
+  event.set_state(state);
+  event.set_message(std::string(message));
+  JournalBatch batch;
+  batch.UpdateRun(record);
+  batch.AddEvent(record.id, event.SerializeAsString());
+  return environment_.journal->Commit(batch);
+}
+
 absl::Status Orchestrator::CancelPaused(absl::string_view id) {
   const absl::MutexLock start_lock(&start_mutex_);
   ALMOST_ASSIGN_OR_RETURN(RunRecord record, environment_.journal->GetRun(id));
   if (record.state != v1::RUN_STATE_PAUSED_BY_USER) return absl::OkStatus();
   ALMOST_RETURN_IF_ERROR(StopJobs(*environment_.services, record.id, JobsEnd::kCancelled));
-  record.state = v1::RUN_STATE_CANCELLED;
   record.end_time = absl::Now();
-  v1::RunEvent event;
-  event.set_state(v1::RUN_STATE_CANCELLED);
-  event.set_message("cancelled");
-  JournalBatch batch;
-  batch.UpdateRun(record);
-  batch.AddEvent(record.id, event.SerializeAsString());
-  ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
+  ALMOST_RETURN_IF_ERROR(CommitState(record, v1::RUN_STATE_CANCELLED, "cancelled"));
   const absl::MutexLock lock(&mutex_);
   // One that was paused in an earlier process is new to the observer.
   environment_.observer->StateChanged(
@@ -268,16 +272,9 @@ absl::StatusOr<v1::Run> Orchestrator::Resume(absl::string_view id) {
   }
   // A run that ended in an earlier process is new to the observer.
   const auto before = active == nullptr ? v1::RUN_STATE_UNSPECIFIED : active->Snapshot().state();
-  record.state = v1::RUN_STATE_RUNNING;
   record.error.clear();
   record.end_time = absl::InfiniteFuture();
-  v1::RunEvent event;
-  event.set_state(v1::RUN_STATE_RUNNING);
-  event.set_message("resumed");
-  JournalBatch batch;
-  batch.UpdateRun(record);
-  batch.AddEvent(record.id, event.SerializeAsString());
-  ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
+  ALMOST_RETURN_IF_ERROR(CommitState(record, v1::RUN_STATE_RUNNING, "resumed"));
   environment_.observer->StateChanged(record.id, before, v1::RUN_STATE_RUNNING);
   ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
   return Get(id);

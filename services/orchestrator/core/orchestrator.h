@@ -76,6 +76,8 @@ class Orchestrator {
   // The run as the journal has it.
   absl::StatusOr<v1::Run> FromJournal(absl::string_view id) const;
   absl::Status Start(RunRecord record);
+  // Journals the run in its new state, with the event that says so.
+  absl::Status CommitState(RunRecord& record, v1::RunState state, absl::string_view message);
   // Does nothing to a run in another state.
   absl::Status CancelPaused(absl::string_view id);
 
