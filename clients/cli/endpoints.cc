@@ -57,7 +57,8 @@ std::string ResourceName(absl::string_view collection, absl::string_view id) {
 }
 
 ModelArgument ParseModelArgument(absl::string_view argument) {
-  const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(argument, absl::MaxSplits('=', 1));
+  const std::pair<absl::string_view, absl::string_view> parts =
+      absl::StrSplit(argument, absl::MaxSplits('=', 1));
   if (!parts.second.empty()) return {ResourceName("models", parts.first), std::string(parts.second)};
   if (absl::StartsWith(argument, "models/") || !absl::StrContains(argument, '/')) {
     return {ResourceName("models", argument), ""};

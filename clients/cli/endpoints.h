@@ -63,7 +63,8 @@ struct ModelArgument {
   std::string name;  // models/ID
   std::string source;
 };
-inline constexpr char kModelArgument[] = "ID of a loaded one, artifacts/DIGEST, DIR/ECTORY beneath --model_root, or ID=either";
+inline constexpr char kModelArgument[] =
+    "ID of a loaded one, artifacts/DIGEST, DIR/ECTORY beneath --model_root, or ID=either";
 
 // Of ID, ID=SOURCE, or a SOURCE alone, which is told by its '/'; its ID has '.' in their place.
 ModelArgument ParseModelArgument(absl::string_view argument);

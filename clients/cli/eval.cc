@@ -507,7 +507,8 @@ void AddEval(CLI::App& app, Cli& cli) {
     return added->add_option("--model", flags->model, absl::StrCat("A policy: ", kModelArgument));
   };
   const auto with_reward_model = [&](CLI::App* added) {
-    return added->add_option("--reward_model", flags->reward_model, absl::StrCat("A reward model: ", kModelArgument));
+    return added->add_option("--reward_model", flags->reward_model,
+                             absl::StrCat("A reward model: ", kModelArgument));
   };
   const auto with_template = [&](CLI::App* added, const char* places) {
     added->add_option("--template", flags->template_file,

@@ -37,7 +37,8 @@ absl::StatusOr<std::string> FindModel(const Endpoint& endpoint, const std::strin
   return model.name;
 }
 
-absl::Status Stream(const Endpoint& endpoint, const std::string& model, const generation::GenerateItem& item) {
+absl::Status Stream(const Endpoint& endpoint, const std::string& model,
+                    const generation::GenerateItem& item) {
   generation::StreamGenerateRequest request;
   request.set_model(model);
   *request.mutable_item() = item;
@@ -65,7 +66,8 @@ absl::Status Generate(const Cli& cli, const GenerateFlags& flags) {
   }
   *item.mutable_sampling() = flags.sampling;
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "generation"));
-  ALMOST_ASSIGN_OR_RETURN(const std::string model, FindModel<generation::GenerationService>(endpoint, flags.model));
+  ALMOST_ASSIGN_OR_RETURN(const std::string model,
+                          FindModel<generation::GenerationService>(endpoint, flags.model));
   if (flags.stream) return Stream(endpoint, model, item);
 
   generation::GenerateRequest request;

@@ -202,7 +202,8 @@ void AddInspect(CLI::App& app, Cli& cli) {
       ->check(CLI::IsMember({"comparisons", "demonstrations", "responses", "prompts"}))
       ->capture_default_str();
   inspect->add_option("--reward_model", flags->reward_model,
-                      absl::StrCat("Scores both sides of comparisons and sorts by disagreement: ", kModelArgument));
+                      absl::StrCat("Scores both sides of comparisons and sorts by disagreement: ",
+                                   kModelArgument));
   inspect->add_option("--near", flags->near, "ROUGE-L F1 from which two prompts are near-duplicates")
       ->check(CLI::Range(0.1, 1.0))
       ->capture_default_str();

@@ -37,8 +37,8 @@ absl::StatusOr<int> Bind(int port) {
 }  // namespace
 
 absl::StatusOr<int> FreePort() {
-  // Beneath the ports that the kernel gives to outgoing connections (ip_local_port_range, from 32768 on): one of
-  // those could be taken by anybody's connection while a service is being restarted.
+  // Beneath the ports that the kernel gives to outgoing connections (ip_local_port_range, from 32768 on): one
+  // of those could be taken by anybody's connection while a service is being restarted.
   std::random_device random;
   std::uniform_int_distribution<int> ports(20000, 32767);
   for (int attempt = 0; attempt < 1000; ++attempt) {

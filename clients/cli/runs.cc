@@ -95,7 +95,8 @@ absl::Status Compare(const Cli& cli, const std::vector<std::string>& ids) {
   for (size_t i = 0; i < ids.size(); ++i) {
     pb::GetRunRequest request;
     request.set_name(ResourceName("runs", ids[i]));
-    ALMOST_ASSIGN_OR_RETURN(const pb::Run run, Call<pb::OrchestratorService>(endpoint, &Stub::GetRun, request));
+    ALMOST_ASSIGN_OR_RETURN(const pb::Run run,
+                            Call<pb::OrchestratorService>(endpoint, &Stub::GetRun, request));
     if (run.summary_json().empty()) {
       return absl::FailedPreconditionError(
           absl::StrCat(run.name(), " is ", StateName(run.state()), " and has no figures yet"));
@@ -120,7 +121,9 @@ absl::Status Compare(const Cli& cli, const std::vector<std::string>& ids) {
     }
     const bool counts = std::ranges::all_of(there, [](double value) { return value == std::floor(value); });
     for (const std::optional<double>& value : values[name]) {
-      row.push_back(!value ? "-" : counts ? absl::StrFormat("%.0f", *value) : absl::StrFormat("%.3f", *value));
+      row.push_back(!value   ? "-"
+                    : counts ? absl::StrFormat("%.0f", *value)
+                             : absl::StrFormat("%.3f", *value));
     }
     const MeanOverRuns mean = MeanOf(there);
     row.insert(row.end(), {absl::StrFormat("%.3f", mean.mean), absl::StrFormat("%.3f", mean.standard_error)});
@@ -160,7 +163,8 @@ absl::Status Delete(const Cli& cli, const std::string& id) {
 }  // namespace
 
 void AddRuns(CLI::App& app, Cli& cli) {
-  CLI::App* runs = app.add_subcommand("runs", "Runs: list, show, compare, watch, pause, cancel, resume, delete");
+  CLI::App* runs = app.add_subcommand("runs",
+                                      "Runs: list, show, compare, watch, pause, cancel, resume, delete");
   runs->require_subcommand(1);
   auto id = std::make_shared<std::string>();
   const auto verb = [&](const char* name, const char* help, std::function<absl::Status()> action) {

@@ -114,7 +114,8 @@ TEST_F(S3StoreTest, DISABLED_AModelOfMoreThanFiveGigabytes) {
   fs::remove_all(folder_ / "writer");
   const auto copy = Open("reader", size * 2)->Path(digest);
   ASSERT_TRUE(copy.ok()) << copy.status();
-  EXPECT_EQ(static_cast<int64_t>(fs::file_size(copy->path / "model.safetensors")), size);  // verified by its hash on the way
+  // Its hash has been checked on the way.
+  EXPECT_EQ(static_cast<int64_t>(fs::file_size(copy->path / "model.safetensors")), size);
 }
 
 TEST_F(S3StoreTest, RefusesWhatIsDamagedInS3ByName) {

@@ -17,8 +17,8 @@ Workers::~Workers() {
 
 void Workers::Loop(int worker) {
   {
-    // OpenMP counts threads for each of ours. One after another: in a child of a process that has computed, the
-    // first call replaces LibTorch's thread pool, and another would find none meanwhile.
+    // OpenMP counts threads for each of ours. One after another: in a child of a process that has computed,
+    // the first call replaces LibTorch's thread pool, and another would find none meanwhile.
     static absl::Mutex mutex(absl::kConstInit);
     const absl::MutexLock lock(&mutex);
     at::set_num_threads(1);
