@@ -238,14 +238,14 @@ absl::Status HhhChoice(const Cli& cli, const EvalFlags& flags) {
   };
   evaluation.figures = [&](const std::vector<ordered_json>& items) {
     ordered_json figures = FiguresOfPreferences(pairs, items, flags.bootstrap);
-    int64_t first = 0, second = 0, same = 0;
+    PositionCounts position;
     for (const ordered_json& item : items) {
-      const bool a_there = item["p_chosen_first"][0] > item["p_chosen_first"][1];
-      const bool a_back = item["p_chosen_second"][0] > item["p_chosen_second"][1];
-      ++(a_there && a_back ? first : !a_there && !a_back ? second : same);
+      // Of the chosen answer, which is A the one time and B the other.
+      const bool wins_first = item["p_chosen_first"][0] > item["p_chosen_first"][1];
+      const bool wins_second = item["p_chosen_second"][0] <= item["p_chosen_second"][1];
+      position.Add(wins_first ? "win" : "loss", wins_second ? "win" : "loss");
     }
-    figures["position"] = {
-        {"first", first}, {"second", second}, {"same", same}, {"p", SignTest(first, first + second)}};
+    figures["position"] = ToJson(position);
     return figures;
   };
   evaluation.describe = [&](const ordered_json& item) {

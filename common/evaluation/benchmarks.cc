@@ -61,21 +61,19 @@ ordered_json OfPreferences(const std::vector<const ScoredPreference*>& pairs,
           {"length_difference_correlation", Correlation(score_differences, length_differences)}};
 }
 
-ordered_json CountsOf(const WinCounts& counts) {
-  return {{"win", counts.win}, {"tie", counts.tie}, {"loss", counts.loss}, {"unparsable", counts.unparsable}};
-}
-
 ordered_json OfPairwise(const std::vector<const PairwiseOutcome*>& outcomes,
                         const BootstrapSettings& settings) {
   WinCounts prompts, reviews;
   std::vector<Share> units, a_lengths, b_lengths;
   std::vector<LengthOutcome> for_length;
-  int64_t longer_won = 0, decided_by_length = 0, first = 0, second = 0, same = 0;
+  int64_t longer_won = 0, decided_by_length = 0;
+  PositionCounts position;
   for (const PairwiseOutcome* outcome : outcomes) {
     const std::string verdict = CombineOrders(outcome->a_first, outcome->b_first);
     prompts.Add(verdict);
     reviews.Add(outcome->a_first);
     reviews.Add(outcome->b_first);
+    position.Add(outcome->a_first, outcome->b_first);
     a_lengths.push_back({static_cast<double>(outcome->a_length), 1});
     b_lengths.push_back({static_cast<double>(outcome->b_length), 1});
     if (verdict == "unparsable") continue;
@@ -87,22 +85,18 @@ ordered_json OfPairwise(const std::vector<const PairwiseOutcome*>& outcomes,
       ++decided_by_length;
       longer_won += (win == 1) == (longer > 0);
     }
-    if (outcome->a_first == outcome->b_first) ++same;
-    if (outcome->a_first == "win" && outcome->b_first == "loss") ++first;
-    if (outcome->a_first == "loss" && outcome->b_first == "win") ++second;
   }
   ordered_json out;
   out["win_rate"] = ToJson(Bootstrap(units, settings));
   out["decided"] = ToJson(ExactProportion(prompts.win, prompts.win + prompts.loss));
   out["sign_test_p"] = SignTest(prompts.win, prompts.win + prompts.loss);
-  out["counts"] = CountsOf(prompts);
-  out["reviews"] = CountsOf(reviews);
+  out["counts"] = ToJson(prompts);
+  out["reviews"] = ToJson(reviews);
   if (const auto controlled = LengthControlledWinRate(for_length)) {
     out["length_controlled"] = ToJson(controlled->win_rate);
   }
   out["longer"] = ToJson(ExactProportion(longer_won, decided_by_length));
-  out["position"] = {
-      {"first", first}, {"second", second}, {"same", same}, {"p", SignTest(first, first + second)}};
+  out["position"] = ToJson(position);
   out["a_length"] = ToJson(Bootstrap(a_lengths, settings));
   out["b_length"] = ToJson(Bootstrap(b_lengths, settings));
   return out;
@@ -170,6 +164,15 @@ std::string CombineOrders(absl::string_view one, absl::string_view other) {
 
 ordered_json ToJson(const Estimate& estimate) {
   return {{"value", estimate.value}, {"low", estimate.low}, {"high", estimate.high}, {"n", estimate.n}};
+}
+
+ordered_json ToJson(const WinCounts& counts) {
+  return {{"win", counts.win}, {"tie", counts.tie}, {"loss", counts.loss}, {"unparsable", counts.unparsable}};
+}
+
+ordered_json ToJson(const PositionCounts& counts) {
+  return {
+      {"first", counts.first}, {"second", counts.second}, {"same", counts.same}, {"p", counts.p_value()}};
 }
 
 ordered_json PreferenceFigures(std::span<const ScoredPreference> pairs, const BootstrapSettings& settings) {

@@ -20,8 +20,7 @@ struct BootstrapSettings {
   uint64_t seed = 0;
 };
 
-// ---- Questions
-// -----------------------------------------------------------------------------------------------
+// ---- Questions ------------------------------------------------------------------------------------------
 
 // The wording in which a policy is asked. The form is the official code's (naver-ai/ALMoST, eval), the words
 // are our own: with its eval_prompt.py as a template file the figures are its.
@@ -56,10 +55,12 @@ std::string VerdictOf(double score, double other);
 // loss in both is one; unparsable in either is unparsable; anything else is a tie.
 std::string CombineOrders(absl::string_view one, absl::string_view other);
 
-// ---- Figures: estimates are {value, low, high, n}
-// ------------------------------------------------------------
+// ---- Figures: estimates are {value, low, high, n} -------------------------------------------------------
 
 nlohmann::ordered_json ToJson(const Estimate& estimate);
+nlohmann::ordered_json ToJson(const WinCounts& counts);  // {win, tie, loss, unparsable}
+// {first, second, same, p}: p of the sign test of first against second.
+nlohmann::ordered_json ToJson(const PositionCounts& counts);
 
 // Scores of a preferred and of another answer, by a reward model or another rule.
 struct ScoredPreference {
@@ -70,11 +71,14 @@ struct ScoredPreference {
   int64_t chosen_length = 0;
 };
 // {all, types: {type: the same}} of
-//   accuracy                      chosen above rejected, ties half, by bootstrap; exact: [low, high] with
-//   ties as errors right, tied, wrong longer                        the accuracy of always picking the
-//   longer, which a scorer is measured against versus_longer: {difference, only_scorer_right,
-//   only_longer_right, mcnemar_p}   undecided pairs left out of the counts score_length_correlation      over
-//   all answers; length_difference_correlation: of score and length differences
+//   accuracy                       chosen above rejected, ties half, by bootstrap; exact: [low, high] with
+//                                  ties as errors
+//   right, tied, wrong
+//   longer                         the accuracy of always picking the longer, which a scorer is measured by
+//   versus_longer                  {difference, only_scorer_right, only_longer_right, mcnemar_p}; undecided
+//                                  pairs are left out of the counts
+//   score_length_correlation       over all answers
+//   length_difference_correlation  of score and length differences
 nlohmann::ordered_json PreferenceFigures(std::span<const ScoredPreference> pairs,
                                          const BootstrapSettings& settings);
 
@@ -97,20 +101,15 @@ struct PairwiseOutcome {
   int64_t b_length = 0;
 };
 // {all, categories: {category: the same}} of
-//   win_rate                  of a, ties half, unparsable left out; decided: {value, low, high, n}, exact, of
-//   wins among wins
-//                             and losses, with sign_test_p
-//   counts                    {win, tie, loss, unparsable} by prompt, both orders together (CombineOrders)
-//   reviews                   the same by single judgement, as the official code adds up, but for the
-//   unparsable, which it
-//                             counts as ties
-//   length_controlled         win rate at equal length, where a fit exists; longer: share of the decided in
-//   which the
-//                             longer answer won
-//   position: {first, second, same, p}   prompts in which whichever was shown first won both times, or
-//   second, or the
-//                             verdict stayed; p: sign test of first against second
-//   a_length, b_length        means, in code points
+//   win_rate            of a, ties half, unparsable left out
+//   decided             {value, low, high, n}, exact: of wins among wins and losses, with sign_test_p
+//   counts              by prompt, both orders together (CombineOrders)
+//   reviews             by single judgement, as the official code adds up, but for the unparsable, which it
+//                       counts as ties
+//   length_controlled   win rate at equal length, where a fit exists
+//   longer              share of the decided in which the longer answer won
+//   position            how often the place alone decided
+//   a_length, b_length  means, in code points
 nlohmann::ordered_json PairwiseFigures(std::span<const PairwiseOutcome> outcomes,
                                        const BootstrapSettings& settings);
 

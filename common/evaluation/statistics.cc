@@ -141,6 +141,12 @@ void WinCounts::Add(absl::string_view verdict) {
   ++(verdict == "win" ? win : verdict == "loss" ? loss : verdict == "tie" ? tie : unparsable);
 }
 
+void PositionCounts::Add(absl::string_view shown_first, absl::string_view shown_second) {
+  if (shown_first == shown_second && shown_first != "unparsable") ++same;
+  if (shown_first == "win" && shown_second == "loss") ++first;
+  if (shown_first == "loss" && shown_second == "win") ++second;
+}
+
 std::optional<LengthControlled> LengthControlledWinRate(std::span<const LengthOutcome> outcomes) {
   constexpr int kMostSteps = 100;
   constexpr double kFarOut = 30;  // a logit beyond it is a fit on its way to infinity

@@ -61,6 +61,18 @@ struct WinCounts {
   void Add(absl::string_view verdict);
 };
 
+// Position bias: what became of prompts whose two answers were judged in both orders.
+struct PositionCounts {
+  int64_t first = 0;   // whichever was shown first won both times
+  int64_t second = 0;  // whichever was shown second did
+  int64_t same = 0;    // the verdict stayed; none of these: a tie in one order only, or an unparsable verdict
+
+  // One more prompt: the verdicts of one and the same answer, when it was shown first and when second.
+  void Add(absl::string_view shown_first, absl::string_view shown_second);
+  // Of no preference for a position.
+  double p_value() const { return SignTest(first, first + second); }
+};
+
 // How a comparison went, and how much longer the first answer was.
 struct LengthOutcome {
   double win = 0;         // 1, 0.5 for a tie, 0

@@ -103,6 +103,21 @@ TEST(LengthControlledWinRateTest, HasNothingToSayWithoutAFiniteFit) {
   EXPECT_FALSE(LengthControlledWinRate(always).has_value());
 }
 
+TEST(PositionCountsTest, TellsPlaceFromMerit) {
+  PositionCounts counts;
+  counts.Add("win", "win");
+  counts.Add("tie", "tie");
+  counts.Add("win", "loss");
+  counts.Add("win", "loss");
+  counts.Add("loss", "win");
+  counts.Add("win", "tie");
+  counts.Add("unparsable", "unparsable");
+  EXPECT_EQ(counts.same, 2);
+  EXPECT_EQ(counts.first, 2);
+  EXPECT_EQ(counts.second, 1);
+  EXPECT_EQ(counts.p_value(), SignTest(2, 3));
+}
+
 TEST(MeanOfTest, StandardErrorIsThatOfTheMean) {
   const std::vector<double> values = {1, 2, 3, 6};
   EXPECT_DOUBLE_EQ(MeanOf(values).mean, 3);

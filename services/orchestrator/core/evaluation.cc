@@ -136,6 +136,7 @@ class Evaluation {
                                      {"rl/baseline", "win_rate_rl"},
                                      {"rl/sft", "win_rate_rl_over_sft"}}) {
       WinCounts counts;
+      PositionCounts position;
       std::vector<Share> units;
       std::vector<LengthOutcome> outcomes;
       const std::vector<std::string> sides = absl::StrSplit(pair, '/');
@@ -144,6 +145,9 @@ class Evaluation {
         if (!prompt["verdicts"].contains(pair)) continue;
         const std::string verdict = prompt["verdicts"][pair];
         counts.Add(verdict);
+        if (const auto orders = prompt.value("orders", ordered_json::object()); orders.contains(pair)) {
+          position.Add(orders[pair][0].get<std::string>(), orders[pair][1].get<std::string>());
+        }
         if (verdict == "unparsable") continue;
         units.push_back({verdict == "win" ? 1.0 : verdict == "loss" ? 0.0 : 0.5, 1});
         const ordered_json& answers = prompt["answers"];
@@ -156,8 +160,8 @@ class Evaluation {
       if (const auto controlled = LengthControlledWinRate(outcomes)) {
         out_["length_controlled"][name] = ToJson(controlled->win_rate);
       }
-      out_["wins"][name] = {
-          {"win", counts.win}, {"tie", counts.tie}, {"loss", counts.loss}, {"unparsable", counts.unparsable}};
+      out_["wins"][name] = ToJson(counts);
+      if (position.first + position.second + position.same > 0) out_["position"][name] = ToJson(position);
     }
   }
 

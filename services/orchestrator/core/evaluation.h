@@ -13,7 +13,8 @@ namespace almost::orchestrator {
 //   {id, prompt,
 //    answers: {system: {text, num_tokens, finished, score?, reward?, likelihood?}},
 //    candidates: [{text, num_tokens, score?, reward?}],      the baseline's, for best-of-N
-//    verdicts: {"sft/baseline": "win" | "tie" | "loss" | "unparsable", …}}
+//    verdicts: {"sft/baseline": "win" | "tie" | "loss" | "unparsable", …},
+//    orders: {"sft/baseline": [shown first, shown second], …}}   a judge's two verdicts behind each
 // `system` is a configuration's id, "sft" or "rl"; `score` the judge's, where it gives one; `reward` the
 // reward model's raw score; `likelihood` the mean log-probability per token under the vanilla model it
 // started from.
@@ -37,7 +38,8 @@ struct EvaluationSettings {
 //     takes pairs as independent although some share a prompt
 //   rm_length_correlation
 //   win_rate_sft, win_rate_rl, win_rate_rl_over_sft with their counts in wins: {name: {win, tie, loss,
-//   unparsable}} and, where a fit exists, had lengths been equal: length_controlled: {name: estimate}
+//     unparsable}} and, where a fit exists, had lengths been equal: length_controlled: {name: estimate}
+//   position: {name: {first, second, same, p}}    how often a judge chose by place alone
 //   systems: [{id, score, tokens}]            mean judge score and length, the grid first
 //   best_of_n: {n, chosen, random, oracle, longest, likeliest, curve: [{n, the same, tokens, reward}]}
 // A pair counts for accuracy when the judge's scores differ by at least 1. Always picking the longer answer

@@ -48,6 +48,7 @@ class EvaluationStage : public Stage {
   }
 
   absl::string_view id() const override { return "evaluation"; }
+  int64_t version() const override { return 2; }
   std::vector<ModelNeed> models() const override { return needs_; }
 
   absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
@@ -400,8 +401,10 @@ class EvaluationStage : public Stage {
                                                  : "unparsable";
     };
     const auto a = judge::v1::VERDICT_A, b = judge::v1::VERDICT_B;
-    (*match.verdict_of)["verdicts"][match.name] =
-        CombineOrders(word(there.result().verdict(), a, b), word(back.result().verdict(), b, a));
+    const std::string shown_first = word(there.result().verdict(), a, b);
+    const std::string shown_second = word(back.result().verdict(), b, a);
+    (*match.verdict_of)["verdicts"][match.name] = CombineOrders(shown_first, shown_second);
+    (*match.verdict_of)["orders"][match.name] = {shown_first, shown_second};
     return absl::OkStatus();
   }
 

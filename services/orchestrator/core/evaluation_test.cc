@@ -90,6 +90,16 @@ TEST(EvaluateTest, AnUnparsableVerdictIsNoTie) {
   EXPECT_EQ(out["wins"]["win_rate_sft"]["unparsable"], 1);
 }
 
+TEST(EvaluateTest, AVerdictThatFollowsThePlaceIsCounted) {
+  std::vector<EvaluatedPrompt> prompts = TwoPrompts();
+  prompts[0]["orders"] = {{"sft/baseline", {"win", "win"}}};
+  prompts[1]["orders"] = {{"sft/baseline", {"loss", "win"}}};
+  const ordered_json out = Evaluate(prompts, {});
+  EXPECT_EQ(out["position"]["win_rate_sft"],
+            (ordered_json{{"first", 0}, {"second", 1}, {"same", 1}, {"p", 1.0}}));
+  EXPECT_FALSE(Evaluate(TwoPrompts(), {}).contains("position")) << "of a judge without orders";
+}
+
 TEST(EvaluateTest, WhatAJudgeWithoutScoresCannotSayIsLeftOut) {
   std::vector<EvaluatedPrompt> prompts = TwoPrompts();
   for (EvaluatedPrompt& prompt : prompts) {

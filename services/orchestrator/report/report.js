@@ -148,6 +148,7 @@ function winRates(width) {
   if (!rows.length) return "No win rates were measured.";
   const counted = rows.filter(row => row.counts);
   const controlled = rows.filter(row => isEstimate(evaluation.length_controlled?.[row.name]));
+  const placed = rows.filter(row => evaluation.position?.[row.name]);
   const unparsable = counted.reduce((t, row) => t + (row.counts.unparsable || 0), 0);
   return [h("div", {class: "grid wide"},
     estimates({title: "How often do the trained policies win?", note: "Share of wins, ties counted half; 95 % interval. The dashed line is no difference.", x: "win rate (%)", rows, low: 0, high: 1, reference: .5, show: percent, width}),
@@ -156,6 +157,10 @@ function winRates(width) {
     controlled.length ? h("p", {class: "soft small"}, "Had both answers been equally long (logistic regression on the difference of length, its tanh in standard deviations): " + controlled.map(({name, label}) => {
       const {value, low, high} = evaluation.length_controlled[name];
       return `${label} ${percent(value)} (${percent(low)} – ${percent(high)})`;
+    }).join("; ") + ".") : null,
+    placed.length ? h("p", {class: "soft small"}, "How often the place alone decided, so that the two orders made a tie: " + placed.map(({name, label}) => {
+      const {first, second, p} = evaluation.position[name];
+      return `${label}: ${first} for the answer shown first, ${second} for the second` + (first + second ? ` (sign test p ${p < .001 ? "< 0.001" : p.toFixed(3)})` : "");
     }).join("; ") + ".") : null,
     unparsable ? h("p", {class: "soft small"}, `${unparsable} verdicts could not be read and do not count.`) : null];
 }
