@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "common/engine/kernels.h"
+#include "common/kernels/kernels.h"
 
 namespace almost::engine {
 

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/engine/aligned_buffer.h"
-#include "common/engine/kernels.h"
-#include "common/engine/thread_team.h"
+#include "common/kernels/aligned_buffer.h"
+#include "common/kernels/kernels.h"
+#include "common/kernels/thread_team.h"
 #include "common/model/model_folder.h"
 
 namespace almost::engine {

@@ -15,10 +15,12 @@
 #include "absl/time/time.h"
 #include "common/model/model_folder.h"
 
+namespace almost {
+class SharedTeam;
+}
+
 // Text generation and scoring with one model: token ids in, token ids out. It knows no text and no network.
 namespace almost::engine {
-
-class SharedTeam;
 
 // How the next token is drawn. Order: logits / temperature, then top-k, top-p and min-p cut the distribution.
 struct SamplingParams {

@@ -14,7 +14,7 @@
 
 #include "common/base/random.h"
 #include "common/engine/cpu_model.h"
-#include "common/engine/thread_team.h"
+#include "common/kernels/thread_team.h"
 
 namespace almost::engine {
 namespace {

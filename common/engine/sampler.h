@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/engine/engine.h"
-#include "common/engine/kernels.h"
+#include "common/kernels/kernels.h"
 
 namespace almost::engine {
 

@@ -3,14 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/engine/kernels.h"
+#include "common/kernels/kernels.h"
 
 namespace almost {
 namespace {
 
-using engine::Kernels;
-using engine::PackedMatrix;
-using engine::RowStride;
 using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;

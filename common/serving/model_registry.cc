@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/ids.h"
 #include "common/base/status_macros.h"
-#include "common/engine/thread_team.h"
+#include "common/kernels/thread_team.h"
 #include "common/metrics/metrics_server.h"
 #include "common/model/model_folder.h"
 #include "common/rpc/status.h"
@@ -20,8 +20,8 @@ namespace {
 
 // Of all engines of the process: they take turns on one team.
 engine::EngineOptions OnOneTeam(engine::EngineOptions options) {
-  if (options.num_threads == 0) options.num_threads = engine::UsableProcessors();
-  options.team = std::make_shared<engine::SharedTeam>(options.num_threads);
+  if (options.num_threads == 0) options.num_threads = UsableProcessors();
+  options.team = std::make_shared<SharedTeam>(options.num_threads);
   return options;
 }
 

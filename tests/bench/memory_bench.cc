@@ -14,7 +14,7 @@
 #include <string>
 
 #include "common/base/random.h"
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 #include "nlohmann/json.hpp"
 #include "services/trainer/torch/learner.h"
 #include "services/trainer/torch/rendezvous.h"
@@ -59,7 +59,7 @@ struct Measured {
 Measured Step(const Way& way, const ModelConfig& config, int64_t num_tokens, Group group) {
   torch::mm(torch::ones({64, 64}), torch::ones({64, 64}));  // MKL's own buffers
   const double before = Bytes("VmRSS");
-  Llama model = Llama::Initialize(config, way.dtype, /*seed=*/1);
+  Transformer model = Transformer::Initialize(config, way.dtype, /*seed=*/1);
   if (way.recompute) model.RecomputeLayers();
   if (way.adapter_rank > 0) model.AddAdapters(way.adapter_rank, 2.0 * way.adapter_rank, /*seed=*/2);
   Learner learner(std::move(model), {.learning_rate = 1e-4}, /*num_threads=*/1, group);
@@ -74,7 +74,7 @@ Measured Step(const Way& way, const ModelConfig& config, int64_t num_tokens, Gro
   Measured measured{};
   for (int step = 0; step < 2; ++step) {
     const auto begin = std::chrono::steady_clock::now();
-    learner.Update(group.size(), 1.0, [&](const Llama& replica, size_t) {
+    learner.Update(group.size(), 1.0, [&](const Transformer& replica, size_t) {
       return -TokenLogprobs(replica.Hidden(samples), replica.HeadWeight(), rows_M, targets_M).mean();
     });
     measured.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

@@ -20,6 +20,7 @@ GRPC = re.compile(r"^(grpc|grpcpp)/|\.grpc\.pb\.h$")
 # Folder -> what its files may not reach. `*` stands for one folder.
 FORBIDDEN = {
     "common/base": (TORCH, PROTO),
+    "common/kernels": (TORCH, PROTO),
     "common/text": (TORCH, PROTO),
     "common/storage": (TORCH, PROTO),
     "common/world": (TORCH, PROTO),

@@ -69,17 +69,17 @@ class TrainingParity : public testing::TestWithParam<Case> {
   const ordered_json& Golden() const {
     return Goldens()["losses"][GetParam().model][GetParam().kind][GetParam().precision];
   }
-  Llama Model() const {
+  Transformer Model() const {
     const auto folder = ModelFolder::Open(Parity() / "goldens/models" / GetParam().model).value();
-    return Llama::Load(*folder, DType(), folder->config().reward_head).value();
+    return Transformer::Load(*folder, DType(), folder->config().reward_head).value();
   }
 
   // Two micro-batches on two threads, each with its replica.
   void ExpectGolden(
-      const Llama& model, const std::map<std::string, Tensor>& more,
-      const std::function<Tensor(const Llama&, const std::vector<Tensor>& more, size_t part)>& loss) {
+      const Transformer& model, const std::map<std::string, Tensor>& more,
+      const std::function<Tensor(const Transformer&, const std::vector<Tensor>& more, size_t part)>& loss) {
     Workers workers(2);
-    std::vector<Llama> replicas = {model.Replica(), model.Replica()};
+    std::vector<Transformer> replicas = {model.Replica(), model.Replica()};
     std::vector<std::vector<Tensor>> leaves(2), more_leaves(2);
     for (int worker = 0; worker < 2; ++worker) {
       for (const auto& [name, parameter] : replicas[worker].parameters()) leaves[worker].push_back(parameter);
@@ -113,7 +113,7 @@ class TrainingParity : public testing::TestWithParam<Case> {
 const std::vector<size_t> kParts[2] = {{3, 1, 4}, {5, 0, 2}};
 
 TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
-  const Llama model = Model();
+  const Transformer model = Model();
   const std::vector<Sample> samples = Samples();
   double targets = 0;
   for (const Sample& sample : samples) targets += static_cast<double>(sample.num_targets());
@@ -127,18 +127,18 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
       all.push_back({row, std::vector<bool>(row.size(), true)});
       all.back().is_target[0] = false;
     }
-    ExpectGolden(model, {}, [&](const Llama& replica, const auto&, size_t part) {
+    ExpectGolden(model, {}, [&](const Transformer& replica, const auto&, size_t part) {
       return -Pack(all, part == 0 ? std::vector<size_t>{0, 3} : std::vector<size_t>{2, 1})
                   .Logprobs(replica)
                   .sum() /
              (4.0 * 23.0);
     });
   } else if (kind == "sft") {
-    ExpectGolden(model, {}, [&](const Llama& replica, const auto&, size_t part) {
+    ExpectGolden(model, {}, [&](const Transformer& replica, const auto&, size_t part) {
       return -Pack(samples, kParts[part]).Logprobs(replica).sum() / targets;
     });
   } else if (kind == "reward_model") {
-    ExpectGolden(model, {}, [&](const Llama& replica, const auto&, size_t part) {
+    ExpectGolden(model, {}, [&](const Transformer& replica, const auto&, size_t part) {
       const LabeledSamples pairs =
           Pack(samples, part == 0 ? std::vector<size_t>{0, 3} : std::vector<size_t>{1, 2, 4, 5});
       const int64_t p = pairs.packed.num_samples() / 2;
@@ -148,7 +148,7 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
     });
   } else if (kind == "reward_model_with_margins") {
     // One of the micro-batches has the first pair, the other the rest; answers are read once.
-    ExpectGolden(model, {}, [&](const Llama& replica, const auto&, size_t part) {
+    ExpectGolden(model, {}, [&](const Transformer& replica, const auto&, size_t part) {
       const LabeledSamples answers =
           Pack(samples, part == 0 ? std::vector<size_t>{0, 1} : std::vector<size_t>{0, 1, 2});
       const Tensor rewards = replica.Rewards(replica.Hidden(answers.packed), answers.packed);
@@ -179,7 +179,7 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
           GroupAdvantages(std::span(scores).subspan(begin, group), kls, inputs["kl_coefficient"], true);
       advantages.insert(advantages.end(), ours.begin(), ours.end());
     }
-    ExpectGolden(model, {}, [&](const Llama& replica, const auto&, size_t part) {
+    ExpectGolden(model, {}, [&](const Transformer& replica, const auto&, size_t part) {
       std::vector<double> old_M, advantages_M;
       for (const size_t i : kParts[part]) {
         old_M.insert(old_M.end(), old[i].begin(), old[i].end());
@@ -197,7 +197,7 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
   } else if (kind == "dpo") {
     const Tensor reference =
         torch::tensor(inputs["reference"].get<std::vector<double>>(), torch::kFloat64).to(DType());
-    ExpectGolden(model, {}, [&](const Llama& replica, const auto&, size_t part) {
+    ExpectGolden(model, {}, [&](const Transformer& replica, const auto&, size_t part) {
       const std::vector<size_t> chosen =
           part == 0 ? std::vector<size_t>{2, 5} : std::vector<size_t>{1, 0, 4, 3};
       const LabeledSamples pairs = Pack(samples, chosen);
@@ -232,7 +232,7 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
                                                 {"value_head.hidden.weight", parameter({d, d}, 0)},
                                                 {"value_head.output.bias", parameter({1}, 3)},
                                                 {"value_head.output.weight", parameter({1, d}, 2)}};
-    ExpectGolden(model, head, [&](const Llama& replica, const std::vector<Tensor>& more, size_t part) {
+    ExpectGolden(model, head, [&](const Transformer& replica, const std::vector<Tensor>& more, size_t part) {
       const auto gather = [&](const std::vector<std::vector<double>>& field) {
         std::vector<double> all;
         for (const size_t i : kParts[part]) all.insert(all.end(), field[i].begin(), field[i].end());

@@ -45,7 +45,7 @@ ValueFunction ValueFunction::Replica() const {
     replica.function_ = ValueHead{leaf(head->hidden_weight_DD), leaf(head->hidden_bias_D),
                                   leaf(head->output_weight_1D), leaf(head->output_bias_1)};
   } else {
-    replica.function_ = std::get<Llama>(function_).Replica();
+    replica.function_ = std::get<Transformer>(function_).Replica();
   }
   return replica;
 }
@@ -57,7 +57,7 @@ std::map<std::string, Tensor> ValueFunction::Parameters() const {
             {"output.weight", head->output_weight_1D},
             {"output.bias", head->output_bias_1}};
   }
-  return TrainedParameters({}, std::get<Llama>(function_).parameters());
+  return TrainedParameters({}, std::get<Transformer>(function_).parameters());
 }
 
 void ValueFunction::Normalize(double mean, double deviation) {
@@ -68,13 +68,13 @@ void ValueFunction::Normalize(double mean, double deviation) {
 Tensor ValueFunction::operator()(const Tensor& policy_hidden_ND, const PackedSamples& samples,
                                  const Tensor& rows_M) const {
   if (const auto* head = std::get_if<ValueHead>(&function_)) return (*head)(policy_hidden_ND, rows_M);
-  const Llama& model = std::get<Llama>(function_);
+  const Transformer& model = std::get<Transformer>(function_);
   const Tensor states_MD = model.Hidden(samples).index_select(0, rows_M);
   const Tensor outputs_M = torch::linear(states_MD, model.HeadWeight()).squeeze(1).to(torch::kFloat32);
   return (outputs_M - mean_) / deviation_;
 }
 
-ActorCritic::ActorCritic(Llama policy, std::optional<ValueFunction> values, const OptimizerSpec& optimizer,
+ActorCritic::ActorCritic(Transformer policy, std::optional<ValueFunction> values, const OptimizerSpec& optimizer,
                          double value_learning_rate, int num_threads, Group& group)
     : policy_(std::move(policy)),
       values_(std::move(values)),
@@ -100,7 +100,7 @@ ActorCritic::ActorCritic(Llama policy, std::optional<ValueFunction> values, cons
 }
 
 double ActorCritic::Update(size_t count, double factor,
-                           const std::function<Tensor(const Llama&, const ValueFunction*, size_t)>& loss) {
+                           const std::function<Tensor(const Transformer&, const ValueFunction*, size_t)>& loss) {
   std::vector<Tensor> gradients = gradients_->Sum(count, [&](int worker, size_t i) {
     return loss(policies_[worker], values_ ? &value_functions_[worker] : nullptr, i);
   });

@@ -11,7 +11,7 @@
 #include <variant>
 #include <vector>
 
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 #include "services/trainer/core/job_spec.h"
 #include "services/trainer/torch/gradients.h"
 #include "services/trainer/torch/group.h"
@@ -38,7 +38,7 @@ struct ValueHead {
 class ValueFunction {
  public:
   explicit ValueFunction(ValueHead head) : function_(std::move(head)) {}
-  explicit ValueFunction(Llama reward_model) : function_(std::move(reward_model)) {}
+  explicit ValueFunction(Transformer reward_model) : function_(std::move(reward_model)) {}
 
   // Same storage, own gradients.
   ValueFunction Replica() const;
@@ -52,7 +52,7 @@ class ValueFunction {
                            const torch::Tensor& rows_M) const;
 
  private:
-  std::variant<ValueHead, Llama> function_;
+  std::variant<ValueHead, Transformer> function_;
   double mean_ = 0, deviation_ = 1;
 };
 
@@ -62,10 +62,10 @@ class ValueFunction {
 class ActorCritic {
  public:
   // The group outlives this.
-  ActorCritic(Llama policy, std::optional<ValueFunction> values, const OptimizerSpec& optimizer,
+  ActorCritic(Transformer policy, std::optional<ValueFunction> values, const OptimizerSpec& optimizer,
               double value_learning_rate, int num_threads, Group& group);
 
-  const Llama& policy() const { return policy_; }
+  const Transformer& policy() const { return policy_; }
   // Null without one.
   const ValueFunction* values() const { return values_ ? &*values_ : nullptr; }
   // ValueFunction::Normalize; nothing without one.
@@ -77,7 +77,7 @@ class ActorCritic {
   // none) at its constant rate, the policy at its rate times `factor`, or not at all when that is 0. Returns
   // the policy's gradient norm.
   double Update(size_t count, double factor,
-                const std::function<torch::Tensor(const Llama&, const ValueFunction*, size_t i)>& loss);
+                const std::function<torch::Tensor(const Transformer&, const ValueFunction*, size_t i)>& loss);
   // Calls `work` for every i < count, each on one rank, side by side, without gradients.
   void ForEach(size_t count, const std::function<void(size_t i)>& work);
 
@@ -85,10 +85,10 @@ class ActorCritic {
   std::map<std::string, torch::Tensor> Tensors() const;
 
  private:
-  Llama policy_;
+  Transformer policy_;
   std::optional<ValueFunction> values_;
   Group& group_;
-  std::vector<Llama> policies_;         // one a worker
+  std::vector<Transformer> policies_;         // one a worker
   std::vector<ValueFunction> value_functions_;  // one a worker, or none
   Optimizer policy_optimizer_;
   std::optional<Optimizer> value_optimizer_;

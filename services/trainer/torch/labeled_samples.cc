@@ -26,7 +26,7 @@ LabeledSamples LabeledSamples::Pack(std::span<const Sample* const> samples) {
           .sample_M = torch::tensor(owners, torch::kInt64)};
 }
 
-Tensor LabeledSamples::Logprobs(const Llama& model, double temperature) const {
+Tensor LabeledSamples::Logprobs(const Transformer& model, double temperature) const {
   return TokenLogprobs(model.Hidden(packed), model.HeadWeight(), rows_M, targets_M, temperature);
 }
 

@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 #include "services/trainer/core/datasets.h"
 
 namespace almost::trainer {
@@ -20,7 +20,7 @@ struct LabeledSamples {
   static LabeledSamples Pack(std::span<const Sample* const> samples);
 
   // log p of each target under the model, [M].
-  torch::Tensor Logprobs(const Llama& model, double temperature = 1.0) const;
+  torch::Tensor Logprobs(const Transformer& model, double temperature = 1.0) const;
   // Sums by sample, [S].
   torch::Tensor SumBySample(const torch::Tensor& values_M) const;
 };

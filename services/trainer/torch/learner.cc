@@ -8,15 +8,15 @@ using torch::Tensor;
 
 namespace {
 
-std::vector<Llama> Replicas(const Llama& model, int count) {
-  std::vector<Llama> replicas;
+std::vector<Transformer> Replicas(const Transformer& model, int count) {
+  std::vector<Transformer> replicas;
   for (int i = 0; i < count; ++i) replicas.push_back(model.Replica());
   return replicas;
 }
 
-std::vector<std::vector<Tensor>> Leaves(const OptimizerSpec& optimizer, const std::vector<Llama>& replicas) {
+std::vector<std::vector<Tensor>> Leaves(const OptimizerSpec& optimizer, const std::vector<Transformer>& replicas) {
   std::vector<std::vector<Tensor>> leaves;
-  for (const Llama& replica : replicas) {
+  for (const Transformer& replica : replicas) {
     std::vector<Tensor>& own = leaves.emplace_back();
     for (const auto& [name, leaf] : TrainedParameters(optimizer, replica.parameters())) own.push_back(leaf);
   }
@@ -25,7 +25,7 @@ std::vector<std::vector<Tensor>> Leaves(const OptimizerSpec& optimizer, const st
 
 }  // namespace
 
-Learner::Learner(Llama model, const OptimizerSpec& optimizer, int num_threads, Group& group)
+Learner::Learner(Transformer model, const OptimizerSpec& optimizer, int num_threads, Group& group)
     : model_(std::move(model)),
       group_(group),
       replicas_(Replicas(model_, num_threads)),
@@ -34,7 +34,7 @@ Learner::Learner(Llama model, const OptimizerSpec& optimizer, int num_threads, G
       gradients_(workers_, group, Leaves(optimizer, replicas_), optimizer_.owners()) {}
 
 double Learner::Update(size_t count, double learning_rate_factor,
-                       const std::function<Tensor(const Llama&, size_t)>& loss) {
+                       const std::function<Tensor(const Transformer&, size_t)>& loss) {
   std::vector<Tensor> gradients =
       gradients_.Sum(count, [&](int worker, size_t i) { return loss(replicas_[worker], i); });
   return optimizer_.Step(std::move(gradients), learning_rate_factor);

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 #include "services/trainer/core/job_spec.h"
 #include "services/trainer/torch/gradients.h"
 #include "services/trainer/torch/group.h"
@@ -22,16 +22,16 @@ namespace almost::trainer {
 class Learner {
  public:
   // The group outlives this.
-  Learner(Llama model, const OptimizerSpec& optimizer, int num_threads, Group& group);
+  Learner(Transformer model, const OptimizerSpec& optimizer, int num_threads, Group& group);
 
-  const Llama& model() const { return model_; }
+  const Transformer& model() const { return model_; }
   // Threads of all ranks.
   int num_workers() const { return workers_.size() * group_.size(); }
 
   // Descends the sum of `loss(replica, i)` over i < count, which run side by side, each on one rank. Returns
   // the gradient norm before clipping.
   double Update(size_t count, double learning_rate_factor,
-                const std::function<torch::Tensor(const Llama& replica, size_t i)>& loss);
+                const std::function<torch::Tensor(const Transformer& replica, size_t i)>& loss);
   // Calls `work` for every i < count, each on one rank, side by side, without gradients.
   void ForEach(size_t count, const std::function<void(size_t i)>& work);
   // Of numbers that the calls for each i left in places of their own, the rest being 0: gives them to all
@@ -42,9 +42,9 @@ class Learner {
   std::map<std::string, torch::Tensor> Tensors() const;
 
  private:
-  Llama model_;
+  Transformer model_;
   Group& group_;
-  std::vector<Llama> replicas_;  // one a worker
+  std::vector<Transformer> replicas_;  // one a worker
   Optimizer optimizer_;
   Workers workers_;
   Gradients gradients_;

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 #include "common/model/model_folder.h"
 #include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
@@ -98,7 +98,7 @@ class PolicyOptimum : public testing::TestWithParam<const char*> {
   }
 
   // Log-probabilities of the next token after each of `sequences`, [sequences, V].
-  static Tensor NextLogprobs(const Llama& model, const std::vector<std::vector<int32_t>>& sequences) {
+  static Tensor NextLogprobs(const Transformer& model, const std::vector<std::vector<int32_t>>& sequences) {
     const PackedSamples packed = PackedSamples::Pack(sequences);
     const Tensor last = model.Hidden(packed).index_select(0, packed.LastTokens());
     return torch::log_softmax(torch::mm(last, model.HeadWeight().t()).to(torch::kFloat64), 1);
@@ -111,7 +111,7 @@ class PolicyOptimum : public testing::TestWithParam<const char*> {
   std::vector<Answers> AnswersOf(const fs::path& folder) const {
     const torch::NoGradGuard no_grad;
     const auto opened = ModelFolder::Open(folder).value();
-    const Llama model = Llama::Load(*opened, torch::kFloat32, false).value();
+    const Transformer model = Transformer::Load(*opened, torch::kFloat32, false).value();
     std::vector<Answers> answers;
     for (const std::string& prompt : Prompts()) {
       const auto ids = EncodeDialogue(PromptFormat::World(), *tokenizer_, {{"user", prompt}}).value().ids;

@@ -146,7 +146,7 @@ class PpoTask : public Task {
     if (ended_after_ > 0) finished.measured["ended_by_kl_limit_after"] = ended_after_;
     return finished;
   }
-  const Llama& model() const override { return learner_.policy(); }
+  const Transformer& model() const override { return learner_.policy(); }
 
  private:
   bool is_grpo() const { return spec_.group_size > 0; }
@@ -443,7 +443,7 @@ class PpoTask : public Task {
     }
     std::vector<Progress> parts(cut.size() + mix.parts.size());
     progress.grad_norm +=
-        learner_.Update(parts.size(), factor, [&](const Llama& policy, const ValueFunction* values, size_t part) {
+        learner_.Update(parts.size(), factor, [&](const Transformer& policy, const ValueFunction* values, size_t part) {
           if (part >= cut.size()) {
             const LabeledSamples documents = LabeledSamples::Pack(mix.parts[part - cut.size()]);
             const Tensor loss = -documents.Logprobs(policy).sum() / mix.targets;
@@ -495,7 +495,7 @@ class PpoTask : public Task {
   const Dataset<std::string> prompts_;
   const Dataset<Sample> mix_;  // documents; empty: none
   const RewardFunction reward_, guard_;
-  const Llama reference_;
+  const Transformer reference_;
   ActorCritic learner_;
   DataOrder order_, mix_order_;
   std::map<std::string, Tensor> within_limit_;  // the latest policy whose KL was; empty without a limit
@@ -520,7 +520,7 @@ absl::StatusOr<std::optional<ValueFunction>> MakeValueFunction(const TaskInputs&
         " tokens, is ", folder->config().architecture, " with ", folder->config().vocab_size));
   }
   const torch::ScalarType dtype = inputs.model.HeadWeight().scalar_type();
-  ALMOST_ASSIGN_OR_RETURN(Llama model, Llama::Load(*folder, dtype, /*reward_head=*/true));
+  ALMOST_ASSIGN_OR_RETURN(Transformer model, Transformer::Load(*folder, dtype, /*reward_head=*/true));
   const MemorySpec& memory = inputs.spec.memory;
   if (memory.recompute_layers) model.RecomputeLayers();
   if (memory.adapters) {

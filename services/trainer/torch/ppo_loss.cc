@@ -7,7 +7,7 @@ namespace almost::trainer {
 
 using torch::Tensor;
 
-PpoLosses ComputePpoLosses(const Llama& policy, const ValueFunction* values, const LabeledSamples& samples,
+PpoLosses ComputePpoLosses(const Transformer& policy, const ValueFunction* values, const LabeledSamples& samples,
                            const PpoTargets& targets, double clip_range, double value_clip_range,
                            double temperature) {
   const Tensor hidden_ND = policy.Hidden(samples.packed);

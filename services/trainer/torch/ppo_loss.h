@@ -2,7 +2,7 @@
 
 #include <torch/torch.h>
 
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 #include "services/trainer/torch/actor_critic.h"
 #include "services/trainer/torch/labeled_samples.h"
 
@@ -23,7 +23,7 @@ struct PpoLosses {
 };
 
 // `values` is null without a value function.
-PpoLosses ComputePpoLosses(const Llama& policy, const ValueFunction* values, const LabeledSamples& samples,
+PpoLosses ComputePpoLosses(const Transformer& policy, const ValueFunction* values, const LabeledSamples& samples,
                            const PpoTargets& targets, double clip_range, double value_clip_range,
                            double temperature);
 

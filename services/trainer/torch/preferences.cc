@@ -69,7 +69,7 @@ class PreferenceTask : public Task {
     }
     std::vector<double> losses(cut.size()), correct(cut.size()), margins(cut.size());
     const double factor = LearningRateFactor(optimizer_, step, static_cast<int64_t>(batches_.size()));
-    const double norm = learner_.Update(cut.size(), factor, [&](const Llama& model, size_t i) {
+    const double norm = learner_.Update(cut.size(), factor, [&](const Transformer& model, size_t i) {
       const Margins margin = Margin(model, parts[i]);
       losses[i] = margin.losses_P.sum().item<double>() / count;
       correct[i] = (margin.margins_P > 0).sum().item<double>() / count;
@@ -99,7 +99,7 @@ class PreferenceTask : public Task {
   std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }
   nlohmann::json Values() const override { return nlohmann::json::object(); }
   absl::Status Restore(const nlohmann::json&) override { return absl::OkStatus(); }
-  const Llama& model() const override { return learner_.model(); }
+  const Transformer& model() const override { return learner_.model(); }
 
  protected:
   struct Margins {
@@ -114,7 +114,7 @@ class PreferenceTask : public Task {
     Tensor Chosen(const Tensor& values_S) const { return values_S.index_select(0, chosen_P); }
     Tensor Rejected(const Tensor& values_S) const { return values_S.index_select(0, rejected_P); }
   };
-  virtual Margins Margin(const Llama& model, const PackedPairs& pairs) = 0;
+  virtual Margins Margin(const Transformer& model, const PackedPairs& pairs) = 0;
   // Of a step on samples of these lengths.
   virtual double StepFlops(const std::vector<int64_t>& lengths, int64_t num_targets) const = 0;
 
@@ -276,7 +276,7 @@ class RewardModelTask : public PreferenceTask {
   }
 
  private:
-  Margins Margin(const Llama& model, const PackedPairs& pairs) override {
+  Margins Margin(const Transformer& model, const PackedPairs& pairs) override {
     const Tensor rewards_S = model.Rewards(model.Hidden(pairs.samples.packed), pairs.samples.packed);
     const Tensor chosen_P = pairs.Chosen(rewards_S), rejected_P = pairs.Rejected(rewards_S);
     const Tensor margin_P =
@@ -387,8 +387,8 @@ class DpoTask : public PreferenceTask {
         reference_(model().Frozen()) {}
 
  private:
-  Margins Margin(const Llama& model, const PackedPairs& pairs) override {
-    const auto summed_S = [&](const Llama& llama) {
+  Margins Margin(const Transformer& model, const PackedPairs& pairs) override {
+    const auto summed_S = [&](const Transformer& llama) {
       return pairs.samples.SumBySample(pairs.samples.Logprobs(llama));
     };
     Tensor reference_S;
@@ -408,7 +408,7 @@ class DpoTask : public PreferenceTask {
   }
 
   const double beta_;
-  const Llama reference_;
+  const Transformer reference_;
 };
 
 }  // namespace

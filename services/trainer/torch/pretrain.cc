@@ -43,7 +43,7 @@ class PretrainTask : public Task {
     const double targets = static_cast<double>(spec_.batch_sequences) * (spec_.sequence_tokens - 1);
     std::vector<double> losses(micro_batches.size());
     const double factor = LearningRateFactor(optimizer_, step, num_steps());
-    const double norm = learner_.Update(micro_batches.size(), factor, [&](const Llama& model, size_t i) {
+    const double norm = learner_.Update(micro_batches.size(), factor, [&](const Transformer& model, size_t i) {
       const PackedSamples samples = PackedSamples::Pack(micro_batches[i]);
       const int64_t sequences = samples.num_samples(), length = spec_.sequence_tokens;
       const Tensor rows_M =
@@ -78,7 +78,7 @@ class PretrainTask : public Task {
     return absl::OkStatus();
   }
 
-  const Llama& model() const override { return learner_.model(); }
+  const Transformer& model() const override { return learner_.model(); }
 
  private:
   const PretrainSpec spec_;

@@ -32,7 +32,7 @@ std::string RolloutSampler::Text(const std::vector<int32_t>& generated) const {
   return std::string(absl::StripPrefix(text, format_.answer_prefix));
 }
 
-absl::StatusOr<std::vector<Rollout>> RolloutSampler::Draw(const Llama& policy,
+absl::StatusOr<std::vector<Rollout>> RolloutSampler::Draw(const Transformer& policy,
                                                           const std::vector<std::string>& prompts,
                                                           uint64_t seed, RolloutScorer* scorer) const {
   const int32_t end_of_text = *tokenizer_->eos_id();

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 #include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
 #include "services/trainer/core/datasets.h"
@@ -43,7 +43,7 @@ class RolloutSampler {
 
   // One answer a prompt: a function of weights, prompts and seed. The scorer, null on ranks but 0, is given
   // each answer as soon as it is there.
-  absl::StatusOr<std::vector<Rollout>> Draw(const Llama& policy, const std::vector<std::string>& prompts,
+  absl::StatusOr<std::vector<Rollout>> Draw(const Transformer& policy, const std::vector<std::string>& prompts,
                                             uint64_t seed, RolloutScorer* scorer) const;
 
  private:

@@ -38,7 +38,7 @@ class SftTask : public Task {
     const auto cut = CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens);
     std::vector<double> losses(cut.size());
     const double factor = LearningRateFactor(optimizer_, step, num_steps());
-    const double norm = learner_.Update(cut.size(), factor, [&](const Llama& model, size_t i) {
+    const double norm = learner_.Update(cut.size(), factor, [&](const Transformer& model, size_t i) {
       std::vector<const Sample*> samples;
       for (const size_t item : cut[i]) samples.push_back(&batch[item]);
       const Tensor loss = -LabeledSamples::Pack(samples).Logprobs(model).sum() / static_cast<double>(targets);
@@ -65,7 +65,7 @@ class SftTask : public Task {
                                  {"left_out_without_targets", dialogues_.num_without_targets}},
                     .reward = nullptr};
   }
-  const Llama& model() const override { return learner_.model(); }
+  const Transformer& model() const override { return learner_.model(); }
 
  private:
   const OptimizerSpec optimizer_;

@@ -14,7 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 #include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
 #include "nlohmann/json.hpp"
@@ -54,7 +54,7 @@ class Task {
 
   // Once, after the last step.
   virtual absl::StatusOr<Finished> Finish() { return Finished{}; }
-  virtual const Llama& model() const = 0;
+  virtual const Transformer& model() const = 0;
 };
 
 // What every kind of task starts from.
@@ -64,7 +64,7 @@ struct TaskInputs {
   std::string base_digest;                 // empty: fresh weights
   std::shared_ptr<const Tokenizer> tokenizer;
   PromptFormat format;
-  Llama model;
+  Transformer model;
   Group* group;  // outlives the task
 };
 

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "common/engine/kernels.h"
+#include "common/kernels/kernels.h"
 #include "common/model/differentiable_kernels.h"
 
 namespace almost::trainer {
@@ -96,7 +96,7 @@ class KernelFunction : public torch::autograd::Function<KernelFunction> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& hidden_ND, const Tensor& head_VD,
                         const Tensor& rows_M, const Tensor& targets_M, double temperature) {
-    const engine::Kernels& kernels = *engine::Kernels::Best();
+    const Kernels& kernels = *Kernels::Best();
     const Tensor chosen_MD = hidden_ND.index_select(0, rows_M);
     const int64_t m = rows_M.size(0);
     const int64_t* targets = targets_M.data_ptr<int64_t>();
@@ -121,7 +121,7 @@ class KernelFunction : public torch::autograd::Function<KernelFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    const engine::Kernels& kernels = *engine::Kernels::Best();
+    const Kernels& kernels = *Kernels::Best();
     const variable_list saved = context->get_saved_variables();
     const Tensor &chosen_MD = saved[0], &head_VD = saved[1], &rows_M = saved[2];
     const int64_t m = chosen_MD.size(0);

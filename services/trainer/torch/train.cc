@@ -28,7 +28,7 @@ using SteadyClock = std::chrono::steady_clock;
 
 constexpr auto kCheckpointPeriod = std::chrono::minutes(1);
 
-absl::Status CheckFrozen(const OptimizerSpec& optimizer, const Llama& model) {
+absl::Status CheckFrozen(const OptimizerSpec& optimizer, const Transformer& model) {
   for (const std::string& prefix : optimizer.frozen) {
     const auto found = model.parameters().lower_bound(prefix);
     if (prefix.empty() || found == model.parameters().end() || !absl::StartsWith(found->first, prefix)) {
@@ -50,13 +50,13 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, Group& group) {
   ALMOST_ASSIGN_OR_RETURN(PromptFormat format, ChoosePromptFormat(spec.prompt_format, folder));
   if (fresh) {
     ALMOST_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromFolder(folder));
-    Llama model = Llama::Initialize(config, dtype, DeriveSeed(spec.seed, "weights"));
+    Transformer model = Transformer::Initialize(config, dtype, DeriveSeed(spec.seed, "weights"));
     if (spec.memory.recompute_layers) model.RecomputeLayers();
     return TaskInputs{spec, folder, "", tokenizer, format, std::move(model), &group};
   }
   ALMOST_ASSIGN_OR_RETURN(const auto weights, ModelFolder::Open(folder));
-  ALMOST_ASSIGN_OR_RETURN(Llama model,
-                          Llama::Load(*weights, dtype, std::holds_alternative<RewardModelSpec>(spec.kind)));
+  ALMOST_ASSIGN_OR_RETURN(Transformer model,
+                          Transformer::Load(*weights, dtype, std::holds_alternative<RewardModelSpec>(spec.kind)));
   if (spec.memory.recompute_layers) model.RecomputeLayers();
   if (const auto& adapters = spec.memory.adapters) {
     model.AddAdapters(adapters->rank, adapters->alpha, DeriveSeed(spec.seed, "adapters"));

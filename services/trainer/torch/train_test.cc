@@ -318,7 +318,7 @@ TEST_F(TrainTest, TheValueFunctionMayBeginAsTheRewardModel) {
   ASSERT_TRUE(Train(Spec("reward_model"), Context("rm")).ok());
   const auto folder = ModelFolder::Open(root_ / "rm/model");
   ASSERT_TRUE(folder.ok()) << folder.status();
-  const Llama reward_model = Llama::Load(**folder, torch::kFloat32, /*reward_head=*/true).value();
+  const Transformer reward_model = Transformer::Load(**folder, torch::kFloat32, /*reward_head=*/true).value();
   const PackedSamples samples = PackedSamples::Pack(std::vector<std::vector<int32_t>>{{1, 2, 3}, {4, 5}});
   ValueFunction values(reward_model);
   values.Normalize(1, 2);

@@ -1,10 +1,10 @@
-#include "common/engine/kernels.h"
+#include "common/kernels/kernels.h"
 
 #include <algorithm>
 #include <bit>
 #include <cstring>
 
-namespace almost::engine {
+namespace almost {
 
 // Each in a file of its own, compiled for its processors.
 const Kernels& Avx2Kernels();
@@ -107,4 +107,4 @@ void PackedMatrix::Assign(const float* w, int num_outputs, int num_inputs, size_
   }
 }
 
-}  // namespace almost::engine
+}  // namespace almost

@@ -4,13 +4,13 @@
 #include <cmath>
 #include <utility>
 
-#include "common/engine/kernels.h"
-#include "common/engine/vector.h"
+#include "common/kernels/kernels.h"
+#include "common/kernels/vector.h"
 
 // The kernels, written once for any width of vector. kernels_avx2.cc and kernels_avx512.cc make one object
 // each of them; nothing here may be seen from outside those files, or code for one processor would run on
 // another.
-namespace almost::engine {
+namespace almost {
 namespace {
 
 // Inputs of one pass over a panel: a group of panels and a tile's rows then stay in the first-level cache.
@@ -507,4 +507,4 @@ class VectorKernels final : public Kernels {
 };
 
 }  // namespace
-}  // namespace almost::engine
+}  // namespace almost

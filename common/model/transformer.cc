@@ -1,4 +1,4 @@
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -220,7 +220,7 @@ Tensor PackedSamples::LastTokens() const {
   return torch::tensor(last, torch::kInt64);
 }
 
-Llama::Llama(ModelConfig config, std::map<std::string, Tensor> parameters, double adapter_scale)
+Transformer::Transformer(ModelConfig config, std::map<std::string, Tensor> parameters, double adapter_scale)
     : config_(std::move(config)),
       parameters_(std::move(parameters)),
       adapter_scale_(adapter_scale),
@@ -265,7 +265,7 @@ Llama::Llama(ModelConfig config, std::map<std::string, Tensor> parameters, doubl
   }
 }
 
-std::vector<Tensor> Llama::Layer::Leaves() const {
+std::vector<Tensor> Transformer::Layer::Leaves() const {
   std::vector<Tensor> leaves = {input_norm.weight,        input_norm.bias, post_attention_norm.weight,
                                 post_attention_norm.bias, query_norm,      key_norm};
   for (const Linear* linear : {&query, &key, &value, &query_key_value, &output, &gate, &up, &down}) {
@@ -275,7 +275,7 @@ std::vector<Tensor> Llama::Layer::Leaves() const {
   return leaves;
 }
 
-absl::StatusOr<Llama> Llama::Load(const ModelFolder& folder, torch::ScalarType dtype, bool reward_head) {
+absl::StatusOr<Transformer> Transformer::Load(const ModelFolder& folder, torch::ScalarType dtype, bool reward_head) {
   const ModelConfig config = folder.config().WithRewardHead(reward_head);
   if (!reward_head && folder.config().reward_head) {
     return absl::FailedPreconditionError(
@@ -294,10 +294,10 @@ absl::StatusOr<Llama> Llama::Load(const ModelFolder& folder, torch::ScalarType d
     ALMOST_ASSIGN_OR_RETURN(const TensorView view, folder.Tensor(stored, shape));
     parameters[name] = FromView(view, dtype).requires_grad_();
   }
-  return Llama(config, std::move(parameters), /*adapter_scale=*/0);
+  return Transformer(config, std::move(parameters), /*adapter_scale=*/0);
 }
 
-Llama Llama::Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed) {
+Transformer Transformer::Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed) {
   std::map<std::string, Tensor> parameters;
   for (const auto& [name, shape] : ParameterShapes(config)) {
     Tensor tensor;
@@ -321,10 +321,10 @@ Llama Llama::Initialize(const ModelConfig& config, torch::ScalarType dtype, uint
     }
     parameters[name] = tensor.requires_grad_();
   }
-  return Llama(config, std::move(parameters), /*adapter_scale=*/0);
+  return Transformer(config, std::move(parameters), /*adapter_scale=*/0);
 }
 
-void Llama::AddAdapters(int rank, double alpha, uint64_t seed) {
+void Transformer::AddAdapters(int rank, double alpha, uint64_t seed) {
   std::map<std::string, Tensor> parameters;
   for (const auto& [name, parameter] : parameters_) {
     parameters[name] = parameter.detach().requires_grad_(name == config_.names().reward_head);
@@ -342,26 +342,26 @@ void Llama::AddAdapters(int rank, double alpha, uint64_t seed) {
         torch::zeros({outputs, rank}, parameter.options().requires_grad(false)).requires_grad_();
   }
   const bool recompute = recompute_;
-  *this = Llama(config_, std::move(parameters), alpha / rank);
+  *this = Transformer(config_, std::move(parameters), alpha / rank);
   recompute_ = recompute;
 }
 
-Tensor Llama::Linear::Adapter(const Tensor& x) const {
+Tensor Transformer::Linear::Adapter(const Tensor& x) const {
   return torch::linear(torch::linear(x, adapter_a), adapter_b) * adapter_scale;
 }
 
-Tensor Llama::Linear::operator()(const Tensor& x) const {
+Tensor Transformer::Linear::operator()(const Tensor& x) const {
   const std::vector<Tensor> biases = bias.defined() ? std::vector{bias} : std::vector<Tensor>();
   const Tensor y = RunsOnKernels(x) ? StackedLinear(x, {weight}, biases) : torch::linear(x, weight, bias);
   return adapter_a.defined() ? y + Adapter(x) : y;
 }
 
-Tensor Llama::Normalize(const Tensor& x, const Norm& norm) const {
+Tensor Transformer::Normalize(const Tensor& x, const Norm& norm) const {
   return config_.layer_norm ? at::layer_norm(x, {x.size(-1)}, norm.weight, norm.bias, config_.norm_eps)
                             : RmsNorm(x, norm.weight, config_.norm_eps);
 }
 
-Tensor Llama::QueriesKeysValues(const Layer& layer, const Tensor& x_ND) const {
+Tensor Transformer::QueriesKeysValues(const Layer& layer, const Tensor& x_ND) const {
   const int64_t n = x_ND.size(0), h = config_.num_heads, k = config_.num_kv_heads, e = config_.head_dim;
   if (config_.is_neox()) {
     return layer.query_key_value(x_ND).view({n, h, 3, e}).transpose(1, 2).reshape({n, 3 * h, e});
@@ -381,13 +381,13 @@ Tensor Llama::QueriesKeysValues(const Layer& layer, const Tensor& x_ND) const {
 }
 
 // What one forward pass is about, besides weights.
-struct Llama::Pass {
+struct Transformer::Pass {
   PackedSamples samples;
   Tensor cos, sin;                 // [N, 1, R/2]
   std::optional<Squares> squares;  // where attention is LibTorch's
 };
 
-Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
+Tensor Transformer::Attention(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
   const int64_t n = x_ND.size(0), h = config_.num_heads, k = config_.num_kv_heads, e = config_.head_dim;
   Tensor qkv = QueriesKeysValues(layer, x_ND);
   if (config_.qk_norm) {
@@ -424,7 +424,7 @@ Tensor Llama::Attention(const Layer& layer, const Tensor& x_ND, const Pass& pass
   return layer.output(y);
 }
 
-Tensor Llama::Mlp(const Layer& layer, const Tensor& x_ND) const {
+Tensor Transformer::Mlp(const Layer& layer, const Tensor& x_ND) const {
   const bool is_plain = !layer.up.adapter_a.defined() && !layer.up.bias.defined();
   if (config_.mlp == MlpKind::kSiluGated && is_plain && RunsOnKernels(x_ND)) {
     return SiluGatedMlp(x_ND, layer.gate.weight, layer.up.weight, layer.down.weight);
@@ -438,7 +438,7 @@ Tensor Llama::Mlp(const Layer& layer, const Tensor& x_ND) const {
   return layer.down(RunsOnKernels(up) ? KernelGelu(up, by_tanh) : at::gelu(up, by_tanh ? "tanh" : "none"));
 }
 
-Tensor Llama::Forward(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
+Tensor Transformer::Forward(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
   const Tensor attended = Attention(layer, Normalize(x_ND, layer.input_norm), pass);
   if (config_.parallel_residual) {
     return x_ND + attended + Mlp(layer, Normalize(x_ND, layer.post_attention_norm));
@@ -448,17 +448,17 @@ Tensor Llama::Forward(const Layer& layer, const Tensor& x_ND, const Pass& pass) 
 }
 
 // What a backward pass computes a layer again from, besides its input.
-struct Llama::Recomputation : torch::CustomClassHolder {
-  Recomputation(std::shared_ptr<const Llama> of, size_t number, std::shared_ptr<const Pass> in)
+struct Transformer::Recomputation : torch::CustomClassHolder {
+  Recomputation(std::shared_ptr<const Transformer> of, size_t number, std::shared_ptr<const Pass> in)
       : model(std::move(of)), layer(number), pass(std::move(in)) {}
   Tensor operator()(const Tensor& x_ND) const { return model->Forward(model->layers_[layer], x_ND, *pass); }
 
-  const std::shared_ptr<const Llama> model;
+  const std::shared_ptr<const Transformer> model;
   const size_t layer;
   const std::shared_ptr<const Pass> pass;
 };
 
-class Llama::RecomputedLayer : public torch::autograd::Function<RecomputedLayer> {
+class Transformer::RecomputedLayer : public torch::autograd::Function<RecomputedLayer> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x_ND, at::TensorList leaves,
                         const c10::intrusive_ptr<Recomputation>& again) {
@@ -498,7 +498,7 @@ class Llama::RecomputedLayer : public torch::autograd::Function<RecomputedLayer>
   }
 };
 
-Tensor Llama::Hidden(const PackedSamples& samples) const {
+Tensor Transformer::Hidden(const PackedSamples& samples) const {
   // As transformers: the angle is rounded to float32 (double weights: not) before its cosine is taken.
   const torch::ScalarType dtype = embedding_.scalar_type();
   const torch::ScalarType angle_dtype = dtype == torch::kFloat64 ? dtype : torch::kFloat32;
@@ -515,7 +515,7 @@ Tensor Llama::Hidden(const PackedSamples& samples) const {
 
   Tensor x_ND = torch::embedding(embedding_, samples.tokens_N);
   if (recompute_ && torch::GradMode::is_enabled()) {
-    const auto model = std::make_shared<const Llama>(*this);
+    const auto model = std::make_shared<const Transformer>(*this);
     for (size_t i = 0; i < layers_.size(); ++i) {
       x_ND = RecomputedLayer::apply(x_ND, at::TensorList(layers_[i].Leaves()),
                                     c10::make_intrusive<Recomputation>(model, i, pass));
@@ -526,32 +526,32 @@ Tensor Llama::Hidden(const PackedSamples& samples) const {
   return Normalize(x_ND, final_norm_);
 }
 
-Tensor Llama::Rewards(const Tensor& hidden_ND, const PackedSamples& samples) const {
+Tensor Transformer::Rewards(const Tensor& hidden_ND, const PackedSamples& samples) const {
   const Tensor rewards_S = torch::linear(hidden_ND.index_select(0, samples.LastTokens()), head_).squeeze(1);
   return rewards_S.to(torch::promoteTypes(rewards_S.scalar_type(), torch::kFloat32));
 }
 
-Llama Llama::Replica() const {
+Transformer Transformer::Replica() const {
   std::map<std::string, Tensor> shared;
   for (const auto& [name, parameter] : parameters_) {
     shared[name] = parameter.detach().requires_grad_(parameter.requires_grad());
   }
-  Llama replica(config_, std::move(shared), adapter_scale_);
+  Transformer replica(config_, std::move(shared), adapter_scale_);
   replica.recompute_ = recompute_;
   return replica;
 }
 
-Llama Llama::Frozen() const {
+Transformer Transformer::Frozen() const {
   const bool has_adapters = adapter_scale_ != 0;
   std::map<std::string, Tensor> frozen;
   for (const auto& [name, parameter] : parameters_) {
     if (absl::EndsWith(name, kAdapterA) || absl::EndsWith(name, kAdapterB)) continue;
     frozen[name] = has_adapters ? parameter.detach() : parameter.detach().clone();
   }
-  return Llama(config_, std::move(frozen), /*adapter_scale=*/0);
+  return Transformer(config_, std::move(frozen), /*adapter_scale=*/0);
 }
 
-std::map<std::string, Tensor> Llama::Merged() const {
+std::map<std::string, Tensor> Transformer::Merged() const {
   std::map<std::string, Tensor> merged;
   for (const auto& [name, parameter] : parameters_) {
     if (absl::EndsWith(name, kAdapterA) || absl::EndsWith(name, kAdapterB)) continue;
@@ -566,12 +566,12 @@ std::map<std::string, Tensor> Llama::Merged() const {
   return merged;
 }
 
-std::shared_ptr<const ModelFolder> Llama::InMemoryFolder() const {
+std::shared_ptr<const ModelFolder> Transformer::InMemoryFolder() const {
   return WithFloatTensors(Merged(),
                           [&](const auto& tensors) { return ModelFolder::InMemory(config_, tensors); });
 }
 
-absl::Status Llama::Save(const std::filesystem::path& folder) const {
+absl::Status Transformer::Save(const std::filesystem::path& folder) const {
   return WithFloatTensors(Merged(),
                           [&](const auto& tensors) { return WriteModelFolder(folder, config_, tensors); });
 }

@@ -7,7 +7,7 @@
 #include <memory>
 #include <new>
 
-namespace almost::engine {
+namespace almost {
 
 // Memory for `count` numbers that begins at a cache line, in huge pages where it is large and the system has
 // them: streaming through weights then waits for no address translation. Zero bytes are not touched until
@@ -36,4 +36,4 @@ class AlignedBuffer {
   std::unique_ptr<T, Free> data_;
 };
 
-}  // namespace almost::engine
+}  // namespace almost

@@ -10,7 +10,7 @@
 
 #include "absl/functional/function_ref.h"
 
-namespace almost::engine {
+namespace almost {
 
 // Threads that run loops together: a caller and its helpers. Helpers wait for the next loop awake for a
 // while, since the loops of a step follow each other within microseconds, and then asleep. A loop does not
@@ -81,4 +81,4 @@ class SharedTeam {
 // Processors that this process may use: of its affinity, and of the quota of its control group, rounded up.
 int UsableProcessors();
 
-}  // namespace almost::engine
+}  // namespace almost

@@ -1,4 +1,4 @@
-#include "common/engine/thread_team.h"
+#include "common/kernels/thread_team.h"
 
 #include <sched.h>
 
@@ -7,7 +7,7 @@
 #include <fstream>
 #include <utility>
 
-namespace almost::engine {
+namespace almost {
 namespace {
 
 // About 50 microseconds.
@@ -100,4 +100,4 @@ int UsableProcessors() {
   return std::max(1, static_cast<int>(processors));
 }
 
-}  // namespace almost::engine
+}  // namespace almost

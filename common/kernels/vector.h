@@ -8,7 +8,7 @@
 // The registers that the kernels are written for: the same operations on 8 floats (AVX2, FMA, F16C) and on 16
 // (AVX-512). A lane's result does not depend on the width. Included by the files that are compiled for one of
 // them, and by no other.
-namespace almost::engine {
+namespace almost {
 
 struct Vector8 {
   static constexpr int kWidth = 8;
@@ -131,4 +131,4 @@ struct Vector16 {
 };
 #endif
 
-}  // namespace almost::engine
+}  // namespace almost

@@ -1,4 +1,4 @@
-#include "common/engine/thread_team.h"
+#include "common/kernels/thread_team.h"
 
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-namespace almost::engine {
+namespace almost {
 namespace {
 
 TEST(ThreadTeamTest, EachPieceIsDoneOnceAndBeforeTheLoopEnds) {
@@ -116,4 +116,4 @@ TEST(UsableProcessorsTest, FollowsTheAffinity) {
 }
 
 }  // namespace
-}  // namespace almost::engine
+}  // namespace almost

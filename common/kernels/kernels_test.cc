@@ -1,4 +1,4 @@
-#include "common/engine/kernels.h"
+#include "common/kernels/kernels.h"
 
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 
 #include "common/base/random.h"
 
-namespace almost::engine {
+namespace almost {
 namespace {
 
 std::vector<float> Random(uint64_t seed, size_t count) {
@@ -479,4 +479,4 @@ TEST_P(KernelsTest, DotAgreesWithDouble) {
 }
 
 }  // namespace
-}  // namespace almost::engine
+}  // namespace almost

@@ -39,14 +39,14 @@ struct PackedSamples {
 // Parameters by their Hugging Face names, and the forward pass over them, in float64, float32 or bfloat16.
 // Copies share parameters. Const methods may run on several threads; backward passes may too when each has
 // its own Replica.
-class Llama {
+class Transformer {
  public:
   // The folder's weights in `dtype`. kNotFound and kDataLoss name the tensor. With `reward_head` unlike the
   // folder's, the other head is left out and a new one is zero (reward) or kFailedPrecondition (language).
-  static absl::StatusOr<Llama> Load(const ModelFolder& folder, torch::ScalarType dtype, bool reward_head);
+  static absl::StatusOr<Transformer> Load(const ModelFolder& folder, torch::ScalarType dtype, bool reward_head);
   // Fresh weights: normal with deviation 0.02 for embeddings and 0.7 / sqrt(inputs) for matrices, those that
   // add to the residual stream further divided by sqrt(2 · layers); norms one, biases zero.
-  static Llama Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed);
+  static Transformer Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed);
 
   // Low-rank adapters (Hu et al. 2021, LoRA, arXiv 2106.09685) on every matrix of the layers: y = x Wᵀ +
   // alpha / rank · x Aᵀ Bᵀ, A [rank, inputs] uniform within ± 1 / sqrt(inputs), B [outputs, rank] zero. They,
@@ -64,10 +64,10 @@ class Llama {
   torch::Tensor Rewards(const torch::Tensor& hidden_ND, const PackedSamples& samples) const;
 
   // Same storage, own gradients: for a backward pass on another thread.
-  Llama Replica() const;
+  Transformer Replica() const;
   // The model as it is now, without gradients, which training this one leaves as it is: with adapters, which
   // are zero when they are added, the same storage without them; else a copy.
-  Llama Frozen() const;
+  Transformer Frozen() const;
 
   const ModelConfig& config() const { return config_; }
   // Leaves, by name; those that are trained require gradients. Their data may be changed in place.
@@ -102,7 +102,7 @@ class Llama {
   struct Recomputation;
   class RecomputedLayer;
 
-  Llama(ModelConfig config, std::map<std::string, torch::Tensor> parameters, double adapter_scale);
+  Transformer(ModelConfig config, std::map<std::string, torch::Tensor> parameters, double adapter_scale);
   torch::Tensor Normalize(const torch::Tensor& x, const Norm& norm) const;
   // Heads of q, then k, then v, [N, H + 2K, E].
   torch::Tensor QueriesKeysValues(const Layer& layer, const torch::Tensor& x_ND) const;

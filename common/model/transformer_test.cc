@@ -1,4 +1,4 @@
-#include "common/model/llama.h"
+#include "common/model/transformer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -24,10 +24,10 @@ nlohmann::json Expected(const std::string& name) {
   return nlohmann::json::parse(file);
 }
 
-Llama LoadGolden(const std::string& name, torch::ScalarType dtype) {
+Transformer LoadGolden(const std::string& name, torch::ScalarType dtype) {
   const auto folder = ModelFolder::Open(Goldens() / name);
   EXPECT_TRUE(folder.ok()) << folder.status();
-  auto model = Llama::Load(**folder, dtype, (*folder)->config().reward_head);
+  auto model = Transformer::Load(**folder, dtype, (*folder)->config().reward_head);
   EXPECT_TRUE(model.ok()) << model.status();
   return *std::move(model);
 }
@@ -41,7 +41,7 @@ Tensor Golden(const std::string& name, const std::string& tensor) {
   return out;
 }
 
-Tensor Logits(const Llama& model, const PackedSamples& samples) {
+Tensor Logits(const Transformer& model, const PackedSamples& samples) {
   return torch::linear(model.Hidden(samples), model.HeadWeight());
 }
 
@@ -55,10 +55,10 @@ std::vector<std::vector<int32_t>> RandomSamples(std::vector<int> lengths, int vo
   return samples;
 }
 
-class LlamaParity : public testing::TestWithParam<std::string> {};
+class TransformerParity : public testing::TestWithParam<std::string> {};
 
 // In double precision both sides round at 1e-16 of values around 3, through a few dozen operations.
-TEST_P(LlamaParity, LogitsAreThoseOfTransformersInDouble) {
+TEST_P(TransformerParity, LogitsAreThoseOfTransformersInDouble) {
   const nlohmann::json expected = Expected(GetParam());
   const std::vector<std::vector<int32_t>> samples = {expected["token_ids"]};
   const Tensor logits = Logits(LoadGolden(GetParam(), torch::kFloat64), PackedSamples::Pack(samples));
@@ -67,7 +67,7 @@ TEST_P(LlamaParity, LogitsAreThoseOfTransformersInDouble) {
   EXPECT_LT((logits.slice(0, first) - wanted).abs().max().item<double>(), 1e-8);
 }
 
-TEST_P(LlamaParity, LogitsAreThoseOfTransformersInFloat) {
+TEST_P(TransformerParity, LogitsAreThoseOfTransformersInFloat) {
   const nlohmann::json expected = Expected(GetParam());
   const std::vector<std::vector<int32_t>> samples = {expected["token_ids"]};
   const Tensor logits = Logits(LoadGolden(GetParam(), torch::kFloat32), PackedSamples::Pack(samples));
@@ -79,7 +79,7 @@ TEST_P(LlamaParity, LogitsAreThoseOfTransformersInFloat) {
 // Weights and activations in bfloat16, where each rounding is 2^-9 of a value: the logits are as far off as
 // transformers' own in bfloat16, whose root mean square is 1 to 2 % of their spread here. A quarter is left
 // to chance.
-TEST_P(LlamaParity, Bfloat16IsAsFarOffAsThatOfTransformers) {
+TEST_P(TransformerParity, Bfloat16IsAsFarOffAsThatOfTransformers) {
   const nlohmann::json expected = Expected(GetParam());
   const std::vector<std::vector<int32_t>> samples = {expected["token_ids"]};
   const torch::NoGradGuard no_grad;
@@ -91,8 +91,8 @@ TEST_P(LlamaParity, Bfloat16IsAsFarOffAsThatOfTransformers) {
 }
 
 // Packing changes neither what a sample computes nor its gradient: to rounding in double.
-TEST_P(LlamaParity, PackedSamplesAreThoseAlone) {
-  const Llama model = LoadGolden(GetParam(), torch::kFloat64);
+TEST_P(TransformerParity, PackedSamplesAreThoseAlone) {
+  const Transformer model = LoadGolden(GetParam(), torch::kFloat64);
   const auto samples = RandomSamples({5, 1, 40, 12, 13, 40, 2}, model.config().vocab_size);
   const auto gradient = [&](const std::vector<std::vector<std::vector<int32_t>>>& batches) {
     for (const auto& [name, parameter] : model.parameters()) parameter.mutable_grad().reset();
@@ -117,8 +117,8 @@ TEST_P(LlamaParity, PackedSamplesAreThoseAlone) {
 }
 
 // In float32 not a bit changes, whatever a sample is packed with: what training promises of its losses.
-TEST_P(LlamaParity, PackedSamplesHaveTheBitsOfThoseAloneInFloat) {
-  const Llama model = LoadGolden(GetParam(), torch::kFloat32);
+TEST_P(TransformerParity, PackedSamplesHaveTheBitsOfThoseAloneInFloat) {
+  const Transformer model = LoadGolden(GetParam(), torch::kFloat32);
   const auto samples = RandomSamples({5, 1, 40, 12, 97, 13, 64, 2}, model.config().vocab_size);
   const PackedSamples packed = PackedSamples::Pack(samples);
   const torch::NoGradGuard no_grad;
@@ -130,7 +130,7 @@ TEST_P(LlamaParity, PackedSamplesHaveTheBitsOfThoseAloneInFloat) {
 }
 
 // Gradients of the sum of squared logits, by name; those not asked for are left out.
-std::map<std::string, Tensor> Gradients(const Llama& model, const PackedSamples& samples) {
+std::map<std::string, Tensor> Gradients(const Transformer& model, const PackedSamples& samples) {
   Logits(model, samples).square().sum().backward();
   std::map<std::string, Tensor> gradients;
   for (const auto& [name, parameter] : model.parameters()) {
@@ -140,18 +140,18 @@ std::map<std::string, Tensor> Gradients(const Llama& model, const PackedSamples&
   return gradients;
 }
 
-TEST_P(LlamaParity, LayersComputedAgainGiveTheSameBits) {
+TEST_P(TransformerParity, LayersComputedAgainGiveTheSameBits) {
   for (const bool adapters : {false, true}) {
-    Llama plain = LoadGolden(GetParam(), torch::kFloat32);
+    Transformer plain = LoadGolden(GetParam(), torch::kFloat32);
     if (adapters) plain.AddAdapters(3, 6, /*seed=*/1);
-    Llama again = plain.Replica();
+    Transformer again = plain.Replica();
     again.RecomputeLayers();
     const auto samples = PackedSamples::Pack(RandomSamples({5, 1, 40, 12}, plain.config().vocab_size));
     EXPECT_TRUE(torch::equal(again.Hidden(samples), plain.Hidden(samples)));
     // With frozen embeddings a layer's input asks for no gradient, its weights do.
     for (const bool frozen : {false, true}) {
       if (adapters && frozen) continue;
-      for (const Llama* model : {&plain, &again}) {
+      for (const Transformer* model : {&plain, &again}) {
         if (frozen) model->parameters().at(model->config().names().embedding).set_requires_grad(false);
       }
       const auto wanted = Gradients(plain, samples), found = Gradients(again, samples);
@@ -163,15 +163,15 @@ TEST_P(LlamaParity, LayersComputedAgainGiveTheSameBits) {
   }
 }
 
-TEST_P(LlamaParity, AdaptersBeginAsTheBaseAndMergeIntoIt) {
-  const Llama base = LoadGolden(GetParam(), torch::kFloat64);
-  Llama model = base.Replica();
+TEST_P(TransformerParity, AdaptersBeginAsTheBaseAndMergeIntoIt) {
+  const Transformer base = LoadGolden(GetParam(), torch::kFloat64);
+  Transformer model = base.Replica();
   model.AddAdapters(3, 6, /*seed=*/1);
   const auto samples = PackedSamples::Pack(RandomSamples({5, 1, 40, 12}, base.config().vocab_size));
   EXPECT_TRUE(torch::equal(Logits(model, samples), Logits(base, samples)));
 
   const torch::NoGradGuard no_grad;
-  const Llama reference = model.Frozen();
+  const Transformer reference = model.Frozen();
   int adapted = 0;
   for (const auto& [name, parameter] : model.parameters()) {
     const bool is_adapter = name.find(".lora_") != std::string::npos;
@@ -189,7 +189,7 @@ TEST_P(LlamaParity, AdaptersBeginAsTheBaseAndMergeIntoIt) {
     EXPECT_EQ(parameter.data_ptr(), model.parameters().at(name).data_ptr()) << name;
   }
   // What is written has float32 values, so the folder is compared with a model of those.
-  const auto merged = Llama::Load(*model.InMemoryFolder(), torch::kFloat64, base.config().reward_head);
+  const auto merged = Transformer::Load(*model.InMemoryFolder(), torch::kFloat64, base.config().reward_head);
   ASSERT_TRUE(merged.ok()) << merged.status();
   const Tensor wanted = Logits(model, samples);
   EXPECT_LT((Logits(*merged, samples) - wanted).abs().max().item<double>(),
@@ -197,8 +197,8 @@ TEST_P(LlamaParity, AdaptersBeginAsTheBaseAndMergeIntoIt) {
 }
 
 // Each of some dozen operations rounds to 2^-9 relative.
-TEST_P(LlamaParity, Bfloat16IsNear) {
-  const Llama exact = LoadGolden(GetParam(), torch::kFloat64),
+TEST_P(TransformerParity, Bfloat16IsNear) {
+  const Transformer exact = LoadGolden(GetParam(), torch::kFloat64),
               near = LoadGolden(GetParam(), torch::kBFloat16);
   const auto samples = PackedSamples::Pack(RandomSamples({5, 1, 40, 12}, exact.config().vocab_size));
   const Tensor wanted = Logits(exact, samples), found = Logits(near, samples).to(torch::kFloat64);
@@ -211,34 +211,34 @@ TEST_P(LlamaParity, Bfloat16IsNear) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, LlamaParity,
+INSTANTIATE_TEST_SUITE_P(Families, TransformerParity,
                          testing::Values("llama", "llama_gqa_llama3", "llama_linear_biases", "llama_yarn",
                                          "mistral", "mistral_window", "qwen2", "qwen3", "pythia",
                                          "neox_sequential"),
                          [](const testing::TestParamInfo<std::string>& model) { return model.param; });
 
-TEST(Llama, RewardsAreThoseOfTransformers) {
+TEST(Transformer, RewardsAreThoseOfTransformers) {
   for (const char* name : {"llama_reward", "pythia_reward"}) {
     const nlohmann::json expected = Expected(name);
     const std::vector<std::vector<int32_t>> sequences = expected["sequences"];
     const std::vector<double> wanted = expected["scores_f64"];
-    const Llama model = LoadGolden(name, torch::kFloat64);
+    const Transformer model = LoadGolden(name, torch::kFloat64);
     const PackedSamples samples = PackedSamples::Pack(sequences);
     const Tensor rewards = model.Rewards(model.Hidden(samples), samples);
     EXPECT_LT((rewards - torch::tensor(wanted, torch::kFloat64)).abs().max().item<double>(), 1e-8) << name;
   }
 }
 
-TEST(Llama, SavedFolderIsTheSameModel) {
+TEST(Transformer, SavedFolderIsTheSameModel) {
   for (const char* name : {"qwen3", "pythia"}) {
-    const Llama model = LoadGolden(name, torch::kFloat32);
+    const Transformer model = LoadGolden(name, torch::kFloat32);
     const fs::path folder = fs::path(testing::TempDir()) / "llama_saved";
     fs::create_directories(folder);
     ASSERT_TRUE(model.Save(folder).ok());
     const auto opened = ModelFolder::Open(folder);
     ASSERT_TRUE(opened.ok()) << opened.status();
     EXPECT_EQ((*opened)->digest(), model.InMemoryFolder()->digest());
-    const auto again = Llama::Load(**opened, torch::kFloat32, false);
+    const auto again = Transformer::Load(**opened, torch::kFloat32, false);
     ASSERT_TRUE(again.ok()) << again.status();
     for (const auto& [parameter_name, parameter] : model.parameters()) {
       EXPECT_TRUE(torch::equal(parameter, again->parameters().at(parameter_name))) << parameter_name;
@@ -246,10 +246,10 @@ TEST(Llama, SavedFolderIsTheSameModel) {
   }
 }
 
-TEST(Llama, RewardHeadOfALanguageModelBeginsAtZero) {
+TEST(Transformer, RewardHeadOfALanguageModelBeginsAtZero) {
   for (const char* name : {"llama", "pythia"}) {
     const auto folder = ModelFolder::Open(Goldens() / name);
-    const auto model = Llama::Load(**folder, torch::kFloat32, /*reward_head=*/true);
+    const auto model = Transformer::Load(**folder, torch::kFloat32, /*reward_head=*/true);
     ASSERT_TRUE(model.ok()) << model.status();
     EXPECT_TRUE(absl::EndsWith(model->config().architecture, "ForSequenceClassification"));
     EXPECT_FALSE(model->parameters().contains(model->config().names().language_head));
@@ -257,26 +257,26 @@ TEST(Llama, RewardHeadOfALanguageModelBeginsAtZero) {
   }
 }
 
-TEST(Llama, RefusesARewardModelAsLanguageModel) {
+TEST(Transformer, RefusesARewardModelAsLanguageModel) {
   const auto folder = ModelFolder::Open(Goldens() / "llama_reward");
-  EXPECT_EQ(Llama::Load(**folder, torch::kFloat32, false).status().code(),
+  EXPECT_EQ(Transformer::Load(**folder, torch::kFloat32, false).status().code(),
             absl::StatusCode::kFailedPrecondition);
 }
 
-TEST(Llama, FreshWeightsAreAFunctionOfTheSeed) {
+TEST(Transformer, FreshWeightsAreAFunctionOfTheSeed) {
   for (const char* name : {"llama", "pythia"}) {
     const ModelConfig config = (*ModelFolder::Open(Goldens() / name))->config();
     const auto digest = [&](uint64_t seed) {
-      return Llama::Initialize(config, torch::kFloat32, seed).InMemoryFolder()->digest();
+      return Transformer::Initialize(config, torch::kFloat32, seed).InMemoryFolder()->digest();
     };
     EXPECT_EQ(digest(1), digest(1));
     EXPECT_NE(digest(1), digest(2));
   }
 }
 
-TEST(Llama, ReplicasShareWeightsAndNotGradients) {
-  const Llama model = LoadGolden("llama", torch::kFloat32);
-  const Llama replica = model.Replica();
+TEST(Transformer, ReplicasShareWeightsAndNotGradients) {
+  const Transformer model = LoadGolden("llama", torch::kFloat32);
+  const Transformer replica = model.Replica();
   const auto samples = PackedSamples::Pack(RandomSamples({8}, model.config().vocab_size));
   Logits(replica, samples).sum().backward();
   const Tensor& weight = model.parameters().at("model.norm.weight");

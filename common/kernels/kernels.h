@@ -5,13 +5,13 @@
 #include <span>
 #include <vector>
 
-#include "common/engine/aligned_buffer.h"
+#include "common/kernels/aligned_buffer.h"
 
 // The arithmetic of the CPU engine: float32, with weights in 32 or 16 bits. What it promises beyond speed: an
 // output's bits depend on its own inputs alone, never on how many rows are computed together, where a row
 // stands, which thread computes it, or how wide the processor's vectors are. Shapes: M rows (tokens), K
 // inputs, N outputs, D head dimension, V vocabulary.
-namespace almost::engine {
+namespace almost {
 
 enum class WeightType { kFloat32, kBfloat16, kFloat16 };
 
@@ -148,4 +148,4 @@ class Kernels {
   ~Kernels() = default;
 };
 
-}  // namespace almost::engine
+}  // namespace almost

@@ -1,10 +1,10 @@
-#include "common/engine/vector_kernels.h"
+#include "common/kernels/vector_kernels.h"
 
-namespace almost::engine {
+namespace almost {
 
 const Kernels& Avx2Kernels() {
   static constexpr VectorKernels<Vector8> kKernels;
   return kKernels;
 }
 
-}  // namespace almost::engine
+}  // namespace almost
