@@ -111,9 +111,12 @@ class EvaluationStage : public Stage {
     for (int i = 0; i < recipe.grid_size(); ++i) {
       ALMOST_RETURN_IF_ERROR(add(absl::StrCat("evaluation.grid[", i, "]"), recipe.grid(i), grid));
     }
-    filter_ = *ResponseFilter::Named(context.recipe().responses().filter(), context.recipe().prompt_format());
-    ALMOST_ASSIGN_OR_RETURN(const PromptFormat format, PromptFormat::Named(context.recipe().prompt_format()));
-    answer_prefix_ = format.answer_prefix;
+    // Where no stage names a filter, its marks for the end of an answer are the format's.
+    const std::string& filter = context.recipe().responses().filter();
+    const std::string& format = context.recipe().prompt_format();
+    filter_ = ResponseFilter::Named(filter.empty() ? "none" : filter, format).value();
+    ALMOST_ASSIGN_OR_RETURN(const PromptFormat of_prompts, PromptFormat::Named(format));
+    answer_prefix_ = of_prompts.answer_prefix;
     return absl::OkStatus();
   }
 

@@ -382,6 +382,28 @@ TEST_F(OrchestratorTest, ARunThatFailsLeavesOthersAlone) {
   EXPECT_EQ(Hashes("good"), hashes);
 }
 
+TEST_F(OrchestratorTest, VanillaModelsAreEvaluatedWithoutAnyOtherStage) {
+  ASSERT_TRUE(Start().ok());
+  v1::Recipe recipe = ScriptedRecipe(7);
+  v1::EvaluationStage& evaluation = *recipe.mutable_evaluation();
+  evaluation.add_prompts("which way?");
+  *evaluation.mutable_baseline() = recipe.responses().configurations(0);
+  *evaluation.mutable_sampling() = recipe.responses().sampling();
+  evaluation.set_judge_target("judge");
+  recipe.clear_responses();
+  recipe.clear_comparisons();
+  recipe.clear_reward_model();
+  recipe.clear_demonstration();
+  recipe.clear_sft();
+  recipe.clear_rl();
+  ASSERT_TRUE(Create("vanilla", recipe).ok());
+  EXPECT_EQ(WaitForEnd("vanilla"), v1::RUN_STATE_SUCCEEDED)
+      << orchestrator_->Get("vanilla")->error().message();
+  const std::string file =
+      store_->ReadFile(Hashes("vanilla").at("evaluation/evaluation"), "evaluation.json").value();
+  EXPECT_EQ(nlohmann::json::parse(file).at("systems").size(), 1);
+}
+
 // With the paper's pairs, which depend on their prompt alone, and a scorer that has to agree.
 v1::Recipe PaperRecipe() {
   v1::Recipe recipe = ScriptedRecipe(7);
