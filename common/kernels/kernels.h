@@ -7,10 +7,10 @@
 
 #include "common/kernels/aligned_buffer.h"
 
-// The arithmetic of the CPU engine: float32, with weights in 32 or 16 bits. What it promises beyond speed: an
-// output's bits depend on its own inputs alone, never on how many rows are computed together, where a row
-// stands, which thread computes it, or how wide the processor's vectors are. Shapes: M rows (tokens), K
-// inputs, N outputs, D head dimension, V vocabulary.
+// The arithmetic of the CPU engine, and of float32 training: weights in 32 or 16 bits, all else in float32.
+// What it promises beyond speed: an output's bits depend on its own inputs alone, never on how many rows are
+// computed together, where a row stands, which thread computes it, or how wide the processor's vectors are.
+// Shapes: M rows (tokens), K inputs, N outputs, D head dimension, V vocabulary.
 namespace almost {
 
 enum class WeightType { kFloat32, kBfloat16, kFloat16 };

@@ -275,7 +275,8 @@ std::vector<Tensor> Transformer::Layer::Leaves() const {
   return leaves;
 }
 
-absl::StatusOr<Transformer> Transformer::Load(const ModelFolder& folder, torch::ScalarType dtype, bool reward_head) {
+absl::StatusOr<Transformer> Transformer::Load(const ModelFolder& folder, torch::ScalarType dtype,
+                                              bool reward_head) {
   const ModelConfig config = folder.config().WithRewardHead(reward_head);
   if (!reward_head && folder.config().reward_head) {
     return absl::FailedPreconditionError(

@@ -15,8 +15,8 @@
 #include "common/model/model_config.h"
 #include "common/model/model_folder.h"
 
-// The Llama and GPT-NeoX families on LibTorch, differentiable: what training computes with. Serving has its
-// own kernels (common/engine). Not here: key-value cache, dropout, tensor parallelism.
+// The Llama and GPT-NeoX families on LibTorch, differentiable: what training computes with, in float32 on the
+// CPU by the engine's kernels (common/kernels). Not here: key-value cache, dropout, tensor parallelism.
 //
 // Shapes: N tokens of all samples, S samples, T tokens of the longest one, D hidden size, H heads,
 // K key-value heads, E head dimension, R dimensions of it that turn, F intermediate size, V vocabulary.
@@ -43,7 +43,8 @@ class Transformer {
  public:
   // The folder's weights in `dtype`. kNotFound and kDataLoss name the tensor. With `reward_head` unlike the
   // folder's, the other head is left out and a new one is zero (reward) or kFailedPrecondition (language).
-  static absl::StatusOr<Transformer> Load(const ModelFolder& folder, torch::ScalarType dtype, bool reward_head);
+  static absl::StatusOr<Transformer> Load(const ModelFolder& folder, torch::ScalarType dtype,
+                                          bool reward_head);
   // Fresh weights: normal with deviation 0.02 for embeddings and 0.7 / sqrt(inputs) for matrices, those that
   // add to the residual stream further divided by sqrt(2 · layers); norms one, biases zero.
   static Transformer Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed);

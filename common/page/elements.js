@@ -19,6 +19,7 @@ function number(x) {
   return size >= 1e5 || (size < 1e-3 && size > 0) ? x.toExponential(2) : size >= 100 ? x.toFixed(0) : String(+x.toPrecision(3));
 }
 const interval = (e, show) => `${show(e.value)} (${show(e.low).replace("\u00a0%", "")} to ${show(e.high)}, n = ${e.n})`;
+const pValue = p => p < 1e-4 ? "p < 0.0001" : "p = " + number(p);
 const duration = t => t >= 5400 ? (t / 3600).toFixed(1) + " h" : t >= 90 ? (t / 60).toFixed(1) + " min" : t.toFixed(t < 10 ? 1 : 0) + " s";
 const size = b => b >= 1e6 ? (b / 1e6).toFixed(1) + "\u00a0MB" : b >= 1e3 ? (b / 1e3).toFixed(1) + "\u00a0kB" : b + "\u00a0B";
 const words = name => name.replace(/_/g, " ");

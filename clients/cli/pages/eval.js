@@ -2,7 +2,6 @@
 const figures = data.figures, about = data.about;
 const range = e => `95 %: ${percent(e.low).replace("\u00a0%", "")} to ${percent(e.high)}`;
 const tile = (name, value, note) => h("div", {class: "tile"}, h("span", {class: "soft small"}, name), h("b", {}, value), h("span", {class: "soft small"}, note));
-const pValue = p => p < 1e-4 ? "p < 0.0001" : "p = " + number(p);
 const groups = of => Object.entries(of || {}).map(([name, value]) => ({name: name || "(none)", value}));
 let rows = null, columns = null, loaded = 0;
 

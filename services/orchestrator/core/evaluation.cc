@@ -145,8 +145,8 @@ class Evaluation {
         if (!prompt["verdicts"].contains(pair)) continue;
         const std::string verdict = prompt["verdicts"][pair];
         counts.Add(verdict);
-        if (const auto orders = prompt.value("orders", ordered_json::object()); orders.contains(pair)) {
-          position.Add(orders[pair][0].get<std::string>(), orders[pair][1].get<std::string>());
+        if (const auto orders = prompt.find("orders"); orders != prompt.end() && orders->contains(pair)) {
+          position.Add((*orders)[pair][0].get<std::string>(), (*orders)[pair][1].get<std::string>());
         }
         if (verdict == "unparsable") continue;
         units.push_back({verdict == "win" ? 1.0 : verdict == "loss" ? 0.0 : 0.5, 1});

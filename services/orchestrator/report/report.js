@@ -106,7 +106,7 @@ function rewardModel(width) {
     draw("And of two answers by the same system?", "The harder question: nothing but the answer's quality differs. The dashed line is guessing.", same)),
     Object.entries({length_only: "always picking the longer", likelihood: "the vanilla model's likelihood"}).filter(([rule]) => isEstimate(evaluation.rm_versus?.[rule]?.difference)).map(([rule, name]) => {
       const {difference, only_rm_right, only_other_right, mcnemar_p} = evaluation.rm_versus[rule];
-      return h("p", {class: "soft small"}, `Against ${name}, on the same pairs: ${points(difference.value)} points (${points(difference.low)} to ${points(difference.high)}, prompts drawn together); ${only_rm_right} pairs only the reward model gets right, ${only_other_right} only the other, p ${mcnemar_p < 1e-4 ? "< 0.0001" : "= " + number(mcnemar_p)} (McNemar, exact).`);
+      return h("p", {class: "soft small"}, `Against ${name}, on the same pairs: ${points(difference.value)} points (${points(difference.low)} to ${points(difference.high)}, prompts drawn together); ${only_rm_right} pairs only the reward model gets right, ${only_other_right} only the other, ${pValue(mcnemar_p)} (McNemar, exact).`);
     }),
     typeof evaluation.rm_length_correlation === "number" ? h("p", {class: "soft small"}, `Correlation of reward and length in tokens: ${number(evaluation.rm_length_correlation)}.`) : null];
 }
@@ -160,7 +160,7 @@ function winRates(width) {
     }).join("; ") + ".") : null,
     placed.length ? h("p", {class: "soft small"}, "How often the place alone decided, so that the two orders made a tie: " + placed.map(({name, label}) => {
       const {first, second, p} = evaluation.position[name];
-      return `${label}: ${first} for the answer shown first, ${second} for the second` + (first + second ? ` (sign test p ${p < .001 ? "< 0.001" : p.toFixed(3)})` : "");
+      return `${label}: ${first} for the answer shown first, ${second} for the second` + (first + second ? ` (sign test, ${pValue(p)})` : "");
     }).join("; ") + ".") : null,
     unparsable ? h("p", {class: "soft small"}, `${unparsable} verdicts could not be read and do not count.`) : null];
 }

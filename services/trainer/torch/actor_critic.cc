@@ -74,8 +74,9 @@ Tensor ValueFunction::operator()(const Tensor& policy_hidden_ND, const PackedSam
   return (outputs_M - mean_) / deviation_;
 }
 
-ActorCritic::ActorCritic(Transformer policy, std::optional<ValueFunction> values, const OptimizerSpec& optimizer,
-                         double value_learning_rate, int num_threads, Group& group)
+ActorCritic::ActorCritic(Transformer policy, std::optional<ValueFunction> values,
+                         const OptimizerSpec& optimizer, double value_learning_rate, int num_threads,
+                         Group& group)
     : policy_(std::move(policy)),
       values_(std::move(values)),
       group_(group),
@@ -99,8 +100,9 @@ ActorCritic::ActorCritic(Transformer policy, std::optional<ValueFunction> values
   gradients_ = std::make_unique<Gradients>(workers_, group_, std::move(leaves), std::move(owners));
 }
 
-double ActorCritic::Update(size_t count, double factor,
-                           const std::function<Tensor(const Transformer&, const ValueFunction*, size_t)>& loss) {
+double ActorCritic::Update(
+    size_t count, double factor,
+    const std::function<Tensor(const Transformer&, const ValueFunction*, size_t)>& loss) {
   std::vector<Tensor> gradients = gradients_->Sum(count, [&](int worker, size_t i) {
     return loss(policies_[worker], values_ ? &value_functions_[worker] : nullptr, i);
   });

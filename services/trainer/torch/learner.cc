@@ -14,7 +14,8 @@ std::vector<Transformer> Replicas(const Transformer& model, int count) {
   return replicas;
 }
 
-std::vector<std::vector<Tensor>> Leaves(const OptimizerSpec& optimizer, const std::vector<Transformer>& replicas) {
+std::vector<std::vector<Tensor>> Leaves(const OptimizerSpec& optimizer,
+                                        const std::vector<Transformer>& replicas) {
   std::vector<std::vector<Tensor>> leaves;
   for (const Transformer& replica : replicas) {
     std::vector<Tensor>& own = leaves.emplace_back();

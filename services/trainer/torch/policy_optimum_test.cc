@@ -7,8 +7,8 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "common/model/transformer.h"
 #include "common/model/model_folder.h"
+#include "common/model/transformer.h"
 #include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
 #include "nlohmann/json.hpp"

@@ -442,34 +442,34 @@ class PpoTask : public Task {
       ALMOST_ASSIGN_OR_RETURN(mix, MixOf(update));
     }
     std::vector<Progress> parts(cut.size() + mix.parts.size());
-    progress.grad_norm +=
-        learner_.Update(parts.size(), factor, [&](const Transformer& policy, const ValueFunction* values, size_t part) {
-          if (part >= cut.size()) {
-            const LabeledSamples documents = LabeledSamples::Pack(mix.parts[part - cut.size()]);
-            const Tensor loss = -documents.Logprobs(policy).sum() / mix.targets;
-            parts[part].mix_loss = loss.item<double>();
-            return spec_.mix_coefficient * loss;
-          }
-          const auto gather = [&](std::vector<double> Rollout::* field) {
-            std::vector<double> all;
-            for (const size_t i : cut[part]) {
-              all.insert(all.end(), (rollouts[i].*field).begin(), (rollouts[i].*field).end());
-            }
-            return torch::tensor(all, torch::kFloat64).to(torch::kFloat32);
-          };
-          const PpoLosses losses =
-              ComputePpoLosses(policy, values, Pack(rollouts, cut[part]),
-                               {gather(&Rollout::logprobs), gather(&Rollout::advantages),
-                                gather(&Rollout::values), gather(&Rollout::returns)},
-                               spec_.clip_range, spec_.value_clip_range, spec_.temperature);
-          const Tensor policy_loss = losses.policy_M.sum();
-          parts[part].policy_loss = policy_loss.item<double>();
-          parts[part].clipped = losses.clipped_M.sum().item<double>();
-          if (values == nullptr) return policy_loss / tokens;
-          const Tensor value_loss = losses.value_M.sum();
-          parts[part].value_loss = value_loss.item<double>();
-          return (policy_loss + spec_.value_coefficient * value_loss) / tokens;
-        });
+    const auto loss_of = [&](const Transformer& policy, const ValueFunction* values, size_t part) {
+      if (part >= cut.size()) {
+        const LabeledSamples documents = LabeledSamples::Pack(mix.parts[part - cut.size()]);
+        const Tensor loss = -documents.Logprobs(policy).sum() / mix.targets;
+        parts[part].mix_loss = loss.item<double>();
+        return spec_.mix_coefficient * loss;
+      }
+      const auto gather = [&](std::vector<double> Rollout::* field) {
+        std::vector<double> all;
+        for (const size_t i : cut[part]) {
+          all.insert(all.end(), (rollouts[i].*field).begin(), (rollouts[i].*field).end());
+        }
+        return torch::tensor(all, torch::kFloat64).to(torch::kFloat32);
+      };
+      const PpoLosses losses =
+          ComputePpoLosses(policy, values, Pack(rollouts, cut[part]),
+                           {gather(&Rollout::logprobs), gather(&Rollout::advantages),
+                            gather(&Rollout::values), gather(&Rollout::returns)},
+                           spec_.clip_range, spec_.value_clip_range, spec_.temperature);
+      const Tensor policy_loss = losses.policy_M.sum();
+      parts[part].policy_loss = policy_loss.item<double>();
+      parts[part].clipped = losses.clipped_M.sum().item<double>();
+      if (values == nullptr) return policy_loss / tokens;
+      const Tensor value_loss = losses.value_M.sum();
+      parts[part].value_loss = value_loss.item<double>();
+      return (policy_loss + spec_.value_coefficient * value_loss) / tokens;
+    };
+    progress.grad_norm += learner_.Update(parts.size(), factor, loss_of);
     std::vector<double> sums;
     for (const Progress& part : parts) {
       sums.insert(sums.end(), {part.policy_loss, part.value_loss, part.mix_loss, part.clipped});

@@ -7,9 +7,9 @@ namespace almost::trainer {
 
 using torch::Tensor;
 
-PpoLosses ComputePpoLosses(const Transformer& policy, const ValueFunction* values, const LabeledSamples& samples,
-                           const PpoTargets& targets, double clip_range, double value_clip_range,
-                           double temperature) {
+PpoLosses ComputePpoLosses(const Transformer& policy, const ValueFunction* values,
+                           const LabeledSamples& samples, const PpoTargets& targets, double clip_range,
+                           double value_clip_range, double temperature) {
   const Tensor hidden_ND = policy.Hidden(samples.packed);
   const Tensor logprobs_M =
       TokenLogprobs(hidden_ND, policy.HeadWeight(), samples.rows_M, samples.targets_M, temperature);

@@ -23,8 +23,8 @@ struct PpoLosses {
 };
 
 // `values` is null without a value function.
-PpoLosses ComputePpoLosses(const Transformer& policy, const ValueFunction* values, const LabeledSamples& samples,
-                           const PpoTargets& targets, double clip_range, double value_clip_range,
-                           double temperature);
+PpoLosses ComputePpoLosses(const Transformer& policy, const ValueFunction* values,
+                           const LabeledSamples& samples, const PpoTargets& targets, double clip_range,
+                           double value_clip_range, double temperature);
 
 }  // namespace almost::trainer

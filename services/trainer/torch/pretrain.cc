@@ -43,7 +43,7 @@ class PretrainTask : public Task {
     const double targets = static_cast<double>(spec_.batch_sequences) * (spec_.sequence_tokens - 1);
     std::vector<double> losses(micro_batches.size());
     const double factor = LearningRateFactor(optimizer_, step, num_steps());
-    const double norm = learner_.Update(micro_batches.size(), factor, [&](const Transformer& model, size_t i) {
+    const auto loss_of = [&](const Transformer& model, size_t i) {
       const PackedSamples samples = PackedSamples::Pack(micro_batches[i]);
       const int64_t sequences = samples.num_samples(), length = spec_.sequence_tokens;
       const Tensor rows_M =
@@ -53,7 +53,8 @@ class PretrainTask : public Task {
           -TokenLogprobs(model.Hidden(samples), model.HeadWeight(), rows_M, targets_M).sum() / targets;
       losses[i] = loss.item<double>();
       return loss;
-    });
+    };
+    const double norm = learner_.Update(micro_batches.size(), factor, loss_of);
     learner_.Merge(losses);
     double loss = 0;
     for (const double part : losses) loss += part;

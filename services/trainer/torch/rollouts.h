@@ -43,8 +43,9 @@ class RolloutSampler {
 
   // One answer a prompt: a function of weights, prompts and seed. The scorer, null on ranks but 0, is given
   // each answer as soon as it is there.
-  absl::StatusOr<std::vector<Rollout>> Draw(const Transformer& policy, const std::vector<std::string>& prompts,
-                                            uint64_t seed, RolloutScorer* scorer) const;
+  absl::StatusOr<std::vector<Rollout>> Draw(const Transformer& policy,
+                                            const std::vector<std::string>& prompts, uint64_t seed,
+                                            RolloutScorer* scorer) const;
 
  private:
   std::string Text(const std::vector<int32_t>& generated) const;

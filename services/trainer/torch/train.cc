@@ -55,8 +55,8 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, Group& group) {
     return TaskInputs{spec, folder, "", tokenizer, format, std::move(model), &group};
   }
   ALMOST_ASSIGN_OR_RETURN(const auto weights, ModelFolder::Open(folder));
-  ALMOST_ASSIGN_OR_RETURN(Transformer model,
-                          Transformer::Load(*weights, dtype, std::holds_alternative<RewardModelSpec>(spec.kind)));
+  const bool reward_head = std::holds_alternative<RewardModelSpec>(spec.kind);
+  ALMOST_ASSIGN_OR_RETURN(Transformer model, Transformer::Load(*weights, dtype, reward_head));
   if (spec.memory.recompute_layers) model.RecomputeLayers();
   if (const auto& adapters = spec.memory.adapters) {
     model.AddAdapters(adapters->rank, adapters->alpha, DeriveSeed(spec.seed, "adapters"));
