@@ -12,9 +12,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
-#include "common/engine/cpu_model.h"
-#include "common/engine/sampler.h"
 #include "common/engine/scheduler.h"
+#include "common/engine/step_runner.h"
 
 namespace almost::engine {
 
@@ -70,14 +69,6 @@ struct ScoringCall {
 
 namespace {
 
-// Bumped when a change of ours changes bits.
-constexpr absl::string_view kEngineVersion = "almost-cpu-1/float32/fma-chain";
-
-// Rows of logits held at once: a long completion times a large vocabulary is not.
-constexpr size_t kLogitRows = 64;
-// Logits that a thread should at least have to draw from.
-constexpr int kRowNumbers = 1 << 12;
-
 // How often a scoring call looks whether its result is still of use.
 constexpr std::chrono::milliseconds kLook{20};
 
@@ -100,22 +91,18 @@ absl::Status ValidateSampling(const SamplingParams& p) {
   return absl::OkStatus();
 }
 
-class CpuEngine final : public Engine {
+class SteppedEngine final : public Engine {
  public:
-  CpuEngine(std::unique_ptr<const CpuModel> model, const EngineOptions& options, int num_blocks,
-            std::shared_ptr<EngineObserver> observer)
-      : model_(std::move(model)),
+  SteppedEngine(std::unique_ptr<StepRunner> runner, std::shared_ptr<SharedTeam> team,
+                const EngineOptions& options, std::shared_ptr<EngineObserver> observer)
+      : runner_(std::move(runner)),
+        team_(std::move(team)),
         options_(options),
         observer_(std::move(observer)),
-        numerics_id_(kEngineVersion),
-        cache_(model_->config(), num_blocks),
-        scheduler_(options, num_blocks),
-        team_(options.team != nullptr ? options.team : std::make_shared<SharedTeam>(options.num_threads)),
-        workspace_(team_->team()),
-        samplers_(team_->team().size()),
+        scheduler_(options, runner_->num_blocks()),
         owner_([this](const std::stop_token& stop) { Run(stop); }) {}
 
-  ~CpuEngine() override {
+  ~SteppedEngine() override {
     owner_.request_stop();
     {
       const std::lock_guard lock(mutex_);
@@ -200,8 +187,8 @@ class CpuEngine final : public Engine {
     const std::lock_guard lock(mutex_);
     return stats_;
   }
-  const ModelConfig& config() const override { return model_->config(); }
-  const std::string& numerics_id() const override { return numerics_id_; }
+  const ModelConfig& config() const override { return runner_->config(); }
+  const std::string& numerics_id() const override { return runner_->numerics_id(); }
 
  private:
   absl::Status ValidateTokens(absl::string_view field, std::span<const int32_t> tokens) const {
@@ -346,6 +333,7 @@ class CpuEngine final : public Engine {
       for (int c = 0; c < request->request.num_candidates; ++c) {
         auto sequence = std::make_unique<Sequence>();
         sequence->request = request.get();
+        sequence->sampling = &request->request.sampling;
         sequence->arrival = request->arrival;
         sequence->index = request->request.first_candidate + c;
         sequence->tokens = request->request.prompt_ids;
@@ -392,22 +380,15 @@ class CpuEngine final : public Engine {
     if (scheduler_.num_running() + scheduler_.num_waiting() == 0) return;
     std::optional<SharedTeam::Turn> turn(std::in_place, *team_);
     const Scheduler::Step step = scheduler_.Schedule();
-    for (const auto [from, to] : step.copies) cache_.Copy(from, to);
+    for (const auto [from, to] : step.copies) runner_->Copy(from, to);
     if (step.sequences.empty()) return;
     Start(step);
-    std::vector<SequenceChunk> chunks;
-    for (const Sequence* s : step.sequences) {
-      const int end = s->num_computed + s->num_scheduled;
-      chunks.push_back({std::span(s->tokens).subspan(s->num_computed, s->num_scheduled), s->num_computed,
-                        s->blocks, std::max(0, end - std::max(s->num_computed, s->first_output))});
-    }
-    model_->Forward(chunks, cache_, workspace_, hidden_);
     std::vector<std::optional<Sampler::Draw>> draws(step.sequences.size());
-    Use(step.sequences, chunks, draws);
+    runner_->Run(step.sequences, draws);
     turn.reset();
     scheduler_.Commit(step.sequences);
     const SteadyClock::time_point now = SteadyClock::now();
-    for (size_t i = 0; i < chunks.size(); ++i) {
+    for (size_t i = 0; i < step.sequences.size(); ++i) {
       Sequence& s = *step.sequences[i];
       if (s.num_computed < s.num_tokens()) continue;
       if (s.scoring != nullptr) {
@@ -439,47 +420,6 @@ class CpuEngine final : public Engine {
   static absl::Status Ended(bool started, absl::Status status) {
     if (!started) status.SetPayload(std::string(kNothingComputed), absl::Cord());
     return status;
-  }
-
-  // What the hidden states are for: candidates draw their next token, items are scored.
-  void Use(std::span<Sequence* const> sequences, std::span<const SequenceChunk> chunks,
-           std::span<std::optional<Sampler::Draw>> draws) {
-    struct Row {
-      size_t sequence;
-      int output;  // counted from the sequence's first
-    };
-    std::vector<Row> rows;
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      const int end = chunks[i].first_position + static_cast<int>(chunks[i].tokens.size());
-      for (int p = end - chunks[i].num_outputs; p < end; ++p)
-        rows.push_back({i, p - sequences[i]->first_output});
-    }
-    const size_t width = config().hidden_size, vocab = config().vocab_size;
-    const std::span<const float> hidden = hidden_;
-    for (size_t begin = 0; begin < rows.size(); begin += kLogitRows) {
-      const size_t count = std::min(kLogitRows, rows.size() - begin);
-      if (config().reward_head) {
-        for (size_t r = begin; r < begin + count; ++r) {
-          sequences[rows[r].sequence]->scores[rows[r].output] =
-              model_->Reward(hidden.subspan(r * width, width));
-        }
-        continue;
-      }
-      model_->Logits(hidden.subspan(begin * width, count * width), workspace_, logits_);
-      const int grain = std::max(1, kRowNumbers / config().vocab_size);
-      workspace_.team.For(static_cast<int>(count), grain, [&](int thread, int first, int last) {
-        for (int r = first; r < last; ++r) {
-          const auto [i, output] = rows[begin + r];
-          Sequence& s = *sequences[i];
-          const auto row = std::span<const float>(logits_).subspan(r * vocab, vocab);
-          if (s.scoring != nullptr) {
-            s.scores[output] = static_cast<float>(row[s.targets[output]] - model_->kernels().LogSumExp(row));
-          } else {
-            draws[i] = samplers_[thread](row, s.request->request.sampling, s.index, s.num_new());
-          }
-        }
-      });
-    }
   }
 
   void Accept(Sequence& s, const std::optional<Sampler::Draw>& drawn) {
@@ -586,10 +526,10 @@ class CpuEngine final : public Engine {
     stats_.max_queued_tokens = options_.max_queued_tokens;
   }
 
-  const std::unique_ptr<const CpuModel> model_;
+  const std::unique_ptr<StepRunner> runner_;  // the owner thread's, but for what never changes
+  const std::shared_ptr<SharedTeam> team_;
   const EngineOptions options_;
   const std::shared_ptr<EngineObserver> observer_;  // or null
-  const std::string numerics_id_;
 
   // mutex_ guards what follows up to stats_; wake_ says that there is something new among it.
   mutable std::mutex mutex_;
@@ -606,14 +546,9 @@ class CpuEngine final : public Engine {
   EngineStats stats_;
 
   // The owner thread's alone.
-  KvCache cache_;
   Scheduler scheduler_;
   std::map<uint64_t, std::unique_ptr<RunningRequest>> requests_;
   std::vector<ScoringCall*> calls_;
-  const std::shared_ptr<SharedTeam> team_;
-  Workspace workspace_;
-  std::vector<Sampler> samplers_;       // of each thread
-  std::vector<float> hidden_, logits_;  // of the step under way
   int64_t prompt_tokens_ = 0;
   int64_t output_tokens_ = 0;
 
@@ -631,16 +566,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
   if (options.max_batch_sequences < 1) {
     return OutOfRange("max_batch_sequences", "at least 1", options.max_batch_sequences);
   }
-  const int64_t num_blocks = options.kv_cache_bytes / KvCache::BlockBytes(model->config());
-  if (num_blocks < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("kv_cache_bytes: must hold one block of ",
-                                                   KvCache::BlockBytes(model->config()), " bytes, got ",
-                                                   options.kv_cache_bytes));
-  }
-  ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<const CpuModel> loaded, CpuModel::Load(*model));
-  return std::make_unique<CpuEngine>(std::move(loaded), options,
-                                     static_cast<int>(std::min<int64_t>(num_blocks, 1 << 24)),
-                                     std::move(observer));
+  std::shared_ptr<SharedTeam> team =
+      options.team != nullptr ? options.team : std::make_shared<SharedTeam>(options.num_threads);
+  ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<StepRunner> runner,
+                          MakeCpuRunner(*model, options.kv_cache_bytes, team));
+  return std::make_unique<SteppedEngine>(std::move(runner), std::move(team), options, std::move(observer));
 }
 
 std::vector<absl::StatusOr<std::vector<Candidate>>> Engine::Generate(

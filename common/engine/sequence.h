@@ -16,6 +16,7 @@ struct ScoringCall;
 struct Sequence {
   RunningRequest* request = nullptr;  // whose candidate it is, or null:
   ScoringCall* scoring = nullptr;     // whose item it is
+  const SamplingParams* sampling = nullptr;  // of a candidate: its request's
   int index = 0;                      // the candidate's or the item's number
   std::vector<int32_t> tokens;        // prompt, then what was drawn; of an item all that is computed
   int num_prompt = 0;

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/engine/engine.h"
+#include "common/engine/sampler.h"
+#include "common/engine/sequence.h"
+#include "common/kernels/thread_team.h"
+#include "common/model/model_folder.h"
+
+namespace almost::engine {
+
+// What computes an engine's steps: it has the weights and the keys and values of `num_blocks` blocks, and
+// knows nothing of requests and queues. One step at a time.
+class StepRunner {
+ public:
+  virtual ~StepRunner() = default;
+
+  // Block `to` becomes a copy of block `from`.
+  virtual void Copy(int from, int to) = 0;
+  // Computes what is scheduled of the sequences. Items get their scores; a candidate whose last token is
+  // computed draws its next one, into its place of `draws` (nullopt: its logits are not finite).
+  virtual void Run(std::span<Sequence* const> sequences,
+                   std::span<std::optional<Sampler::Draw>> draws) = 0;
+
+  virtual int num_blocks() const = 0;
+  virtual const ModelConfig& config() const = 0;
+  virtual const std::string& numerics_id() const = 0;
+};
+
+// On this processor, with the threads of `team`, of which the caller has the turn whenever it calls.
+// kInvalidArgument: kv_cache_bytes holds no block; otherwise as CpuModel::Load.
+absl::StatusOr<std::unique_ptr<StepRunner>> MakeCpuRunner(const ModelFolder& model, int64_t kv_cache_bytes,
+                                                          std::shared_ptr<SharedTeam> team);
+
+}  // namespace almost::engine
