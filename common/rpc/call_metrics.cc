@@ -94,10 +94,6 @@ struct Requests {
   prometheus::Counter &by_client, &by_deadline;
 };
 
-// A client's deadline passes, and the client hangs up, before the server's does, which began when the call
-// arrived.
-constexpr auto kDeadlineSlack = std::chrono::milliseconds(250);
-
 class ServerInterceptor : public grpc::experimental::Interceptor {
  public:
   ServerInterceptor(Families& families, Requests* requests, grpc::experimental::ServerRpcInfo* info)
@@ -130,10 +126,9 @@ class ServerInterceptor : public grpc::experimental::Interceptor {
     if (code == grpc::RESOURCE_EXHAUSTED) requests_->queue_full.Increment();
     if (code == grpc::OUT_OF_RANGE) requests_->too_large.Increment();
     if (code != grpc::CANCELLED && code != grpc::DEADLINE_EXCEEDED) return;
-    const bool late = std::chrono::system_clock::now() >= context_.deadline() - kDeadlineSlack;
-    (!late                       ? requests_->by_client
-     : ExpiredBeforeWork(status) ? requests_->too_late
-                                 : requests_->by_deadline)
+    (!EndsByDeadline(absl::FromChrono(context_.deadline())) ? requests_->by_client
+     : ExpiredBeforeWork(status)                            ? requests_->too_late
+                                                            : requests_->by_deadline)
         .Increment();
   }
 

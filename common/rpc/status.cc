@@ -3,6 +3,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace almost {
@@ -75,6 +76,11 @@ absl::Status FromGrpc(const grpc::Status& status) {
     return FromProto(proto);
   }
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+bool EndsByDeadline(absl::Time deadline) {
+  constexpr absl::Duration kSlack = absl::Milliseconds(250);
+  return absl::Now() >= deadline - kSlack;
 }
 
 absl::Status ExpiredBeforeWorkError() {

@@ -28,6 +28,10 @@ grpc::Status Answer(absl::StatusOr<Response> value, Response* response) {
   return grpc::Status::OK;
 }
 
+// Whether a call that ends now, its client gone, does so by its deadline. A client hangs up when its own
+// deadline passes, which may be a little before the server's does: that began when the call arrived.
+bool EndsByDeadline(absl::Time deadline);
+
 // kDeadlineExceeded of a call whose deadline passed before any work on it began; its ErrorInfo has the reason
 // EXPIRED_BEFORE_WORK.
 absl::Status ExpiredBeforeWorkError();

@@ -125,7 +125,9 @@ class Batch {
       mutex_.AwaitWithTimeout(absl::Condition(&over), kLook);
       changed_ = false;
       if (AllDone()) {
-        if (absl::Now() >= deadline_ && NothingComputed()) status = ExpiredBeforeWorkError();
+        const bool late =
+            absl::Now() >= deadline_ || (absl::IsCancelled(status) && EndsByDeadline(deadline_));
+        if (late && NothingComputed()) status = ExpiredBeforeWorkError();
         break;
       }
     }
