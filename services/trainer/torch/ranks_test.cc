@@ -65,8 +65,8 @@ class RanksTest : public JobFixture {
  protected:
   RanksTest() : JobFixture("ranks_test") {}
 
-  // Runs the job in `num_ranks` processes. Their statuses, as codes, -1 of a killed one, go to `codes`; rank
-  // 0's losses beneath root_.
+  // Runs the job in `num_ranks` processes. Returns their statuses as codes, minus the signal of one that a
+  // signal ended; rank 0's losses go beneath root_.
   std::vector<int> Run(const std::vector<JobSpec>& spec_by_rank, const std::string& work,
                        Mishap mishap) const {
     const int num_ranks = static_cast<int>(spec_by_rank.size());
@@ -80,7 +80,7 @@ class RanksTest : public JobFixture {
     for (const pid_t child : children) {
       int status = 0;
       EXPECT_EQ(waitpid(child, &status, 0), child);
-      codes.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+      codes.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
     }
     return codes;
   }
@@ -160,9 +160,9 @@ TEST_P(RanksTest, TwoRanksMakeTheBitsOfOneProcessWithTheSameMicroBatches) {
 
 TEST_P(RanksTest, WhicheverRankIsKilledTheJobEndsWithTheSameBits) {
   const JobSpec spec = Spec(GetParam(), 1);
-  EXPECT_THAT(Run(2, spec, "killed", {.rank = 0, .step = 1}), testing::ElementsAre(-1, kLost));
-  EXPECT_THAT(Run(2, spec, "killed", {.rank = 1, .step = 5}), testing::ElementsAre(kLost, -1));
-  EXPECT_THAT(Run(2, spec, "killed", {.rank = 0, .step = 7}), testing::ElementsAre(-1, kLost));
+  EXPECT_THAT(Run(2, spec, "killed", {.rank = 0, .step = 1}), testing::ElementsAre(-SIGKILL, kLost));
+  EXPECT_THAT(Run(2, spec, "killed", {.rank = 1, .step = 5}), testing::ElementsAre(kLost, -SIGKILL));
+  EXPECT_THAT(Run(2, spec, "killed", {.rank = 0, .step = 7}), testing::ElementsAre(-SIGKILL, kLost));
   EXPECT_THAT(Run(2, spec, "killed"), testing::Each(kOk));
   EXPECT_THAT(Run(2, spec, "undisturbed"), testing::Each(kOk));
   EXPECT_EQ(Weights("killed"), Weights("undisturbed"));
@@ -180,7 +180,7 @@ TEST_P(RanksTest, MemoryOptionsChangeNoneOfThis) {
     JobSpec one = Spec(GetParam(), 2), two = Spec(GetParam(), 1);
     one.memory = two.memory = memory;
     EXPECT_THAT(Run(1, one, name + "-one"), testing::Each(kOk));
-    EXPECT_THAT(Run(2, two, name + "-two", {.rank = 1, .step = 5}), testing::ElementsAre(kLost, -1));
+    EXPECT_THAT(Run(2, two, name + "-two", {.rank = 1, .step = 5}), testing::ElementsAre(kLost, -SIGKILL));
     EXPECT_THAT(Run(2, two, name + "-two"), testing::Each(kOk));
     EXPECT_EQ(Weights(name + "-two"), Weights(name + "-one")) << name;
   }
@@ -248,7 +248,7 @@ TEST_F(RanksTest, FewerMicroBatchesThanRanks) {
 
 TEST_F(RanksTest, RefusesToGoOnWithAnotherNumberOfRanks) {
   const JobSpec spec = Spec("sft", 1);
-  EXPECT_THAT(Run(2, spec, "job", {.rank = 0, .step = 5}), testing::ElementsAre(-1, kLost));
+  EXPECT_THAT(Run(2, spec, "job", {.rank = 0, .step = 5}), testing::ElementsAre(-SIGKILL, kLost));
   EXPECT_THAT(Run(1, spec, "job"),
               testing::ElementsAre(static_cast<int>(absl::StatusCode::kFailedPrecondition)));
 }

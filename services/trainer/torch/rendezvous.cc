@@ -1,6 +1,7 @@
 #include "services/trainer/torch/rendezvous.h"
 
 #include <netdb.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -83,6 +84,8 @@ Rendezvous::~Rendezvous() = default;
 
 absl::StatusOr<std::unique_ptr<Rendezvous>> Rendezvous::Open(const RankOptions& options) {
   ALMOST_RETURN_IF_ERROR(Check(options));
+  // Gloo and the store write to sockets whose other end may be gone: an error, not the end of this process.
+  signal(SIGPIPE, SIG_IGN);
   auto rendezvous = std::unique_ptr<Rendezvous>(new Rendezvous(options));
   if (options.rank != 0) return rendezvous;
   int fd = options.listen_socket;
