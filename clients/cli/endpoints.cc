@@ -42,6 +42,13 @@ absl::StatusOr<Endpoint> FindEndpoint(const Cli& cli, absl::string_view service)
   return endpoint;
 }
 
+absl::StatusOr<std::string> FindJudge(const Cli& cli, const std::string& judge) {
+  if (!judge.empty() && judge != kJudgeOfUp) return judge;
+  ALMOST_ASSIGN_OR_RETURN(const UpFile up, ReadUpFile(cli.store));
+  const auto service = up.services.find("judge");
+  return service == up.services.end() ? "" : service->second.address;
+}
+
 absl::Status ServiceError(const Endpoint& endpoint, const grpc::Status& status) {
   const absl::Status error =
       Annotate(FromGrpc(status), absl::StrCat(endpoint.service, " at ", endpoint.address));

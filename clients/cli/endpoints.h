@@ -37,6 +37,13 @@ inline constexpr ServicePorts kDefaultPorts[] = {
 // kNotFound, kInvalidArgument: as BearerToken::Read and ChannelCredentials.
 absl::StatusOr<Endpoint> FindEndpoint(const Cli& cli, absl::string_view service);
 
+// The judge of `almost up --world_judge`, as recipes and --judge name it.
+inline constexpr absl::string_view kJudgeOfUp = "up:judge";
+
+// host:port of a JudgeService: `judge` itself, unless it is kJudgeOfUp or empty; then what `<store>/up.json`
+// says, empty where no such judge runs. kDataLoss: as FindEndpoint.
+absl::StatusOr<std::string> FindJudge(const Cli& cli, const std::string& judge);
+
 // What `status` says, with the service and address in front and, when it could not be reached, what to do.
 absl::Status ServiceError(const Endpoint& endpoint, const grpc::Status& status);
 

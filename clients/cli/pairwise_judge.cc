@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "clients/cli/endpoints.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
 #include "common/evaluation/benchmarks.h"
@@ -41,11 +42,16 @@ absl::StatusOr<std::unique_ptr<PairwiseJudge>> PairwiseJudge::Find(const Cli& cl
         out->form_, ReadTemplate(template_file, kJudgeTemplate, {"question", "answer_1", "answer_2"}));
     out->about_ = {{"llm", out->llm_->Identity()}, {"template_sha256", Sha256(out->form_)}};
   } else if (absl::ConsumePrefix(&which, "service:")) {
+    ALMOST_ASSIGN_OR_RETURN(const std::string target, FindJudge(cli, std::string(which)));
+    if (target.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--judge: ", judge, " needs `almost up --world_judge`, or service:HOST:PORT"));
+    }
     ReplicaPoolOptions options;
     options.tls = cli.tls;
     options.token_file = cli.token_file;
-    ALMOST_ASSIGN_OR_RETURN(out->service_, ReplicaPool::Create(std::string(which), options));
-    out->about_ = {{"service", std::string(which)}};
+    ALMOST_ASSIGN_OR_RETURN(out->service_, ReplicaPool::Create(target, options));
+    out->about_ = {{"service", target}};
   } else {
     return absl::InvalidArgumentError(
         absl::StrCat("--judge: must be reward:MODEL, llm:MODEL or service:HOST:PORT, is ", judge));

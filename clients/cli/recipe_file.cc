@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "clients/cli/endpoints.h"
 #include "clients/cli/yaml_file.h"
 #include "common/base/status_macros.h"
 #include "common/storage/env.h"
@@ -11,8 +12,6 @@ namespace {
 
 namespace fs = std::filesystem;
 namespace pb = almost::orchestrator::v1;
-
-constexpr absl::string_view kJudgeOfUp = "up:judge";
 
 // Contents of files that a recipe names, relative to its own folder.
 class Files {

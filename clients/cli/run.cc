@@ -12,7 +12,6 @@
 #include "clients/cli/recipe_file.h"
 #include "clients/cli/run_follower.h"
 #include "clients/cli/table.h"
-#include "clients/cli/up_file.h"
 #include "clients/cli/verbs.h"
 #include "clients/cli/yaml_file.h"
 #include "common/base/status_macros.h"
@@ -109,12 +108,7 @@ struct RunFlags {
 };
 
 absl::Status Run(const Cli& cli, const RunFlags& flags) {
-  std::string judge = flags.judge;
-  if (judge.empty()) {
-    ALMOST_ASSIGN_OR_RETURN(const UpFile up, ReadUpFile(cli.store));
-    if (const auto service = up.services.find("judge"); service != up.services.end())
-      judge = service->second.address;
-  }
+  ALMOST_ASSIGN_OR_RETURN(const std::string judge, FindJudge(cli, flags.judge));
   pb::CreateRunRequest request;
   ALMOST_ASSIGN_OR_RETURN(*request.mutable_recipe(), ReadRecipe(flags.recipe, judge, flags.changes));
   if (flags.seed) request.mutable_recipe()->set_seed(*flags.seed);

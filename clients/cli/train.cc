@@ -41,7 +41,8 @@ ProgressLine LineOf(const pb::JobEvent& event, const std::map<std::string, doubl
   line.seconds = absl::ToDoubleSeconds(elapsed);
   line.state = event.state() == pb::JOB_STATE_RUNNING     ? ProgressLine::State::kRunning
                : event.state() == pb::JOB_STATE_SUCCEEDED ? ProgressLine::State::kDone
-               : event.state() == pb::JOB_STATE_QUEUED    ? ProgressLine::State::kWaiting
+               : event.state() == pb::JOB_STATE_QUEUED || event.state() == pb::JOB_STATE_PAUSED
+                   ? ProgressLine::State::kWaiting
                                                           : ProgressLine::State::kFailed;
   std::vector<std::string> figures;
   for (const char* name :

@@ -99,8 +99,7 @@ class Eval(unittest.TestCase):
                         [{"question_id": i, "text": q, "category": "c"} for i, q in enumerate(QUESTIONS[:1] + QUESTIONS[3:])])
         good = lines(self.path / "good.jsonl", [{"question_id": 0, "text": "2 plus 3 is 5."}, {"question_id": 1, "text": "1 plus 1 is 2."}])
         poor = lines(self.path / "poor.jsonl", [{"question_id": 1, "text": "1 plus 1 is 2."}, {"question_id": 0, "text": "2 plus 3 is 4."}])
-        judge = self.suite.services()["judge"]["address"]
-        result, items = self.eval("vicuna", prompts, "--a", good, "--b", poor, "--judge", f"service:{judge}", to="judged")
+        result, items = self.eval("vicuna", prompts, "--a", good, "--b", poor, "--judge", "service:up:judge", to="judged")
         self.assertEqual([(item["a_first"], item["b_first"]) for item in items], [("win", "win"), ("tie", "tie")])
         self.assertEqual(result["figures"]["all"]["counts"], {"win": 1, "tie": 1, "loss": 0, "unparsable": 0})
         self.assertEqual(result["figures"]["all"]["position"]["same"], 2)

@@ -115,7 +115,9 @@ class Evaluation {
       }
     };
     report(mixed, out_, "rm_accuracy", "rm_accuracy_length_only", "rm_accuracy_likelihood");
-    report(same, out_["rm_same_configuration"], "rm", "length_only", "likelihood");
+    ordered_json same_configuration = ordered_json::object();
+    report(same, same_configuration, "rm", "length_only", "likelihood");
+    if (!same_configuration.empty()) out_["rm_same_configuration"] = std::move(same_configuration);
     for (const auto& [rule, name] :
          {std::pair<std::string, std::string>{"num_tokens", "length_only"}, {"likelihood", "likelihood"}}) {
       if (!mixed.Measured("reward") || !mixed.Measured(rule)) continue;

@@ -111,6 +111,7 @@ TEST(EvaluateTest, WhatAJudgeWithoutScoresCannotSayIsLeftOut) {
   settings.best_of = 2;
   const ordered_json out = Evaluate(prompts, settings);
   EXPECT_FALSE(out.contains("rm_accuracy"));
+  EXPECT_FALSE(out.contains("rm_same_configuration"));
   EXPECT_FALSE(out.contains("best_of_n"));
   EXPECT_TRUE(out.contains("win_rate_sft"));
 }
