@@ -11,12 +11,6 @@
 namespace almost::engine {
 namespace {
 
-std::vector<float> Concatenate(const std::vector<std::vector<float>>& parts) {
-  std::vector<float> all;
-  for (const std::vector<float>& part : parts) all.insert(all.end(), part.begin(), part.end());
-  return all;
-}
-
 // What one piece of a loop should at least hold, in multiply-adds or in numbers gone over: a microsecond or
 // two, several times what it costs to hand it to another thread.
 constexpr int64_t kPieceMultiplyAdds = 1 << 16;
@@ -104,177 +98,33 @@ int64_t KvCache::BlockBytes(const ModelConfig& config) {
          sizeof(float);
 }
 
-// Reads tensors and keeps the first failure.
-class CpuModel::Reader {
- public:
-  explicit Reader(const ModelFolder& folder) : folder_(folder) {}
-
-  // As float32.
-  std::vector<float> operator()(const std::string& name, std::initializer_list<int64_t> shape) {
-    const absl::StatusOr<TensorView> view = folder_.Tensor(name, std::vector<int64_t>(shape));
-    if (view.ok()) return view->ToFloat();
-    if (status_.ok()) status_ = view.status();
-    int64_t count = 1;
-    for (const int64_t extent : shape) count *= extent;
-    return std::vector<float>(count);
-  }
-
-  Norm Normalization(const std::string& name, const ModelConfig& config) {
-    Norm norm{(*this)(name + ".weight", {config.hidden_size}), {}};
-    if (config.layer_norm) norm.bias = (*this)(name + ".bias", {config.hidden_size});
-    return norm;
-  }
-
-  // A matrix for products: [outputs, inputs] of each name under each other.
-  PackedMatrix Matrix(std::initializer_list<std::pair<std::string, int>> names_and_outputs, int inputs) {
-    std::vector<WeightView> weights;
-    for (const auto& [name, outputs] : names_and_outputs) weights.push_back(View(name, outputs, inputs));
-    return Pack(weights, inputs);
-  }
-  // One [3 · heads · head_dim, inputs] whose rows are q, k and v of the first head, then of the second, …, as
-  // all of q, then of k, then of v.
-  PackedMatrix MatrixByHead(const std::string& name, int heads, int head_dim, int inputs) {
-    const WeightView all = View(name, 3 * heads * head_dim, inputs);
-    if (!status_.ok()) return {};
-    const size_t part_bytes = size_t(head_dim) * inputs * (all.type == WeightType::kFloat32 ? 4 : 2);
-    std::vector<WeightView> weights;
-    for (int kind = 0; kind < 3; ++kind) {
-      for (int h = 0; h < heads; ++h) {
-        weights.push_back({all.type, all.data + (3 * h + kind) * part_bytes, head_dim});
-      }
-    }
-    return Pack(weights, inputs);
-  }
-  const absl::Status& status() const { return status_; }
-
- private:
-  WeightView View(const std::string& name, int outputs, int inputs) {
-    const absl::StatusOr<TensorView> view = folder_.Tensor(name, std::vector<int64_t>{outputs, inputs});
-    if (!view.ok()) {
-      if (status_.ok()) status_ = view.status();
-      return {};
-    }
-    if (view->dtype == DType::kF64) {
-      rounded_.push_back(view->ToFloat());
-      return {WeightType::kFloat32, std::as_bytes(std::span(rounded_.back())).data(), outputs};
-    }
-    const WeightType type = view->dtype == DType::kF32    ? WeightType::kFloat32
-                            : view->dtype == DType::kBF16 ? WeightType::kBfloat16
-                                                          : WeightType::kFloat16;
-    return {type, view->bytes.data(), outputs};
-  }
-  PackedMatrix Pack(std::span<const WeightView> weights, int inputs) {
-    PackedMatrix packed = status_.ok() ? PackedMatrix(weights, inputs) : PackedMatrix();
-    rounded_.clear();
-    return packed;
-  }
-
-  const ModelFolder& folder_;
-  absl::Status status_;
-  std::vector<std::vector<float>> rounded_;  // of float64 weights, until they are packed
-};
-
-CpuModel::Layer CpuModel::ReadLlamaLayer(Reader& read, const ModelConfig& c, int number) {
-  const int d = c.hidden_size, q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
-  const int f = c.intermediate_size;
-  const std::string at = absl::StrCat(c.names().layers, number, ".");
-  const std::string attention = at + "self_attn.", mlp = at + "mlp.";
-  Layer layer;
-  layer.input_norm = read.Normalization(at + "input_layernorm", c);
-  layer.post_attention_norm = read.Normalization(at + "post_attention_layernorm", c);
-  layer.qkv = read.Matrix({{attention + "q_proj.weight", q},
-                           {attention + "k_proj.weight", kv},
-                           {attention + "v_proj.weight", kv}},
-                          d);
-  layer.output = read.Matrix({{attention + "o_proj.weight", d}}, q);
-  layer.up = read.Matrix({{mlp + "gate_proj.weight", f}, {mlp + "up_proj.weight", f}}, d);
-  layer.down = read.Matrix({{mlp + "down_proj.weight", d}}, f);
-  if (c.attention_bias) {
-    layer.qkv_bias = Concatenate({read(attention + "q_proj.bias", {q}), read(attention + "k_proj.bias", {kv}),
-                                  read(attention + "v_proj.bias", {kv})});
-  }
-  if (c.attention_output_bias) layer.output_bias = read(attention + "o_proj.bias", {d});
-  if (c.mlp_bias) {
-    layer.up_bias = Concatenate({read(mlp + "gate_proj.bias", {f}), read(mlp + "up_proj.bias", {f})});
-    layer.down_bias = read(mlp + "down_proj.bias", {d});
-  }
-  if (c.qk_norm) {
-    layer.query_norm = read(attention + "q_norm.weight", {c.head_dim});
-    layer.key_norm = read(attention + "k_norm.weight", {c.head_dim});
-  }
-  return layer;
-}
-
-CpuModel::Layer CpuModel::ReadNeoXLayer(Reader& read, const ModelConfig& c, int number) {
-  const int d = c.hidden_size, f = c.intermediate_size;
-  const std::string at = absl::StrCat(c.names().layers, number, ".");
-  const std::string attention = at + "attention.", mlp = at + "mlp.";
-  Layer layer;
-  layer.input_norm = read.Normalization(at + "input_layernorm", c);
-  layer.post_attention_norm = read.Normalization(at + "post_attention_layernorm", c);
-  layer.qkv = read.MatrixByHead(attention + "query_key_value.weight", c.num_heads, c.head_dim, d);
-  layer.output = read.Matrix({{attention + "dense.weight", d}}, d);
-  layer.up = read.Matrix({{mlp + "dense_h_to_4h.weight", f}}, d);
-  layer.down = read.Matrix({{mlp + "dense_4h_to_h.weight", d}}, f);
-  if (c.attention_bias) {
-    const std::vector<float> by_head = read(attention + "query_key_value.bias", {3 * d});
-    for (int kind = 0; kind < 3; ++kind) {
-      for (int h = 0; h < c.num_heads; ++h) {
-        const auto begin = by_head.begin() + (3 * h + kind) * c.head_dim;
-        layer.qkv_bias.insert(layer.qkv_bias.end(), begin, begin + c.head_dim);
-      }
-    }
-    layer.output_bias = read(attention + "dense.bias", {d});
-  }
-  layer.up_bias = read(mlp + "dense_h_to_4h.bias", {f});
-  layer.down_bias = read(mlp + "dense_4h_to_h.bias", {d});
-  return layer;
-}
-
 absl::StatusOr<std::unique_ptr<const CpuModel>> CpuModel::Load(const ModelFolder& folder,
                                                                const Kernels* kernels) {
   if (kernels == nullptr) {
     return absl::FailedPreconditionError("the CPU engine needs a processor with AVX2, FMA and F16C");
   }
+  ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<Weights> read, Weights::Read(folder));
   std::unique_ptr<CpuModel> model(new CpuModel);
   model->kernels_ = kernels;
-  const ModelConfig& c = model->config_ = folder.config();
-  const ModelConfig::Names& names = c.names();
-  Reader read(folder);
-  model->embedding_ = read(names.embedding, {c.vocab_size, c.hidden_size});
-  for (int i = 0; i < c.num_layers; ++i) {
-    model->layers_.push_back(c.is_neox() ? ReadNeoXLayer(read, c, i) : ReadLlamaLayer(read, c, i));
-    ALMOST_RETURN_IF_ERROR(read.status());
+  model->config_ = folder.config();
+  model->embedding_ = read->embedding.ToFloat();
+  const auto pack = [](const Weights::Matrix& matrix) {
+    return PackedMatrix(matrix.parts, matrix.num_inputs);
+  };
+  for (Weights::Layer& layer : read->layers) {
+    Weights::LayerVectors& vectors = layer;
+    model->layers_.push_back(
+        {std::move(vectors), pack(layer.qkv), pack(layer.output), pack(layer.up), pack(layer.down)});
   }
-  model->final_norm_ = read.Normalization(names.final_norm, c);
-  if (c.reward_head) {
-    // The official code calls its head v_head.
-    const bool official =
-        !folder.tensors().contains(names.reward_head) && folder.tensors().contains("v_head.weight");
-    model->reward_head_ = read(official ? "v_head.weight" : names.reward_head, {1, c.hidden_size});
-  } else {
-    model->head_ = read.Matrix(
-        {{c.tie_word_embeddings ? names.embedding : names.language_head, c.vocab_size}}, c.hidden_size);
-  }
-  ALMOST_RETURN_IF_ERROR(read.status());
-
-  const int half = c.rotary.num_dims() / 2;
-  const double sharpness = c.rotary.attention_factor;
-  model->cosines_.resize(size_t(c.max_positions) * half);
-  model->sines_.resize(size_t(c.max_positions) * half);
-  for (int position = 0; position < c.max_positions; ++position) {
-    for (int i = 0; i < half; ++i) {
-      // As transformers: the angle is rounded to float before its cosine is taken.
-      const float angle = static_cast<float>(position) * static_cast<float>(c.rotary.inverse_frequencies[i]);
-      const size_t at = size_t(position) * half + i;
-      model->cosines_[at] = static_cast<float>(std::cos(static_cast<double>(angle)) * sharpness);
-      model->sines_[at] = static_cast<float>(std::sin(static_cast<double>(angle)) * sharpness);
-    }
-  }
+  model->final_norm_ = std::move(read->final_norm);
+  if (!read->head.parts.empty()) model->head_ = pack(read->head);
+  model->reward_head_ = std::move(read->reward_head);
+  model->cosines_ = std::move(read->cosines);
+  model->sines_ = std::move(read->sines);
   return std::unique_ptr<const CpuModel>(std::move(model));
 }
 
-void CpuModel::Normalize(const float* x, const Norm& norm, float* out) const {
+void CpuModel::Normalize(const float* x, const Weights::Norm& norm, float* out) const {
   const float eps = static_cast<float>(config_.norm_eps);
   if (config_.layer_norm) {
     kernels_->LayerNorm(x, norm.weight.data(), norm.bias.data(), eps, config_.hidden_size, out);
@@ -353,7 +203,7 @@ class ForwardPass {
     }
   }
 
-  void Normalize(const CpuModel::Norm& norm) {
+  void Normalize(const Weights::Norm& norm) {
     ForRows(c_.hidden_size,
             [&](int row) { model_.Normalize(x(row), norm, ws_.normed.data() + row * x_stride_); });
   }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/engine/weights.h"
 #include "common/kernels/aligned_buffer.h"
 #include "common/kernels/kernels.h"
 #include "common/kernels/thread_team.h"
@@ -94,31 +95,18 @@ class CpuModel {
 
  private:
   friend class ForwardPass;
-  class Reader;
-
-  struct Norm {
-    std::vector<float> weight, bias;  // no bias: RMSNorm
-  };
-  struct Layer {
-    Norm input_norm, post_attention_norm;
-    std::vector<float> query_norm, key_norm;                       // empty: none
-    std::vector<float> qkv_bias, output_bias, up_bias, down_bias;  // empty: none
-    PackedMatrix qkv;                                              // heads of q, then k, then v
-    PackedMatrix output;
-    PackedMatrix up;  // gate and up under each other where the MLP is gated
-    PackedMatrix down;
+  struct Layer : Weights::LayerVectors {
+    PackedMatrix qkv, output, up, down;
   };
 
   CpuModel() = default;
-  static Layer ReadLlamaLayer(Reader& read, const ModelConfig& config, int number);
-  static Layer ReadNeoXLayer(Reader& read, const ModelConfig& config, int number);
-  void Normalize(const float* x, const Norm& norm, float* out) const;
+  void Normalize(const float* x, const Weights::Norm& norm, float* out) const;
 
   ModelConfig config_;
   const Kernels* kernels_ = nullptr;
   std::vector<float> embedding_;  // [V, hidden]
   std::vector<Layer> layers_;
-  Norm final_norm_;
+  Weights::Norm final_norm_;
   PackedMatrix head_;               // empty with a reward head
   std::vector<float> reward_head_;  // [hidden]
   std::vector<float> cosines_;      // [max_positions, R/2], R dimensions of a head turn

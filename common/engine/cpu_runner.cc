@@ -32,7 +32,8 @@ class CpuRunner final : public StepRunner {
 
   void Copy(int from, int to) override { cache_.Copy(from, to); }
 
-  void Run(std::span<Sequence* const> sequences, std::span<std::optional<Sampler::Draw>> draws) override {
+  absl::Status Run(std::span<Sequence* const> sequences,
+                   std::span<std::optional<Sampler::Draw>> draws) override {
     std::vector<SequenceChunk> chunks;
     for (const Sequence* s : sequences) {
       const int end = s->num_computed + s->num_scheduled;
@@ -41,6 +42,7 @@ class CpuRunner final : public StepRunner {
     }
     model_->Forward(chunks, cache_, workspace_, hidden_);
     Use(sequences, chunks, draws);
+    return absl::OkStatus();
   }
 
   int num_blocks() const override { return num_blocks_; }

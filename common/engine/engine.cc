@@ -9,11 +9,16 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/engine/scheduler.h"
 #include "common/engine/step_runner.h"
+#ifdef ALMOST_CUDA
+#include "common/engine/cuda/cuda_runner.h"
+#endif
 
 namespace almost::engine {
 
@@ -384,8 +389,9 @@ class SteppedEngine final : public Engine {
     if (step.sequences.empty()) return;
     Start(step);
     std::vector<std::optional<Sampler::Draw>> draws(step.sequences.size());
-    runner_->Run(step.sequences, draws);
+    const absl::Status computed = runner_->Run(step.sequences, draws);
     turn.reset();
+    if (!computed.ok()) return Fail(step.sequences, computed);
     scheduler_.Commit(step.sequences);
     const SteadyClock::time_point now = SteadyClock::now();
     for (size_t i = 0; i < step.sequences.size(); ++i) {
@@ -400,6 +406,20 @@ class SteppedEngine final : public Engine {
       if (s.finished && observer_ != nullptr && s.request->error.ok()) {
         observer_->CandidateFinished(absl::FromChrono(s.first_token - s.start),
                                      absl::FromChrono(now - s.first_token));
+      }
+    }
+    Collect();
+  }
+
+  // Ends what a step that failed was for; none of it is shared with others.
+  void Fail(std::span<Sequence* const> sequences, const absl::Status& error) {
+    for (Sequence* s : sequences) {
+      s->finished = true;
+      if (s->scoring != nullptr) {
+        s->scoring->status = error;
+      } else {
+        s->request->error = error;
+        End(*s->request, FinishReason::kCancelled);
       }
     }
     Collect();
@@ -498,8 +518,8 @@ class SteppedEngine final : public Engine {
 
   void CollectItem(Sequence& item) {
     ScoringCall& call = *item.scoring;
-    if (!std::all_of(item.scores.begin(), item.scores.end(),
-                     [](float score) { return std::isfinite(score); })) {
+    if (call.status.ok() && !std::all_of(item.scores.begin(), item.scores.end(),
+                                         [](float score) { return std::isfinite(score); })) {
       call.status = NotFinite();
     }
     call.results[item.index] = std::move(item.scores);
@@ -557,6 +577,30 @@ class SteppedEngine final : public Engine {
 
 }  // namespace
 
+namespace {
+
+absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const ModelFolder& model, const EngineOptions& options,
+                                                       const std::shared_ptr<SharedTeam>& team) {
+  if (options.device == "cpu") return MakeCpuRunner(model, options.kv_cache_bytes, team);
+  absl::string_view number = options.device;
+  int device = 0;
+  if (!absl::ConsumePrefix(&number, "cuda:") || !absl::SimpleAtoi(number, &device) || device < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("device: must be cpu or cuda:N, got ", options.device));
+  }
+#ifdef ALMOST_CUDA
+  return cuda::MakeRunner(model, {.device = device,
+                                  .kv_cache_bytes = options.kv_cache_bytes,
+                                  .max_tokens = options.max_batch_tokens,
+                                  .max_sequences = options.max_batch_sequences,
+                                  .deterministic = !options.cublas});
+#else
+  return absl::UnimplementedError(
+      absl::StrCat("device: this build has no CUDA (-DALMOST_CUDA=ON), got ", options.device));
+#endif
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const ModelFolder> model,
                                                        const EngineOptions& options,
                                                        std::shared_ptr<EngineObserver> observer) {
@@ -568,8 +612,12 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
   }
   std::shared_ptr<SharedTeam> team =
       options.team != nullptr ? options.team : std::make_shared<SharedTeam>(options.num_threads);
-  ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<StepRunner> runner,
-                          MakeCpuRunner(*model, options.kv_cache_bytes, team));
+  ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<StepRunner> runner, MakeRunner(*model, options, team));
+  return EngineOf(std::move(runner), std::move(team), options, std::move(observer));
+}
+
+std::unique_ptr<Engine> EngineOf(std::unique_ptr<StepRunner> runner, std::shared_ptr<SharedTeam> team,
+                                 const EngineOptions& options, std::shared_ptr<EngineObserver> observer) {
   return std::make_unique<SteppedEngine>(std::move(runner), std::move(team), options, std::move(observer));
 }
 

@@ -82,6 +82,10 @@ struct ScoringLimits {
 };
 
 struct EngineOptions {
+  std::string device = "cpu";  // or "cuda:N"
+  // On a GPU, products by cuBLAS: faster, but how it adds up depends on the batch, and so do the results'
+  // last bits.
+  bool cublas = false;
   // Performance.
   int64_t kv_cache_bytes = int64_t{512} << 20;
   int max_batch_sequences = 64;  // running at once
@@ -128,7 +132,9 @@ class EngineObserver {
 // the cache, chunked prefill or preemption.
 class Engine {
  public:
-  // `observer` may be null.
+  // `observer` may be null. kInvalidArgument, kOutOfRange name an option; kUnimplemented: a device that this
+  // build has no code for; kFailedPrecondition: there is no such device; otherwise as the reading of the
+  // weights.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(std::shared_ptr<const ModelFolder> model,
                                                         const EngineOptions& options,
                                                         std::shared_ptr<EngineObserver> observer = nullptr);

@@ -14,6 +14,7 @@
 
 #include "common/base/random.h"
 #include "common/engine/cpu_model.h"
+#include "common/engine/step_runner.h"
 #include "common/kernels/thread_team.h"
 
 namespace almost::engine {
@@ -676,6 +677,51 @@ TEST(EngineTest, RefusesWhatCannotBeByField) {
   names(refused([](auto& r) { r.num_candidates = 0; }), "n:");
   EXPECT_EQ(refused([](auto&) {}).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(engine->ScoreSequences({}).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// Computes nothing, and says that its device has failed while it is told to.
+class FailingRunner final : public StepRunner {
+ public:
+  explicit FailingRunner(std::shared_ptr<std::atomic<bool>> fails) : fails_(std::move(fails)) {}
+  void Copy(int, int) override {}
+  absl::Status Run(std::span<Sequence* const> sequences,
+                   std::span<std::optional<Sampler::Draw>> draws) override {
+    if (*fails_) return absl::InternalError("the device is gone");
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      std::fill(sequences[i]->scores.begin(), sequences[i]->scores.end(), 0.0f);
+      draws[i] = Sampler::Draw{7, {}};
+    }
+    return absl::OkStatus();
+  }
+  int num_blocks() const override { return 64; }
+  const ModelConfig& config() const override { return SmallModel()->config(); }
+  const std::string& numerics_id() const override { return numerics_id_; }
+
+ private:
+  const std::shared_ptr<std::atomic<bool>> fails_;
+  const std::string numerics_id_ = "none";
+};
+
+TEST(EngineTest, AFailedStepEndsWhatItWasForAndNothingElse) {
+  const auto fails = std::make_shared<std::atomic<bool>>(true);
+  const auto engine = EngineOf(std::make_unique<FailingRunner>(fails), std::make_shared<SharedTeam>(1),
+                               EngineOptions(), nullptr);
+  GenerationRequest request;
+  request.prompt_ids = Tokens(1, 40);
+  request.num_candidates = 3;
+  request.sampling.max_new_tokens = 2;
+  for (const bool failing : {true, false, true}) {
+    *fails = failing;
+    const auto generated = engine->Generate({request, request});
+    const auto scored =
+        engine->ScoreCompletions(std::vector<CompletionScoreRequest>{{Tokens(1, 40), {5, 6}}});
+    for (const absl::Status& status : {generated[0].status(), generated[1].status(), scored.status()}) {
+      EXPECT_EQ(status.code(), failing ? absl::StatusCode::kInternal : absl::StatusCode::kOk) << status;
+    }
+    const EngineStats stats = engine->Stats();
+    EXPECT_EQ(stats.free_blocks, stats.total_blocks);
+    EXPECT_EQ(stats.queued_tokens, 0);
+  }
 }
 
 }  // namespace

@@ -24,8 +24,9 @@ class StepRunner {
   virtual void Copy(int from, int to) = 0;
   // Computes what is scheduled of the sequences. Items get their scores; a candidate whose last token is
   // computed draws its next one, into its place of `draws` (nullopt: its logits are not finite).
-  virtual void Run(std::span<Sequence* const> sequences,
-                   std::span<std::optional<Sampler::Draw>> draws) = 0;
+  // kInternal: the device failed, and nothing was computed.
+  virtual absl::Status Run(std::span<Sequence* const> sequences,
+                           std::span<std::optional<Sampler::Draw>> draws) = 0;
 
   virtual int num_blocks() const = 0;
   virtual const ModelConfig& config() const = 0;
@@ -36,5 +37,9 @@ class StepRunner {
 // kInvalidArgument: kv_cache_bytes holds no block; otherwise as CpuModel::Load.
 absl::StatusOr<std::unique_ptr<StepRunner>> MakeCpuRunner(const ModelFolder& model, int64_t kv_cache_bytes,
                                                           std::shared_ptr<SharedTeam> team);
+
+// The engine that lets `runner` compute, with the turns of `team`.
+std::unique_ptr<Engine> EngineOf(std::unique_ptr<StepRunner> runner, std::shared_ptr<SharedTeam> team,
+                                 const EngineOptions& options, std::shared_ptr<EngineObserver> observer);
 
 }  // namespace almost::engine

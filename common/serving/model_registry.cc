@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/ids.h"
 #include "common/base/status_macros.h"
+#include "common/engine/weights.h"
 #include "common/kernels/thread_team.h"
 #include "common/metrics/metrics_server.h"
 #include "common/model/model_folder.h"
@@ -17,6 +18,12 @@
 
 namespace almost {
 namespace {
+
+types::v1::DType DTypeOf(DType type) {
+  return type == DType::kBF16  ? types::v1::DTYPE_BFLOAT16
+         : type == DType::kF16 ? types::v1::DTYPE_FLOAT16
+                               : types::v1::DTYPE_FLOAT32;
+}
 
 // Of all engines of the process: they take turns on one team.
 engine::EngineOptions OnOneTeam(engine::EngineOptions options) {
@@ -133,12 +140,8 @@ ModelRegistry::ModelRegistry(Head head, std::shared_ptr<ArtifactStore> store,
 
 absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelRequest& request) {
   ALMOST_RETURN_IF_ERROR(CheckName(request.name()));
-  if (!request.device().empty() && request.device() != "cpu") {
-    return InvalidField("device", "cpu in this build", request.device());
-  }
-  if (request.dtype() != types::v1::DTYPE_UNSPECIFIED && request.dtype() != types::v1::DTYPE_FLOAT32) {
-    return InvalidField("dtype", "DTYPE_FLOAT32 on cpu", types::v1::DType_Name(request.dtype()));
-  }
+  engine::EngineOptions options = options_;
+  if (!request.device().empty()) options.device = request.device();
   absl::MutexLock load_lock(&load_mutex_);
   const auto start = std::chrono::steady_clock::now();
   ALMOST_ASSIGN_OR_RETURN(const LocalFolder source,
@@ -161,13 +164,20 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
         "source: ", request.source(), " is ", config.architecture,
         head_ == Head::kReward ? ", which has no reward head" : ", which has no language-model head"));
   }
+  // The CPU computes in float32, whatever the weights' width; a GPU in their own.
+  const types::v1::DType dtype =
+      options.device == "cpu" ? types::v1::DTYPE_FLOAT32 : DTypeOf(engine::ComputedType(*weights));
+  if (request.dtype() != types::v1::DTYPE_UNSPECIFIED && request.dtype() != dtype) {
+    return InvalidField("dtype", absl::StrCat(types::v1::DType_Name(dtype), " on ", options.device),
+                        types::v1::DType_Name(request.dtype()));
+  }
   auto model = std::make_shared<ServedModel>();
   model->gate = std::make_unique<LoadGate>(calls_);
   ALMOST_RETURN_IF_ERROR(ReadManifest(folder, *model));
   ALMOST_ASSIGN_OR_RETURN(model->tokenizer, Tokenizer::Load(folder));
   ALMOST_ASSIGN_OR_RETURN(
       model->engine,
-      engine::Engine::Create(weights, options_, make_observer_ ? make_observer_(request.name()) : nullptr));
+      engine::Engine::Create(weights, options, make_observer_ ? make_observer_(request.name()) : nullptr));
   model->end_ids.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
   if (const auto eos = model->tokenizer->eos_id(); eos && model->end_ids.empty())
     model->end_ids.push_back(*eos);
@@ -179,8 +189,8 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
   d.set_num_parameters(config.NumParameters());
   d.set_context_tokens(config.max_positions);
   d.set_vocab_size(config.vocab_size);
-  d.set_device("cpu");
-  d.set_dtype(types::v1::DTYPE_FLOAT32);
+  d.set_device(options.device);
+  d.set_dtype(dtype);
   d.set_prompt_format(model->format.name);
   d.set_reward_head(config.reward_head);
   load_seconds_.Observe(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

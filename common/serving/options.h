@@ -29,6 +29,13 @@ inline void AddServingFlags(CLI::App& app, ServingOptions& options, const std::s
   app.add_option("--model_root", options.model_root, "Folder beneath which models are addressed")
       ->capture_default_str();
   app.add_option("--load", options.load, "Models to load at the start, id=source");
+  app.add_option("--device", options.engine.device,
+                 "Where models are computed that do not say it: cpu or cuda:N")
+      ->capture_default_str()
+      ->group("Engine");
+  app.add_flag("--cublas", options.engine.cublas,
+               "On a GPU, products by cuBLAS: faster, but results' last bits depend on the batch")
+      ->group("Engine");
   app.add_option("--kv_cache_bytes", options.engine.kv_cache_bytes, "Key-value cache of each model")
       ->capture_default_str()
       ->group("Engine");

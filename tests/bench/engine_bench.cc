@@ -5,8 +5,9 @@
 //   engine_bench steps FOLDER THREADS                     times decode steps beside their bare products
 //   engine_bench generate FOLDER THREADS <REQUEST         times requests; JSON in, JSON out
 // REQUEST: {"prompts": [[id, …], …], "max_new_tokens": n, "temperature": t, "top_p": p, "repeats": r,
-// "stop_token_ids": [id, …], "max_batch_sequences": s, "max_batch_tokens": b}. Each repeat has an engine of
-// its own with an empty cache, loaded before the clock starts.
+// "stop_token_ids": [id, …], "max_batch_sequences": s, "max_batch_tokens": b, "device": "cuda:0", "cublas":
+// true, "kv_cache_bytes": c}. Each repeat has an engine of its own with an empty cache, loaded before the
+// clock starts.
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -249,7 +250,9 @@ absl::StatusOr<json> Generate(const std::shared_ptr<const ModelFolder>& folder, 
                               const json& request) {
   EngineOptions options;
   options.num_threads = threads;
-  options.kv_cache_bytes = int64_t{2} << 30;
+  options.device = request.value("device", "cpu");
+  options.cublas = request.value("cublas", false);
+  options.kv_cache_bytes = request.value("kv_cache_bytes", int64_t{2} << 30);
   options.max_batch_sequences = request.value("max_batch_sequences", 64);
   options.max_batch_tokens = request.value("max_batch_tokens", 512);
   options.max_queued_requests = 1 << 20;

@@ -154,6 +154,16 @@ TEST_F(GenerationServiceTest, LoadingPinsDigestsAndStaysBeneathItsRoot) {
   request.set_source("M");
   EXPECT_EQ(models_.Load(request).status().code(), absl::StatusCode::kAlreadyExists);
   request.set_name("models/other");
+  request.set_device("cuda:99");
+  EXPECT_THAT(models_.Load(request).status().ToString(), testing::HasSubstr("cuda"));
+  request.set_device("gpu");
+  EXPECT_THAT(models_.Load(request).status().ToString(),
+              testing::HasSubstr("device: must be cpu or cuda:N, got gpu"));
+  request.clear_device();
+  request.set_dtype(types::v1::DTYPE_BFLOAT16);
+  EXPECT_THAT(models_.Load(request).status().ToString(),
+              testing::HasSubstr("dtype: must be DTYPE_FLOAT32 on cpu"));
+  request.clear_dtype();
   request.set_expected_digest(again.digest());
   EXPECT_EQ(models_.Load(request).status().code(), absl::StatusCode::kFailedPrecondition);
   request.clear_expected_digest();
