@@ -93,7 +93,8 @@ def train_ppo(job, lines, tokenizer):
     class Instrumented(PPOTrainer):
         def log(self, metrics, *_):
             ends.append(time.perf_counter())
-            print(json.dumps({"seconds": ends[-1] - ends[-2], "kl": metrics["objective/kl"], "score": metrics["objective/scores"]}))
+            print(json.dumps({"seconds": ends[-1] - ends[-2], "kl": metrics["objective/kl"], "score": metrics["objective/scores"]}),
+                  file=sys.__stdout__)  # what TRL itself prints goes to stderr
 
     with tempfile.TemporaryDirectory() as folder:
         config = PPOConfig(
