@@ -570,7 +570,10 @@ void AddEval(CLI::App& app, Cli& cli) {
         "a model's id in the generation service, or answers: a file of {question_id, text}, .jsonl";
     pairwise->add_option("--a", flags->a, absl::StrCat("The system whose wins count: ", side))->required();
     pairwise->add_option("--b", flags->b, absl::StrCat("The one it is compared with: ", side))->required();
-    pairwise->add_option("--judge", flags->judge, "reward:MODEL, llm:MODEL, service:HOST:PORT or service:up:judge")->required();
+    pairwise
+        ->add_option("--judge", flags->judge,
+                     "reward:MODEL, llm:MODEL, service:HOST:PORT or service:up:judge")
+        ->required();
     with_template(pairwise, "{question}, {answer_1} and {answer_2}, for llm:");
     pairwise->add_option_function<double>(
         "--temperature", [&sampling](double value) { sampling.set_temperature(value); },

@@ -43,7 +43,7 @@ ProgressLine LineOf(const pb::JobEvent& event, const std::map<std::string, doubl
                : event.state() == pb::JOB_STATE_SUCCEEDED ? ProgressLine::State::kDone
                : event.state() == pb::JOB_STATE_QUEUED || event.state() == pb::JOB_STATE_PAUSED
                    ? ProgressLine::State::kWaiting
-                                                          : ProgressLine::State::kFailed;
+                   : ProgressLine::State::kFailed;
   std::vector<std::string> figures;
   for (const char* name :
        {"loss", "accuracy", "held_out_accuracy", "reward_mean", "kl", "tokens_per_second"}) {

@@ -1,5 +1,3 @@
-#include "common/engine/step_runner.h"
-
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -7,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/engine/cpu_model.h"
+#include "common/engine/step_runner.h"
 
 namespace almost::engine {
 namespace {
@@ -36,9 +35,8 @@ class CpuRunner final : public StepRunner {
                    std::span<std::optional<Sampler::Draw>> draws) override {
     std::vector<SequenceChunk> chunks;
     for (const Sequence* s : sequences) {
-      const int end = s->num_computed + s->num_scheduled;
       chunks.push_back({std::span(s->tokens).subspan(s->num_computed, s->num_scheduled), s->num_computed,
-                        s->blocks, std::max(0, end - std::max(s->num_computed, s->first_output))});
+                        s->blocks, s->num_outputs()});
     }
     model_->Forward(chunks, cache_, workspace_, hidden_);
     Use(sequences, chunks, draws);
@@ -108,13 +106,12 @@ absl::StatusOr<std::unique_ptr<StepRunner>> MakeCpuRunner(const ModelFolder& mod
   const int64_t block_bytes = KvCache::BlockBytes(model.config());
   const int64_t num_blocks = kv_cache_bytes / block_bytes;
   if (num_blocks < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("kv_cache_bytes: must hold one block of ", block_bytes,
-                                                   " bytes, got ", kv_cache_bytes));
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv_cache_bytes: must hold one block of ", block_bytes, " bytes, got ", kv_cache_bytes));
   }
   ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<const CpuModel> loaded, CpuModel::Load(model));
-  return std::make_unique<CpuRunner>(std::move(loaded),
-                                     static_cast<int>(std::min<int64_t>(num_blocks, 1 << 24)),
-                                     std::move(team));
+  return std::make_unique<CpuRunner>(
+      std::move(loaded), static_cast<int>(std::min<int64_t>(num_blocks, 1 << 24)), std::move(team));
 }
 
 }  // namespace almost::engine

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <vector>
@@ -39,6 +40,11 @@ struct Sequence {
 
   int num_tokens() const { return static_cast<int>(tokens.size()); }
   int num_new() const { return num_tokens() - num_prompt; }
+  // Hidden states wanted of the step under way: of its last tokens.
+  int num_outputs() const {
+    const int end = num_computed + num_scheduled;
+    return std::max(0, end - std::max(num_computed, first_output));
+  }
 };
 
 }  // namespace almost::engine

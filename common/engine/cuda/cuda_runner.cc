@@ -25,7 +25,7 @@ constexpr absl::string_view kEngineVersion = "almost-cuda-1";
 
 constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
 // Logits held at once.
-constexpr int64_t kLogitBytes = int64_t{256} << 20;
+constexpr size_t kLogitBytes = size_t{256} << 20;
 
 template <typename T>
 constexpr WeightType TypeOf() {
@@ -46,27 +46,52 @@ class OurProducts final : public Products {
   }
 };
 
-// The same block of memory on host and device; grows.
+// Memory that grows; what it held is gone then.
+class Room {
+ public:
+  explicit Room(Memory::Kind kind = Memory::kDevice) : kind_(kind) {}
+  // Whether it lies elsewhere now.
+  absl::StatusOr<bool> Reserve(size_t bytes) {
+    if (bytes <= bytes_) return false;
+    bytes_ = 0;
+    memory_ = Memory();  // before there is another
+    ALMOST_ASSIGN_OR_RETURN(memory_, Memory::Allocate(bytes, kind_));
+    bytes_ = bytes;
+    return true;
+  }
+  template <typename T>
+  T* as() const {
+    return memory_.as<T>();
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  Memory::Kind kind_;
+  Memory memory_;
+  size_t bytes_ = 0;
+};
+
+// The same array on host and device.
 template <typename T>
 class Mirrored {
  public:
-  // Whether it lies elsewhere now. What it held is gone then.
   absl::StatusOr<bool> Reserve(size_t count) {
-    if (count <= capacity_) return false;
-    const size_t wanted = std::bit_ceil(count);
-    ALMOST_ASSIGN_OR_RETURN(host_, Memory::Allocate(wanted * sizeof(T), Memory::kPinned));
-    ALMOST_ASSIGN_OR_RETURN(device_, Memory::Allocate(wanted * sizeof(T), Memory::kDevice));
-    capacity_ = wanted;
-    return true;
+    const size_t bytes = std::bit_ceil(count) * sizeof(T);
+    ALMOST_RETURN_IF_ERROR(host_.Reserve(bytes).status());
+    return device_.Reserve(bytes);
   }
-  T* host() const { return host_.template as<T>(); }
+  const T* host() const { return host_.template as<T>(); }
   T* device() const { return device_.template as<T>(); }
-  void Upload(Stream& stream, size_t count) const { stream.Copy(device(), host(), count * sizeof(T)); }
-  void Download(Stream& stream, size_t count) const { stream.Copy(host(), device(), count * sizeof(T)); }
+  void Upload(Stream& stream, std::span<const T> values) {
+    std::copy(values.begin(), values.end(), host_.template as<T>());
+    stream.Copy(device(), host(), values.size_bytes());
+  }
+  void Download(Stream& stream, size_t count) {
+    stream.Copy(host_.template as<T>(), device(), count * sizeof(T));
+  }
 
  private:
-  Memory host_, device_;
-  size_t capacity_ = 0;
+  Room host_{Memory::kPinned}, device_;
 };
 
 // Weights on the device; null where there are none.
@@ -130,16 +155,12 @@ class CudaRunner final : public StepRunner {
     const int padded = decoding ? static_cast<int>(std::bit_ceil(unsigned(rows))) : rows;
     ALMOST_RETURN_IF_ERROR(
         Reserve(padded, decoding ? padded : outputs, pieces_.size(), tables_.size(), num_partials_));
-    *counts_memory_.host() = {rows, static_cast<int>(pieces_.size()), outputs};
-    std::copy(rows_.begin(), rows_.end(), rows_memory_.host());
-    std::copy(pieces_.begin(), pieces_.end(), pieces_memory_.host());
-    std::copy(outputs_.begin(), outputs_.end(), outputs_memory_.host());
-    std::copy(tables_.begin(), tables_.end(), tables_memory_.host());
-    counts_memory_.Upload(*stream_, 1);
-    rows_memory_.Upload(*stream_, rows);
-    pieces_memory_.Upload(*stream_, pieces_.size());
-    outputs_memory_.Upload(*stream_, outputs);
-    tables_memory_.Upload(*stream_, tables_.size());
+    const StepInput::Counts counts{rows, static_cast<int>(pieces_.size()), outputs};
+    counts_memory_.Upload(*stream_, {&counts, 1});
+    rows_memory_.Upload(*stream_, rows_);
+    pieces_memory_.Upload(*stream_, pieces_);
+    outputs_memory_.Upload(*stream_, outputs_);
+    tables_memory_.Upload(*stream_, tables_);
     if (decoding) {
       std::shared_ptr<Stream::Graph>& graph = graphs_[padded];
       if (graph == nullptr) {
@@ -155,10 +176,10 @@ class CudaRunner final : public StepRunner {
     const StepResult* result = results_.host();
     for (size_t i = 0; i < sequences.size(); ++i) {
       Sequence& s = *sequences[i];
-      for (int o = 0; o < NumOutputs(s); ++o, ++result) {
+      for (int o = 0; o < s.num_outputs(); ++o, ++result) {
         if (s.scoring != nullptr) {
           const int end = s.num_computed + s.num_scheduled;
-          s.scores[end - NumOutputs(s) + o - s.first_output] = result->score;
+          s.scores[end - s.num_outputs() + o - s.first_output] = result->score;
         } else if (result->finite != 0) {
           draws[i] = Sampler::Draw{result->token, {}};
           if (s.sampling->logprobs) draws[i]->logprobs = {result->model_logprob, result->sampled_logprob};
@@ -185,11 +206,11 @@ class CudaRunner final : public StepRunner {
 
   // ---- loading
 
+  // What is uploaded must stay until Stream::Wait.
   absl::StatusOr<Memory> Upload(const void* data, size_t bytes) {
     if (bytes == 0) return Memory();
     ALMOST_ASSIGN_OR_RETURN(Memory memory, Memory::Allocate(bytes, Memory::kDevice));
     stream_->Copy(memory.as<void>(), data, bytes);
-    ALMOST_RETURN_IF_ERROR(stream_->Wait());  // what it is of may go
     return memory;
   }
   absl::StatusOr<Memory> Upload(const std::vector<float>& vector) {
@@ -218,16 +239,17 @@ class CudaRunner final : public StepRunner {
       stream_->Copy(to, part.data, part_bytes);
       to += part_bytes;
     }
-    ALMOST_RETURN_IF_ERROR(stream_->Wait());
     return memory;
   }
 
   absl::Status Load(const ModelFolder& folder) {
     ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Weights> weights, Weights::Read(folder));
     const TensorView& embedding = weights->embedding;
-    ALMOST_ASSIGN_OR_RETURN(embedding_, embedding.dtype == DType::kF64
-                                            ? Upload(embedding.ToFloat())
-                                            : Upload(embedding.bytes.data(), embedding.bytes.size()));
+    std::vector<float> rounded;
+    if (embedding.dtype == DType::kF64) rounded = embedding.ToFloat();
+    ALMOST_ASSIGN_OR_RETURN(embedding_, rounded.empty()
+                                            ? Upload(embedding.bytes.data(), embedding.bytes.size())
+                                            : Upload(rounded));
     for (const Weights::Layer& from : weights->layers) {
       Layer& to = layers_.emplace_back();
       ALMOST_ASSIGN_OR_RETURN(to.input_norm, Upload(from.input_norm));
@@ -253,15 +275,10 @@ class CudaRunner final : public StepRunner {
     }
     ALMOST_ASSIGN_OR_RETURN(cosines_, Upload(weights->cosines));
     ALMOST_ASSIGN_OR_RETURN(sines_, Upload(weights->sines));
-    return absl::OkStatus();
+    return stream_->Wait();  // until then the weights are needed
   }
 
   // ---- a step
-
-  static int NumOutputs(const Sequence& s) {
-    const int end = s.num_computed + s.num_scheduled;
-    return std::max(0, end - std::max(s.num_computed, s.first_output));
-  }
 
   // What the step's kernels read.
   void Plan(std::span<Sequence* const> sequences) {
@@ -277,7 +294,7 @@ class CudaRunner final : public StepRunner {
       for (int p = s->num_computed; p < end; ++p) {
         rows_.push_back({s->tokens[p], p, table, static_cast<int32_t>(num_partials_)});
         num_partials_ += p / kSplitTokens + 1;
-        if (p >= end - NumOutputs(*s)) outputs_.push_back(OutputOf(*s, p));
+        if (p >= end - s->num_outputs()) outputs_.push_back(OutputOf(*s, p));
       }
       longest = std::max(longest, end);
     }
@@ -330,55 +347,39 @@ class CudaRunner final : public StepRunner {
 
   // Room for a step. Graphs know where things lay.
   absl::Status Reserve(size_t rows, size_t outputs, size_t pieces, size_t tables, size_t partials) {
-    const size_t q_width = size_t(config_.num_heads) * config_.head_dim,
-                 qkv_width = q_width + size_t{2} * config_.num_kv_heads * config_.head_dim;
-    bool moved = false;
-    const auto reserve = [&](auto& memory, size_t count) -> absl::Status {
-      ALMOST_ASSIGN_OR_RETURN(const bool elsewhere, memory.Reserve(count));
-      moved |= elsewhere;
-      return absl::OkStatus();
+    absl::Status status;
+    const auto reserve = [&](auto& room, size_t size) {
+      if (!status.ok()) return;
+      const absl::StatusOr<bool> moved = room.Reserve(size);
+      status = moved.status();
+      if (!moved.ok() || *moved) graphs_.clear();
     };
-    ALMOST_RETURN_IF_ERROR(reserve(counts_memory_, 1));
-    ALMOST_RETURN_IF_ERROR(reserve(rows_memory_, rows));
-    ALMOST_RETURN_IF_ERROR(reserve(pieces_memory_, pieces));
-    ALMOST_RETURN_IF_ERROR(reserve(outputs_memory_, outputs));
-    ALMOST_RETURN_IF_ERROR(reserve(tables_memory_, tables));
-    ALMOST_RETURN_IF_ERROR(reserve(results_, outputs));
-    const auto grow = [&](Memory& memory, size_t& capacity, size_t bytes) -> absl::Status {
-      if (bytes <= capacity) return absl::OkStatus();
-      memory = Memory();  // before there is another
-      ALMOST_ASSIGN_OR_RETURN(memory, Memory::Allocate(bytes, Memory::kDevice));
-      capacity = bytes;
-      moved = true;
-      return absl::OkStatus();
-    };
-    ALMOST_RETURN_IF_ERROR(
-        grow(partials_, partial_capacity_, std::bit_ceil(partials) * PartialFloats(shape_) * 4));
-    if (rows > row_capacity_) {
-      size_t ignored = 0;
-      for (const auto& [memory, bytes] :
-           {std::pair{&x_, rows * config_.hidden_size * 4}, std::pair{&qkv_, rows * qkv_width * 4},
-            std::pair{&up_, rows * up_width_ * 4},
-            std::pair{&normed_, rows * config_.hidden_size * sizeof(T)},
-            std::pair{&q_, rows * config_.num_heads * shape_.head_stride() * sizeof(T)},
-            std::pair{&attended_, rows * q_width * sizeof(T)},
-            std::pair{&activated_, rows * config_.intermediate_size * sizeof(T)}}) {
-        ALMOST_RETURN_IF_ERROR(grow(*memory, ignored = 0, bytes));
-      }
-      row_capacity_ = rows;
-    }
+    reserve(counts_memory_, 1);
+    reserve(rows_memory_, rows);
+    reserve(pieces_memory_, pieces);
+    reserve(outputs_memory_, outputs);
+    reserve(tables_memory_, tables);
+    reserve(results_, outputs);
+    const size_t hidden = config_.hidden_size, heads = config_.num_heads, dim = config_.head_dim;
+    reserve(x_, rows * hidden * sizeof(float));
+    reserve(normed_, rows * hidden * sizeof(T));
+    reserve(qkv_, rows * (heads + 2 * config_.num_kv_heads) * dim * sizeof(float));
+    reserve(q_, rows * heads * shape_.head_stride() * sizeof(T));
+    reserve(attended_, rows * heads * dim * sizeof(T));
+    reserve(up_, rows * up_width_ * sizeof(float));
+    reserve(activated_, rows * config_.intermediate_size * sizeof(T));
+    reserve(partials_, std::bit_ceil(partials) * PartialFloats(shape_) * sizeof(float));
     if (!config_.reward_head) {
-      const int64_t most = std::max<int64_t>(1, kLogitBytes / (int64_t{4} * config_.vocab_size));
-      const size_t wanted = std::min<size_t>(most, outputs);
-      ALMOST_RETURN_IF_ERROR(grow(logits_, logit_capacity_, wanted * config_.vocab_size * 4));
-      ALMOST_RETURN_IF_ERROR(grow(weights_, weight_capacity_, wanted * config_.vocab_size * 4));
-      logit_rows_ = static_cast<int>(logit_capacity_ / (size_t{4} * config_.vocab_size));
+      const size_t row_bytes = config_.vocab_size * sizeof(float);
+      const size_t wanted = std::min(std::max<size_t>(1, kLogitBytes / row_bytes), outputs);
+      reserve(logits_, wanted * row_bytes);
+      reserve(weights_, wanted * row_bytes);
+      logit_rows_ = static_cast<int>(logits_.bytes() / row_bytes);
     }
-    if (moved) graphs_.clear();
-    return absl::OkStatus();
+    return status;
   }
 
-  void Product(const Memory& a, const Memory& w, int rows, int n, int k, bool accumulate, const Memory& out) {
+  void Product(const Room& a, const Memory& w, int rows, int n, int k, bool accumulate, const Room& out) {
     (*products_)(*stream_, a.as<void>(), w.as<void>(), rows, n, k, accumulate, out.as<float>());
   }
   void Normalize(const StepInput& in, int rows, bool of_outputs, const Norm& norm) {
@@ -398,9 +399,6 @@ class CudaRunner final : public StepRunner {
                        outputs_memory_.device(), tables_memory_.device()};
     const ModelConfig& c = config_;
     const int q_width = c.num_heads * c.head_dim, qkv_width = q_width + 2 * c.num_kv_heads * c.head_dim;
-    const Activation activation = c.mlp == MlpKind::kSiluGated ? Activation::kSiluGated
-                                  : c.mlp == MlpKind::kGelu    ? Activation::kGelu
-                                                               : Activation::kGeluTanh;
     Embed(stream, in, rows, embedding_.as<T>(), c.hidden_size, x_.as<float>());
     for (int l = 0; l < c.num_layers; ++l) {
       const Layer& layer = layers_[l];
@@ -418,7 +416,7 @@ class CudaRunner final : public StepRunner {
 
       if (!c.parallel_residual) Normalize(in, rows, false, layer.post_attention_norm);
       Product(normed_, layer.up, rows, up_width_, c.hidden_size, false, up_);
-      Activate(stream, in, rows, activation, up_.as<float>(), layer.up_bias.as<float>(), c.intermediate_size,
+      Activate(stream, in, rows, c.mlp, up_.as<float>(), layer.up_bias.as<float>(), c.intermediate_size,
                activated_.as<T>());
       Product(activated_, layer.down, rows, c.hidden_size, c.intermediate_size, true, x_);
       AddBias(in, rows, layer.down_bias);
@@ -466,8 +464,7 @@ class CudaRunner final : public StepRunner {
   Mirrored<StepInput::Output> outputs_memory_;
   Mirrored<int32_t> tables_memory_;
   Mirrored<StepResult> results_;
-  Memory x_, normed_, qkv_, q_, attended_, up_, activated_, partials_, logits_, weights_;
-  size_t row_capacity_ = 0, partial_capacity_ = 0, logit_capacity_ = 0, weight_capacity_ = 0;
+  Room x_, normed_, qkv_, q_, attended_, up_, activated_, partials_, logits_, weights_;
   int logit_rows_ = 0;
   std::map<int, std::shared_ptr<Stream::Graph>> graphs_;  // by the sequences that they have room for
 };

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -18,12 +19,20 @@
 // One block at a time.
 #define __shared__ static
 
-struct float16 {
+struct __half {
   _Float16 value;
 };
-struct bfloat16 {
+struct __nv_bfloat16 {
   uint16_t bits;
 };
+inline float __half2float(__half x) { return static_cast<float>(x.value); }
+inline __half __float2half_rn(float x) { return {static_cast<_Float16>(x)}; }
+inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
+inline float __bfloat162float(__nv_bfloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest even
+}
 
 struct dim3 {
   dim3(unsigned x_size = 1, unsigned y_size = 1) : x(x_size), y(y_size) {}  // NOLINT: as CUDA's

@@ -16,44 +16,9 @@ constexpr int kThreads = 128;  // of most kernels' blocks
 constexpr int kWarps = kThreads / 32;
 constexpr unsigned kAllLanes = ~0u;
 
-// ---- types, and how a kernel is started
+// ---- types
 
-#ifdef ALMOST_CUDA_EMULATED
-
-__device__ float ToFloat(Half x) { return static_cast<float>(x.value); }
-__device__ float ToFloat(Bfloat x) {
-  const uint32_t bits = uint32_t{x.bits} << 16;
-  float out;
-  memcpy(&out, &bits, sizeof out);
-  return out;
-}
-template <typename T>
-__device__ T FromFloat(float x) {
-  if constexpr (std::is_same_v<T, Half>) {
-    return {static_cast<_Float16>(x)};
-  } else if constexpr (std::is_same_v<T, Bfloat>) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest even
-  } else {
-    return x;
-  }
-}
-__device__ uint32_t Bits(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-template <typename... Parameters, typename... Arguments>
-void Launch(Stream& stream, dim3 grid, dim3 block, size_t, void (*kernel)(Parameters...),
-            Arguments... arguments) {
-  stream.Do([=] { emulated::RunGrid(grid, block, [=] { kernel(arguments...); }); });
-}
-__device__ std::byte* SharedMemory() { return emulated::shared_memory; }
-
-#else
-
+__device__ float ToFloat(float x) { return x; }
 __device__ float ToFloat(Half x) { return __half2float(x); }
 __device__ float ToFloat(Bfloat x) { return __bfloat162float(x); }
 template <typename T>
@@ -67,6 +32,19 @@ __device__ T FromFloat(float x) {
   }
 }
 __device__ uint32_t Bits(float x) { return __float_as_uint(x); }
+
+// ---- how a kernel is started
+
+#ifdef ALMOST_CUDA_EMULATED
+
+template <typename... Parameters, typename... Arguments>
+void Launch(Stream& stream, dim3 grid, dim3 block, size_t, void (*kernel)(Parameters...),
+            Arguments... arguments) {
+  stream.Do([=] { emulated::RunGrid(grid, block, [=] { kernel(arguments...); }); });
+}
+__device__ std::byte* SharedMemory() { return emulated::shared_memory; }
+
+#else
 
 // Errors stay until Stream::Wait asks.
 template <typename... Parameters, typename... Arguments>
@@ -88,8 +66,6 @@ __device__ std::byte* SharedMemory() {
 }
 
 #endif
-
-__device__ float ToFloat(float x) { return x; }
 
 // ---- sums over a warp and a block, in an order that depends on nothing
 
@@ -272,7 +248,6 @@ __global__ void AddBiasKernel(StepInput in, const float* bias, int width, float*
   for (int i = threadIdx.x; i < width; i += kThreads) x[size_t(row) * width + i] += bias[i];
 }
 
-constexpr int kBlock = 16;  // tokens of a cache block
 constexpr int kMaxHeadDim = 256;
 
 template <typename T>
@@ -284,8 +259,8 @@ __global__ void StoreKernel(StepInput in, Shape shape, const float* qkv, const f
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = shape.head_dim,
             half = shape.num_rotary / 2, stride = shape.head_stride();
   const auto [token, position, table, partial] = in.rows[row];
-  const size_t block = in.blocks[table + position / kBlock];
-  const int slot = position % kBlock;
+  const size_t block = in.blocks[table + position / kBlockTokens];
+  const int slot = position % kBlockTokens;
   __shared__ float heads[kWarps][kMaxHeadDim];
   float* head = heads[warp];
   const int count = shape.num_heads + 2 * shape.num_kv_heads;
@@ -307,7 +282,7 @@ __global__ void StoreKernel(StepInput in, Shape shape, const float* qkv, const f
     __syncwarp();
     T* to = kv < 0 ? q + (size_t(row) * shape.num_heads + h) * stride
                    : cache.data + (2 * block + value) * cache.half_block +
-                         (size_t(kv - (value ? shape.num_kv_heads : 0)) * kBlock + slot) * stride;
+                         (size_t(kv - (value ? shape.num_kv_heads : 0)) * kBlockTokens + slot) * stride;
     for (int i = lane; i < stride; i += 32) {
       float x = i < dim ? head[i] : 0.0f;
       if (!value && i < 2 * half) {
@@ -339,7 +314,7 @@ __host__ __device__ constexpr size_t ScoreFloats(int dim) {
 template <typename T>
 __host__ __device__ constexpr size_t WarpBytes(int dim) {
   return ScoreFloats(dim) * sizeof(float) +
-         kPieceQueries * ((kWarpTokens + kBlock) * sizeof(T) + 2 * sizeof(float));
+         kPieceQueries * ((kWarpTokens + kBlockTokens) * sizeof(T) + 2 * sizeof(float));
 }
 
 // One split of the keys, for up to 16 queries of one key-value head whose sequences share the split's blocks.
@@ -357,7 +332,7 @@ __global__ void __launch_bounds__(kThreads)
     float* scores = reinterpret_cast<float*>(at);
     T* weights = reinterpret_cast<T*>(scores + ScoreFloats(dim));
     T* values = weights + kPieceQueries * kWarpTokens;
-    float* largest = reinterpret_cast<float*>(values + kBlock * kBlock);
+    float* largest = reinterpret_cast<float*>(values + kBlockTokens * kBlockTokens);
     return WarpRoom<T>{scores, weights, values, largest, largest + kPieceQueries};
   };
   const WarpRoom<T> room = room_of(warp);
@@ -384,21 +359,22 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
 
     const int begin = split * kSplitTokens + warp * kWarpTokens;
-    const int num_blocks = last <= begin ? 0
-                                         : (last - begin < kWarpTokens ? (last - begin + kBlock - 1) / kBlock
-                                                                       : kWarpTokens / kBlock);
-    const int32_t* blocks = in.blocks + table + begin / kBlock;
+    const int num_blocks =
+        last <= begin ? 0
+                      : (last - begin < kWarpTokens ? (last - begin + kBlockTokens - 1) / kBlockTokens
+                                                    : kWarpTokens / kBlockTokens);
+    const int32_t* blocks = in.blocks + table + begin / kBlockTokens;
     const auto keys = [&](int b) {
-      return cache.data + 2 * size_t(blocks[b]) * cache.half_block + size_t(kv_head) * kBlock * dim;
+      return cache.data + 2 * size_t(blocks[b]) * cache.half_block + size_t(kv_head) * kBlockTokens * dim;
     };
     for (int b = 0; b < num_blocks; ++b) {
       Tile<T> scores;
       scores.Zero();
       for (int d = 0; d < dim; d += 16) scores.AddTransposed(queries + d, dim, keys(b) + d, dim);
-      scores.Store(room.scores + b * kBlock, kWarpTokens);
+      scores.Store(room.scores + b * kBlockTokens, kWarpTokens);
     }
     __syncwarp();
-    const int width = num_blocks * kBlock;
+    const int width = num_blocks * kBlockTokens;
     for (int query = 0; query < num_queries; ++query) {  // the rest of the tile is nobody's
       const int valid = in.rows[first_row + query / group].position + 1 - begin;  // it attends to no more
       const float* scores = room.scores + query * kWarpTokens;
@@ -423,16 +399,17 @@ __global__ void __launch_bounds__(kThreads)
       outputs.Zero();
       for (int b = 0; b < num_blocks; ++b) {
         const T* values = keys(b) + cache.half_block + d;
-        const int valid = last - begin - b * kBlock;
-        if (valid >= kBlock) {
-          outputs.Add(room.weights + b * kBlock, kWarpTokens, values, dim);
+        const int valid = last - begin - b * kBlockTokens;
+        if (valid >= kBlockTokens) {
+          outputs.Add(room.weights + b * kBlockTokens, kWarpTokens, values, dim);
           continue;
         }
         // Nobody has written the rest of the block, or someone else: what is there need not be finite.
-        for (int i = lane; i < kBlock * kBlock; i += 32)
-          room.values[i] = i / kBlock < valid ? values[i / kBlock * dim + i % kBlock] : FromFloat<T>(0);
+        for (int i = lane; i < kBlockTokens * kBlockTokens; i += 32)
+          room.values[i] =
+              i / kBlockTokens < valid ? values[i / kBlockTokens * dim + i % kBlockTokens] : FromFloat<T>(0);
         __syncwarp();
-        outputs.Add(room.weights + b * kBlock, kWarpTokens, room.values, kBlock);
+        outputs.Add(room.weights + b * kBlockTokens, kWarpTokens, room.values, kBlockTokens);
         __syncwarp();
       }
       outputs.Store(room.scores + d, dim);
@@ -484,18 +461,18 @@ __global__ void MergeKernel(StepInput in, Shape shape, const float* partials, T*
 }
 
 template <typename T>
-__global__ void ActivateKernel(StepInput in, Activation kind, const float* up, const float* bias, int width,
+__global__ void ActivateKernel(StepInput in, MlpKind kind, const float* up, const float* bias, int width,
                                T* out) {
   const int row = blockIdx.x;
   if (row >= in.counts->rows) return;
-  const bool gated = kind == Activation::kSiluGated;
+  const bool gated = kind == MlpKind::kSiluGated;
   up += size_t(row) * width * (gated ? 2 : 1);
   for (int i = threadIdx.x; i < width; i += kThreads) {
     const float x = up[i] + (bias != nullptr ? bias[i] : 0.0f);
     float y = 0;
     if (gated) {
       y = x / (1.0f + expf(-x)) * (up[width + i] + (bias != nullptr ? bias[width + i] : 0.0f));
-    } else if (kind == Activation::kGelu) {
+    } else if (kind == MlpKind::kGelu) {
       y = 0.5f * x * (1.0f + erff(x * 0.70710678f));
     } else {
       y = 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
@@ -734,7 +711,7 @@ void Attend(Stream& stream, const StepInput& in, int max_rows, int max_pieces, c
 }
 
 template <typename T>
-void Activate(Stream& stream, const StepInput& in, int max_rows, Activation kind, const float* up,
+void Activate(Stream& stream, const StepInput& in, int max_rows, MlpKind kind, const float* up,
               const float* bias, int width, T* out) {
   Launch(stream, max_rows, kThreads, 0, ActivateKernel<T>, in, kind, up, bias, width, out);
 }
@@ -760,7 +737,7 @@ void Reward(Stream& stream, const StepInput& in, int max_outputs, const T* hidde
                                    LayerCache<T>);                                                           \
   template void Attend(Stream&, const StepInput&, int, int, const Shape&, const T*, LayerCache<T>, float*,   \
                        T*);                                                                                  \
-  template void Activate(Stream&, const StepInput&, int, Activation, const float*, const float*, int, T*);   \
+  template void Activate(Stream&, const StepInput&, int, MlpKind, const float*, const float*, int, T*);      \
   template void Reward(Stream&, const StepInput&, int, const T*, const float*, int, StepResult*);
 ALMOST_FOR_TYPE(float)
 ALMOST_FOR_TYPE(Half)

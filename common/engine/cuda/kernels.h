@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/kernels/kernels.h"
+#include "common/model/model_config.h"
 
 #ifdef ALMOST_CUDA_EMULATED
 #include "common/engine/cuda/emulation.h"
@@ -26,15 +27,10 @@ namespace almost::engine::cuda {
 
 class Stream;
 
-#ifdef ALMOST_CUDA_EMULATED
-using Half = float16;
-using Bfloat = bfloat16;
-#else
 using Half = __half;
 using Bfloat = __nv_bfloat16;
-#endif
 
-// What the kernels of a step read of it: on the device one block of memory, on the host its like.
+// What the kernels of a step read of it, on the device.
 struct StepInput {
   struct Row {
     int32_t token;
@@ -127,9 +123,8 @@ void Attend(Stream& stream, const StepInput& in, int max_rows, int max_pieces, c
 size_t PartialFloats(const Shape& shape);
 
 // out = silu(gate) · up, or gelu(up), of up + bias (may be null).
-enum class Activation { kSiluGated, kGelu, kGeluTanh };
 template <typename T>
-void Activate(Stream& stream, const StepInput& in, int max_rows, Activation kind, const float* up,
+void Activate(Stream& stream, const StepInput& in, int max_rows, MlpKind kind, const float* up,
               const float* bias, int width, T* out);
 
 // results[first + i] of logits [count, V], of as many outputs from `first` on as there are. `weights`: as
