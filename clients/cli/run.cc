@@ -74,22 +74,22 @@ void PrintPlan(const pb::Run& run) {
   std::vector<std::string> unmeasured;
   for (const pb::Stage& stage : run.stages()) {
     const pb::StagePlan& plan = stage.plan();
+    const std::string label = LabelOf(stage, run.recipe());
     if (!stage.cached_from().empty()) {
-      rows.push_back(
-          {stage.id(), absl::StrCat("taken from ", stage.cached_from()), "", "", "", ModelsText(plan)});
+      rows.push_back({label, absl::StrCat("taken from ", stage.cached_from()), "", "", "", ModelsText(plan)});
       continue;
     }
     const bool measured = !plan.measured_by().empty();
     const int64_t expected = plan.cost().generated_tokens();
     const int64_t most = plan.max_generated_tokens();
-    rows.push_back({stage.id(), "done",
+    rows.push_back({label, "done",
                     expected > 0            ? absl::StrCat("about ", TokensText(expected))
                     : !measured && most > 0 ? absl::StrCat("at most ", TokensText(most))
                                             : "",
                     plan.cost().scored_items() > 0 ? absl::StrCat(plan.cost().scored_items()) : "",
                     measured ? absl::StrFormat("%.3g s", plan.seconds()) : "", ModelsText(plan)});
     seconds += plan.seconds();
-    if (!measured && stage.id() != "report") unmeasured.push_back(stage.id());
+    if (!measured && stage.id() != "report") unmeasured.push_back(label);
   }
   PrintTable(stdout, rows);
   absl::PrintF("Expected time: %.3g s", seconds);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -41,7 +42,11 @@ std::string NoteOf(const pb::Stage& stage) {
 class RunView {
  public:
   RunView(const pb::Run& run, bool json, FILE* out)
-      : json_(json), out_(out), display_(out), stages_(run.stages().begin(), run.stages().end()) {
+      : json_(json),
+        out_(out),
+        recipe_(run.recipe()),
+        display_(out),
+        stages_(run.stages().begin(), run.stages().end()) {
     Show();
   }
 
@@ -78,12 +83,13 @@ class RunView {
   void Show() {
     if (json_) return;
     std::vector<ProgressLine> lines;
-    for (const pb::Stage& stage : stages_) lines.push_back(LineOf(stage));
+    for (const pb::Stage& stage : stages_) lines.push_back(LineOf(stage, recipe_));
     display_.Update(lines, absl::Now());
   }
 
   const bool json_;
   FILE* const out_;
+  const pb::Recipe recipe_;
   ProgressDisplay display_;
   std::vector<pb::Stage> stages_;
   bool paused_ = false;
@@ -129,9 +135,16 @@ absl::Status Outcome(const pb::Run& run) {
                                            "; `almost runs resume ", id, "` goes on from where it was."));
 }
 
-ProgressLine LineOf(const pb::Stage& stage) {
+std::string LabelOf(const pb::Stage& stage, const pb::Recipe& recipe) {
+  const pb::RlStage::Algorithm algorithm = recipe.rl().algorithm();
+  if (stage.id() != "rl" || algorithm == pb::RlStage::ALGORITHM_UNSPECIFIED) return stage.id();
+  const std::string& name = pb::RlStage::Algorithm_Name(algorithm);
+  return absl::StrCat("rl (", absl::AsciiStrToLower(absl::StripPrefix(name, "ALGORITHM_")), ")");
+}
+
+ProgressLine LineOf(const pb::Stage& stage, const pb::Recipe& recipe) {
   ProgressLine line;
-  line.label = stage.id();
+  line.label = LabelOf(stage, recipe);
   line.done = stage.items_done();
   line.total = stage.items_total();
   line.seconds = stage.seconds();

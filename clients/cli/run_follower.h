@@ -20,8 +20,13 @@ absl::StatusOr<almost::orchestrator::v1::Run> FollowRun(const Endpoint& orchestr
 // OK for a run that succeeded, else why it did not.
 absl::Status Outcome(const almost::orchestrator::v1::Run& run);
 
-// The run's stages as bars.
-ProgressLine LineOf(const almost::orchestrator::v1::Stage& stage);
+// A stage's id, and of rl how it improves the policy: "rl (dpo)".
+std::string LabelOf(const almost::orchestrator::v1::Stage& stage,
+                    const almost::orchestrator::v1::Recipe& recipe);
+
+// A run's stage as a bar.
+ProgressLine LineOf(const almost::orchestrator::v1::Stage& stage,
+                    const almost::orchestrator::v1::Recipe& recipe);
 
 // "RUNNING" for RUN_STATE_RUNNING.
 std::string StateName(almost::orchestrator::v1::RunState state);

@@ -60,7 +60,9 @@ absl::Status Print(const Cli& cli, const pb::Run& run) {
   absl::PrintF("%s: %s, created %s, ended %s\n", run.name(), StateName(run.state()),
                TimeText(run.create_time()), TimeText(run.end_time()));
   if (run.has_error()) absl::PrintF("%s\n", run.error().message());
-  for (const pb::Stage& stage : run.stages()) absl::PrintF("%s\n", FormatProgressLine(LineOf(stage), 0));
+  for (const pb::Stage& stage : run.stages()) {
+    absl::PrintF("%s\n", FormatProgressLine(LineOf(stage, run.recipe()), 0));
+  }
   return run.summary_json().empty() ? absl::OkStatus() : PrintSummary(stdout, run.summary_json());
 }
 

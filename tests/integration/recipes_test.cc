@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "clients/cli/recipe_file.h"
@@ -192,11 +193,27 @@ TEST_F(RecipesTest, WhatDoesNotFitAContextIsRefusedByItsField) {
               ::testing::StartsWith("reward_model.spec.max_tokens: "));
 }
 
+// What the files beside the recipes change; as_is_filter.yaml and the ablations have tests of their own.
+TEST_F(RecipesTest, EachTakesAnotherAlgorithm) {
+  for (const char* const recipe :
+       {"world.yaml", "world-smoke.yaml", "llama.yaml", "pythia.yaml", "qwen2.5.yaml"}) {
+    const auto grpo = Checked(recipe, {Recipes() / "grpo.yaml"});
+    ASSERT_TRUE(grpo.ok()) << recipe << ": " << grpo.status();
+    EXPECT_EQ(grpo->rl().algorithm(), v1::RlStage::ALGORITHM_GRPO);
+    const auto dpo = Checked(recipe, {Recipes() / "dpo.yaml"});
+    ASSERT_TRUE(dpo.ok()) << recipe << ": " << dpo.status();
+    EXPECT_EQ(dpo->rl().algorithm(), v1::RlStage::ALGORITHM_DPO);
+    EXPECT_TRUE(DryRun(*dpo).ok()) << recipe;
+    EXPECT_EQ(Checked(recipe)->rl().algorithm(), v1::RlStage::ALGORITHM_PPO);
+  }
+}
+
 TEST_F(RecipesTest, EachIsComplete) {
   int count = 0;
   for (const auto& entry : fs::directory_iterator(Recipes())) {
     const fs::path& file = entry.path();
-    if (file.extension() != ".yaml" || file.filename() == "as_is_filter.yaml") continue;
+    static const std::set<std::string> kChanges = {"as_is_filter.yaml", "dpo.yaml", "grpo.yaml"};
+    if (file.extension() != ".yaml" || kChanges.contains(file.filename().string())) continue;
     const auto recipe = Checked(file.filename().string());
     ASSERT_TRUE(recipe.ok()) << file << ": " << recipe.status();
     EXPECT_TRUE(recipe->has_prompts() && recipe->has_responses() && recipe->has_comparisons() &&

@@ -49,12 +49,15 @@ absl::StatusOr<Place> ParseName(absl::string_view name) {
   return place;
 }
 
-// The stage that makes artifacts of a kind; of models, the trainer's own word.
+// The stage that makes artifacts of a kind; of models, by the kind of their job.
 std::string StageOf(const Artifact& artifact) {
   if (artifact.kind == "candidates") return "demonstrations";
   if (artifact.recipe.contains("reward_model") && artifact.kind == "model") return "reward_model";
   if (artifact.recipe.contains("sft")) return "sft";
-  if (artifact.recipe.contains("ppo")) return "rl";
+  if (artifact.kind == "pairs") return "rl";
+  for (const char* job : {"ppo", "grpo", "dpo"}) {
+    if (artifact.recipe.contains(job)) return "rl";
+  }
   return artifact.kind;
 }
 

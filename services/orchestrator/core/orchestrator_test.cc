@@ -30,6 +30,7 @@ namespace fs = std::filesystem;
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 class OrchestratorTest : public ::testing::Test {
  protected:
@@ -537,6 +538,117 @@ TEST_F(OrchestratorTest, ChangingOneFilterDoesAgainOnlyWhatFollowsIt) {
   ASSERT_TRUE(Create("anew", recipe, false, /*recompute=*/true).ok());
   ASSERT_EQ(WaitForEnd("anew"), v1::RUN_STATE_SUCCEEDED);
   EXPECT_EQ(Hashes("anew"), hashes);
+}
+
+v1::Recipe DpoRecipe() {
+  v1::Recipe recipe = ScriptedRecipe(7);
+  v1::RlStage& rl = *recipe.mutable_rl();
+  rl.set_algorithm(v1::RlStage::ALGORITHM_DPO);
+  rl.set_only_unseen_prompts(false);
+  rl.mutable_dpo()->set_epochs(2);
+  rl.mutable_dpo()->set_batch_size(8);
+  rl.mutable_dpo()->set_max_tokens(64);
+  rl.mutable_dpo()->set_beta(0.1);
+  rl.set_min_margin(0.25);
+  return recipe;
+}
+
+TEST_F(OrchestratorTest, DpoLearnsFromPairsOfTheDemonstrationsCandidates) {
+  ASSERT_TRUE(Start().ok());
+  ASSERT_TRUE(Create("r", DpoRecipe()).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  const auto hashes = Hashes("r");
+  EXPECT_FALSE(hashes.contains("rl/prompts"));
+  const std::string candidates =
+      Gunzip(store_->ReadFile(hashes.at("demonstrations/candidates"), "candidates.jsonl.gz").value()).value();
+  std::vector<nlohmann::json> dialogues;
+  for (const absl::string_view line : absl::StrSplit(candidates, '\n', absl::SkipEmpty())) {
+    dialogues.push_back(nlohmann::json::parse(line.begin(), line.end()));
+  }
+  const std::string text = store_->ReadFile(hashes.at("rl/pairs"), "pairs.jsonl").value();
+  int num_pairs = 0;
+  for (const absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    const auto pair = nlohmann::json::parse(line.begin(), line.end());
+    const auto dialogue = std::find_if(dialogues.begin(), dialogues.end(), [&](const nlohmann::json& each) {
+      return each.at("prompt_id") == pair.at("prompt_id");
+    });
+    ASSERT_NE(dialogue, dialogues.end());
+    EXPECT_EQ(dialogue->at("drop_reason"), "");
+    EXPECT_EQ(pair.at("prompt"), dialogue->at("messages")[0].at("content"));
+    EXPECT_EQ(pair.at("chosen"), dialogue->at("messages")[1].at("content")) << "what SFT learned";
+    EXPECT_GT(pair.at("chosen_score").get<double>(), pair.at("rejected_score").get<double>() + 0.25);
+    ++num_pairs;
+  }
+  const v1::Run run = orchestrator_->Get("r").value();
+  const auto& figures = run.stages(6).figures();
+  EXPECT_EQ(figures.at("kept"), num_pairs);
+  EXPECT_GT(figures.at("dropped_no_margin"), 0);
+  EXPECT_EQ(figures.at("kept") + figures.at("dropped_no_margin"), run.stages(4).figures().at("kept"));
+
+  int num_jobs = 0;
+  for (const trainer::v1::JobSpec& spec : services_->specs()) {
+    EXPECT_FALSE(spec.has_ppo());
+    if (!spec.has_dpo()) continue;
+    ++num_jobs;
+    EXPECT_EQ(spec.base_model(), "artifacts/" + hashes.at("sft/model"));
+    EXPECT_EQ(spec.dpo().dataset(), "artifacts/" + hashes.at("rl/pairs"));
+    EXPECT_EQ(spec.dpo().beta(), 0.1);
+  }
+  EXPECT_EQ(num_jobs, 1);
+  // From a pair to its candidates, with the seeds they were sampled by, and to their prompt.
+  const auto back = Lineage(*store_, "artifacts/" + hashes.at("rl/pairs") + "/0", false).value();
+  EXPECT_EQ(back.nodes(0).stage(), "rl");
+  EXPECT_EQ(back.nodes(1).kind(), "candidates");
+  EXPECT_FALSE(back.nodes(1).sampling_json().empty());
+  const auto onward = Lineage(*store_, "artifacts/" + hashes.at("rl/pairs"), true).value();
+  EXPECT_EQ(onward.nodes(1).name(), "artifacts/" + hashes.at("rl/model"));
+}
+
+TEST_F(OrchestratorTest, DpoWithoutAPairSaysWhichFieldLeftNone) {
+  ASSERT_TRUE(Start().ok());
+  v1::Recipe recipe = DpoRecipe();
+  recipe.mutable_rl()->set_min_margin(2);  // the scripted scores are in [0, 1)
+  ASSERT_TRUE(Create("r", recipe).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(orchestrator_->Get("r")->error().message(), StartsWith("rl: rl.min_margin: no demonstration"));
+}
+
+TEST_F(OrchestratorTest, AnotherAlgorithmDoesTheLastStageAgainAndNoOther) {
+  // As a recipe of before there was a choice.
+  v1::CreateRunRequest request;
+  request.set_run_id("older");
+  *request.mutable_recipe() = WithDefaults(ScriptedRecipe(7));
+  request.mutable_recipe()->mutable_rl()->clear_algorithm();
+  ASSERT_TRUE(Start().ok());
+  ASSERT_TRUE(orchestrator_->Create(request).ok());
+  ASSERT_EQ(WaitForEnd("older"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_THAT(Done(*Create("ppo", ScriptedRecipe(7), /*validate_only=*/true)), ElementsAre("report"));
+
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_rl()->set_algorithm(v1::RlStage::ALGORITHM_GRPO);
+  recipe.mutable_rl()->mutable_spec()->set_group_size(2);
+  recipe.mutable_rl()->mutable_spec()->clear_value_learning_rate();
+  ASSERT_TRUE(Create("grpo", recipe).ok());
+  ASSERT_EQ(WaitForEnd("grpo"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_THAT(Done(*orchestrator_->Get("grpo")), ElementsAre("rl", "report"));
+  EXPECT_EQ(Hashes("grpo").at("rl/prompts"), Hashes("older").at("rl/prompts"));
+  EXPECT_NE(Hashes("grpo").at("rl/model"), Hashes("older").at("rl/model"));
+  const auto specs = services_->specs();
+  EXPECT_EQ(std::count_if(specs.begin(), specs.end(),
+                          [](const auto& spec) { return spec.has_grpo() && spec.grpo().group_size() == 2; }),
+            1);
+
+  // Nothing has measured DPO's pace, and it needs no reward model.
+  const v1::Run plan = Create("dpo", DpoRecipe(), /*validate_only=*/true).value();
+  EXPECT_THAT(Done(plan), ElementsAre("rl", "report"));
+  EXPECT_EQ(plan.stages(6).plan().measured_by(), "");
+  EXPECT_EQ(plan.stages(6).plan().models_size(), 0);
+  ASSERT_TRUE(Create("dpo", DpoRecipe()).ok());
+  ASSERT_EQ(WaitForEnd("dpo"), v1::RUN_STATE_SUCCEEDED);
+  // What is unused decides nothing.
+  recipe = DpoRecipe();
+  recipe.mutable_rl()->clear_spec();
+  EXPECT_THAT(Done(*Create("again", recipe, /*validate_only=*/true)), ElementsAre("report"));
 }
 
 TEST_F(OrchestratorTest, OtherNumericsOrALostArtifactAreReasonsToDoAStageAgain) {

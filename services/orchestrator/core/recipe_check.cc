@@ -226,7 +226,68 @@ class Checker {
   }
 
   void Rl(const v1::RlStage& stage) {
-    const trainer::v1::PpoSpec& spec = stage.spec();
+    Optimizer("rl.optimizer", stage.optimizer());
+    if (stage.algorithm() == v1::RlStage::ALGORITHM_DPO) return Pairs(stage);
+    if (stage.has_dpo()) Fail("rl.dpo", "is of rl.algorithm ALGORITHM_DPO alone, must be unset");
+    if (stage.min_margin() != 0) {
+      Fail("rl.min_margin", "is of rl.algorithm ALGORITHM_DPO alone, must be unset");
+    }
+    switch (stage.algorithm()) {
+      case v1::RlStage::ALGORITHM_UNSPECIFIED:
+      case v1::RlStage::ALGORITHM_PPO:
+        ValueFunction(stage.spec());
+        break;
+      case v1::RlStage::ALGORITHM_GRPO:
+        Groups(stage.spec());
+        break;
+      default:
+        Fail("rl.algorithm", absl::StrCat("is unknown: ", static_cast<int>(stage.algorithm())));
+    }
+    Rollouts(stage.spec());
+  }
+
+  void ValueFunction(const trainer::v1::PpoSpec& spec) {
+    if (spec.group_size() != 0) {
+      Fail("rl.spec.group_size", "is of rl.algorithm ALGORITHM_GRPO alone, must be unset");
+    }
+    if (spec.has_scale_advantages()) {
+      Fail("rl.spec.scale_advantages", "is of rl.algorithm ALGORITHM_GRPO alone, must be unset");
+    }
+    Positive("rl.spec.value_learning_rate", spec.value_learning_rate());
+    NotNegative("rl.spec.value_warmup_iterations", spec.value_warmup_iterations());
+  }
+
+  void Groups(const trainer::v1::PpoSpec& spec) {
+    const auto unset = [this](absl::string_view field, bool is) {
+      if (!is) Fail(field, "must be 0 or unset: rl.algorithm ALGORITHM_GRPO has no value function");
+    };
+    Range("rl.spec.group_size", spec.group_size(), 2, 1'000'000);
+    if (spec.group_size() > 0 && spec.rollouts() % spec.group_size() != 0) {
+      Fail("rl.spec.group_size",
+           absl::StrCat("must divide rl.spec.rollouts, ", spec.rollouts(), ", is ", spec.group_size()));
+    }
+    unset("rl.spec.value_learning_rate", spec.value_learning_rate() == 0);
+    unset("rl.spec.value_warmup_iterations", spec.value_warmup_iterations() == 0);
+    unset("rl.spec.value_model", spec.value_model().empty());
+  }
+
+  void Pairs(const v1::RlStage& stage) {
+    Training("rl.dpo", stage.dpo());
+    Positive("rl.dpo.beta", stage.dpo().beta());
+    NotNegative("rl.min_margin", stage.min_margin());
+    if (stage.only_unseen_prompts()) {
+      Fail("rl.only_unseen_prompts",
+           "must be false with rl.algorithm ALGORITHM_DPO: its pairs are answers to the prompts that SFT "
+           "uses");
+    }
+    if (recipe_.has_demonstration() && recipe_.demonstration().num_candidates() < 2) {
+      Fail("demonstration.num_candidates",
+           absl::StrCat("must be at least 2 with rl.algorithm ALGORITHM_DPO, whose pairs they are, is ",
+                        recipe_.demonstration().num_candidates()));
+    }
+  }
+
+  void Rollouts(const trainer::v1::PpoSpec& spec) {
     if (!spec.dataset().empty() || !spec.reward_model().empty() || !spec.reward_target().empty()) {
       Fail("rl.spec", "dataset, reward_model and reward_target are the stage's own, must be unset");
     }
@@ -237,7 +298,6 @@ class Checker {
     Positive("rl.spec.max_new_tokens", spec.max_new_tokens());
     NotNegative("rl.spec.kl_coefficient", spec.kl_coefficient());
     NotNegative("rl.spec.kl_target", spec.kl_target());
-    Optimizer("rl.optimizer", stage.optimizer());
   }
 
   void Evaluation(const v1::EvaluationStage& stage) {
@@ -313,7 +373,7 @@ absl::StatusOr<std::map<std::string, std::vector<ForeseenText>>> ForeseenTexts(c
     ALMOST_RETURN_IF_ERROR(add("demonstration.assistant", recipe.demonstration().assistant(), prompt,
                                recipe.demonstration().sampling()));
   }
-  if (recipe.has_rl()) {
+  if (recipe.has_rl() && recipe.rl().algorithm() != v1::RlStage::ALGORITHM_DPO) {
     ALMOST_ASSIGN_OR_RETURN(const PromptFormat format, PromptFormat::Named(recipe.prompt_format()));
     ALMOST_ASSIGN_OR_RETURN(std::string text, format.RenderForCompletion({{"user", prompt}}));
     texts[recipe.sft().base_model()].push_back(
@@ -335,18 +395,19 @@ absl::StatusOr<std::map<std::string, std::vector<ForeseenText>>> ForeseenTexts(c
 // What is learned from is cut to max_tokens, and no model can read more than its context.
 absl::Status CheckTrainingLengths(const v1::Recipe& recipe,
                                   const std::map<std::string, types::v1::Model>& models) {
-  const auto check = [&](absl::string_view field, const std::string& model, int64_t tokens) -> absl::Status {
+  const auto check = [&](absl::string_view spec, const std::string& model, int64_t tokens) -> absl::Status {
     const int64_t context = models.at(model).context_tokens();
     if (tokens <= context) return absl::OkStatus();
-    return absl::FailedPreconditionError(absl::StrCat(
-        field, ".spec.max_tokens: ", tokens, " tokens do not fit the ", context, " of model ", model));
+    return absl::FailedPreconditionError(
+        absl::StrCat(spec, ".max_tokens: ", tokens, " tokens do not fit the ", context, " of model ", model));
   };
   if (recipe.has_reward_model()) {
     const v1::RewardModelStage& stage = recipe.reward_model();
-    ALMOST_RETURN_IF_ERROR(check("reward_model", stage.base_model(), stage.spec().max_tokens()));
+    ALMOST_RETURN_IF_ERROR(check("reward_model.spec", stage.base_model(), stage.spec().max_tokens()));
   }
   if (recipe.has_sft()) {
-    ALMOST_RETURN_IF_ERROR(check("sft", recipe.sft().base_model(), recipe.sft().spec().max_tokens()));
+    ALMOST_RETURN_IF_ERROR(check("sft.spec", recipe.sft().base_model(), recipe.sft().spec().max_tokens()));
+    ALMOST_RETURN_IF_ERROR(check("rl.dpo", recipe.sft().base_model(), recipe.rl().dpo().max_tokens()));
   }
   return absl::OkStatus();
 }
@@ -407,6 +468,9 @@ v1::Recipe WithDefaults(v1::Recipe recipe) {
     if (!demonstration.has_num_candidates()) demonstration.set_num_candidates(4);
     if (!demonstration.has_max_turns()) demonstration.set_max_turns(2);
     if (demonstration.filter().empty()) demonstration.set_filter(filter);
+  }
+  if (recipe.has_rl() && recipe.rl().algorithm() == v1::RlStage::ALGORITHM_UNSPECIFIED) {
+    recipe.mutable_rl()->set_algorithm(v1::RlStage::ALGORITHM_PPO);
   }
   if (recipe.has_evaluation() && !recipe.evaluation().has_bootstrap()) {
     recipe.mutable_evaluation()->set_bootstrap(2000);

@@ -27,7 +27,8 @@ constexpr char kRecipe[] = R"json({
   "demonstration": {"assistant": {"id": "p", "model": "L"}},
   "sft": {"base_model": "S", "spec": {"epochs": 1, "batch_size": 8, "max_tokens": 64},
           "optimizer": {"learning_rate": 0.001}},
-  "rl": {"spec": {"num_iterations": 1, "rollouts": 4, "epochs": 1, "minibatch_size": 4, "max_new_tokens": 8},
+  "rl": {"spec": {"num_iterations": 1, "rollouts": 4, "epochs": 1, "minibatch_size": 4, "max_new_tokens": 8,
+                  "value_learning_rate": 0.001},
          "optimizer": {"learning_rate": 0.001}},
   "evaluation": {"baseline": {"id": "L-0", "model": "L"}, "prompts": ["Why?"]}
 })json";
@@ -47,6 +48,7 @@ TEST(RecipeCheckTest, FillsInTheStatedDefaults) {
   EXPECT_EQ(recipe.demonstration().num_candidates(), 4);
   EXPECT_EQ(recipe.demonstration().max_turns(), 2);
   EXPECT_EQ(recipe.responses().filter(), "world");
+  EXPECT_EQ(recipe.rl().algorithm(), v1::RlStage::ALGORITHM_PPO);
   EXPECT_EQ(recipe.evaluation().bootstrap(), 2000);
   EXPECT_EQ(CheckRecipe(recipe), absl::OkStatus());
 }
@@ -95,7 +97,62 @@ TEST(RecipeCheckTest, NamesTheFieldThatIsWrong) {
          [](auto& r) { r.mutable_demonstration()->set_drop_lowest_share(1); });
   expect("sft.optimizer.learning_rate: ", [](auto& r) { r.mutable_sft()->clear_optimizer(); });
   expect("rl.spec.minibatch_size: ", [](auto& r) { r.mutable_rl()->mutable_spec()->set_minibatch_size(5); });
+  expect("rl.spec.value_learning_rate: ",
+         [](auto& r) { r.mutable_rl()->mutable_spec()->clear_value_learning_rate(); });
+  expect("rl.algorithm: ",
+         [](auto& r) { r.mutable_rl()->set_algorithm(static_cast<v1::RlStage::Algorithm>(9)); });
   expect("evaluation.prompts: ", [](auto& r) { r.mutable_evaluation()->clear_prompts(); });
+}
+
+v1::Recipe GrpoRecipe() {
+  v1::Recipe recipe = Recipe();
+  recipe.mutable_rl()->set_algorithm(v1::RlStage::ALGORITHM_GRPO);
+  recipe.mutable_rl()->mutable_spec()->set_group_size(2);
+  recipe.mutable_rl()->mutable_spec()->clear_value_learning_rate();
+  return recipe;
+}
+
+v1::Recipe DpoRecipe() {  // as a change to a recipe makes it: what PPO was to be is still there
+  v1::Recipe recipe = Recipe();
+  recipe.mutable_rl()->set_algorithm(v1::RlStage::ALGORITHM_DPO);
+  trainer::v1::DpoSpec& dpo = *recipe.mutable_rl()->mutable_dpo();
+  dpo.set_epochs(1);
+  dpo.set_batch_size(8);
+  dpo.set_max_tokens(64);
+  dpo.set_beta(0.1);
+  return recipe;
+}
+
+TEST(RecipeCheckTest, EachAlgorithmHasItsOwnFields) {
+  EXPECT_EQ(CheckRecipe(GrpoRecipe()), absl::OkStatus());
+  EXPECT_EQ(CheckRecipe(DpoRecipe()), absl::OkStatus());
+  const auto expect = [](v1::Recipe recipe, const char* start,
+                         const std::function<void(v1::RlStage&)>& change) {
+    change(*recipe.mutable_rl());
+    EXPECT_THAT(Error(recipe), StartsWith(start));
+  };
+  expect(Recipe(), "rl.spec.group_size: ", [](auto& rl) { rl.mutable_spec()->set_group_size(2); });
+  expect(Recipe(),
+         "rl.spec.scale_advantages: ", [](auto& rl) { rl.mutable_spec()->set_scale_advantages(false); });
+  expect(Recipe(), "rl.dpo: ", [](auto& rl) { rl.mutable_dpo()->set_beta(0.1); });
+  expect(Recipe(), "rl.min_margin: ", [](auto& rl) { rl.set_min_margin(0.5); });
+  expect(GrpoRecipe(), "rl.spec.group_size: must be in [2, ",
+         [](auto& rl) { rl.mutable_spec()->clear_group_size(); });
+  expect(GrpoRecipe(), "rl.spec.group_size: must divide rl.spec.rollouts, 4, is 3",
+         [](auto& rl) { rl.mutable_spec()->set_group_size(3); });
+  expect(GrpoRecipe(), "rl.spec.value_learning_rate: ", [](auto& rl) {
+    rl.mutable_spec()->set_value_learning_rate(0.001);
+  });
+  expect(GrpoRecipe(), "rl.spec.value_model: ", [](auto& rl) { rl.mutable_spec()->set_value_model("RM"); });
+  expect(GrpoRecipe(), "rl.dpo: ", [](auto& rl) { rl.mutable_dpo()->set_beta(0.1); });
+  expect(DpoRecipe(), "rl.dpo.epochs: ", [](auto& rl) { rl.mutable_dpo()->clear_epochs(); });
+  expect(DpoRecipe(), "rl.dpo.beta: ", [](auto& rl) { rl.mutable_dpo()->clear_beta(); });
+  expect(DpoRecipe(), "rl.dpo.dataset: ", [](auto& rl) { rl.mutable_dpo()->set_dataset("pairs"); });
+  expect(DpoRecipe(), "rl.min_margin: ", [](auto& rl) { rl.set_min_margin(-1); });
+  expect(DpoRecipe(), "rl.only_unseen_prompts: ", [](auto& rl) { rl.set_only_unseen_prompts(true); });
+  v1::Recipe one_candidate = DpoRecipe();
+  one_candidate.mutable_demonstration()->set_num_candidates(1);
+  EXPECT_THAT(Error(one_candidate), StartsWith("demonstration.num_candidates: must be at least 2"));
 }
 
 TEST(RecipeCheckTest, RefusesMoreShotsThanAFileHolds) {
@@ -138,6 +195,11 @@ TEST(RecipeCheckTest, LoadsEveryModelAndMeasuresWhatItWillRead) {
   v1::Recipe long_dialogues = Recipe();
   long_dialogues.mutable_sft()->mutable_spec()->set_max_tokens(513);
   expect_refused(long_dialogues, "sft.spec.max_tokens: ");
+  v1::Recipe long_answers = DpoRecipe();
+  long_answers.mutable_rl()->mutable_spec()->set_max_new_tokens(510);  // unused
+  EXPECT_EQ(CheckModels(long_answers, services, holds_none), absl::OkStatus());
+  long_answers.mutable_rl()->mutable_dpo()->set_max_tokens(513);
+  expect_refused(long_answers, "rl.dpo.max_tokens: ");
 
   v1::Recipe missing = Recipe();
   missing.mutable_models(1)->set_source("missing");

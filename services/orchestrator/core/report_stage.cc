@@ -44,6 +44,7 @@ class ReportStage : public Stage {
   static void DescribeRecipe(const v1::Recipe& recipe, ordered_json& data) {
     data["display_name"] = recipe.display_name();
     data["recipe"] = ToJson(recipe).dump(2);
+    data["rl_algorithm"] = v1::RlStage::Algorithm_Name(recipe.rl().algorithm());
     data["baseline"] = recipe.evaluation().baseline().id();
     data["configurations"] = ordered_json::array();
     const auto add = [&](const v1::Configuration& configuration) {

@@ -51,7 +51,8 @@ constexpr char kRecipe[] = R"json({
                     "drop_lowest_share": 0.1, "drop_duplicate_prompts": true},
   "sft": {"base_model": "S", "spec": {"epochs": 1, "batch_size": 8, "max_tokens": 64},
           "optimizer": {"learning_rate": 0.001}},
-  "rl": {"spec": {"num_iterations": 2, "rollouts": 4, "epochs": 1, "minibatch_size": 4, "max_new_tokens": 8},
+  "rl": {"spec": {"num_iterations": 2, "rollouts": 4, "epochs": 1, "minibatch_size": 4, "max_new_tokens": 8,
+                  "value_learning_rate": 0.001},
          "optimizer": {"learning_rate": 0.001}, "only_unseen_prompts": true}
 })json";
 
@@ -327,7 +328,8 @@ absl::StatusOr<trainer::v1::Job> ScriptedServices::GetJob(const CallOptions& opt
     const trainer::v1::JobSpec& spec = job->second.spec();
     for (absl::string_view dataset :
          {absl::string_view(spec.reward_model().dataset()), absl::string_view(spec.sft().dataset()),
-          absl::string_view(spec.ppo().dataset())}) {
+          absl::string_view(spec.ppo().dataset()), absl::string_view(spec.grpo().dataset()),
+          absl::string_view(spec.dpo().dataset())}) {
       if (absl::ConsumePrefix(&dataset, "artifacts/")) draft.inputs["dataset"] = std::string(dataset);
     }
     ALMOST_ASSIGN_OR_RETURN(const Artifact artifact, store_->Publish(draft));

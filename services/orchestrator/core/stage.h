@@ -29,7 +29,9 @@
 //   demonstrations  demonstrations: {messages, prompt_id, score}; candidates, compressed (.jsonl.gz), most of
 //                   which were not chosen: {prompt_id, drop_reason, score, messages, turns}
 //   sft             model
-//   rl              model; prompts: {prompt, prompt_id}
+//   rl              model; by PPO or GRPO prompts: {prompt, prompt_id}; by DPO pairs: {prompt, chosen,
+//   rejected,
+//                   prompt_id, chosen_score, rejected_score}
 //   evaluation      whatever it measures; report: run_files
 // Training stages also leave runs/<run>/<stage>/curves.jsonl, {step, metrics by name}, outside every hash.
 namespace almost::orchestrator {

@@ -89,7 +89,9 @@ double StageSize(absl::string_view stage, const v1::Recipe& recipe) {
   }
   if (stage == "sft") return dialogues * recipe.sft().spec().epochs();
   if (stage == "rl") {
-    return static_cast<double>(recipe.rl().spec().num_iterations()) * recipe.rl().spec().rollouts();
+    const v1::RlStage& rl = recipe.rl();
+    if (rl.algorithm() == v1::RlStage::ALGORITHM_DPO) return dialogues * rl.dpo().epochs();
+    return static_cast<double>(rl.spec().num_iterations()) * rl.spec().rollouts();
   }
   if (stage == "evaluation") {
     const v1::EvaluationStage& evaluation = recipe.evaluation();
@@ -118,6 +120,10 @@ std::string StagePace(const Stage& stage, const v1::Recipe& recipe) {
   for (const v1::VanillaModel& model : recipe.models()) {
     if (!bases.contains(model.id())) continue;
     parts.push_back(absl::StrCat(model.source(), "@", model.device(), "/", static_cast<int>(model.dtype())));
+  }
+  const v1::RlStage::Algorithm algorithm = recipe.rl().algorithm();
+  if (stage.id() == "rl" && algorithm > v1::RlStage::ALGORITHM_PPO) {
+    parts.push_back(v1::RlStage::Algorithm_Name(algorithm));
   }
   return absl::StrJoin(parts, " ");
 }

@@ -17,7 +17,7 @@ std::vector<std::unique_ptr<Stage>> MakeStages(const v1::Recipe& recipe, const S
   if (reward_model) stages.push_back(MakeRewardModelStage());
   if (demonstrations) stages.push_back(MakeDemonstrationStage(recipe));
   if (sft) stages.push_back(MakeSftStage());
-  if (rl) stages.push_back(MakeRlStage(settings));
+  if (rl) stages.push_back(MakeRlStage(recipe, settings));
   if (prompts && recipe.has_evaluation()) stages.push_back(MakeEvaluationStage(recipe));
   if (prompts) stages.push_back(MakeReportStage());
   return stages;

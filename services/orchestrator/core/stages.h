@@ -29,7 +29,8 @@ std::unique_ptr<Stage> MakeComparisonStage(const v1::Recipe& recipe);
 // A training job each. Sections 4, 6 and 7.
 std::unique_ptr<Stage> MakeRewardModelStage();
 std::unique_ptr<Stage> MakeSftStage();
-std::unique_ptr<Stage> MakeRlStage(const StageSettings& settings);
+// By rollouts or by pairs, as the recipe chooses.
+std::unique_ptr<Stage> MakeRlStage(const v1::Recipe& recipe, const StageSettings& settings);
 // An item is a chunk of dialogues; what the whole set decides is decided at the end. Section 5.
 std::unique_ptr<Stage> MakeDemonstrationStage(const v1::Recipe& recipe);
 

@@ -2,7 +2,9 @@ const evaluation = data.evaluation || {};
 const stages = data.stages || [];
 const GOAL_RL = 0.75;  // what this project has set itself
 
-const systemName = id => id === "sft" ? "SFT policy" : id === "rl" ? "RL policy" : id;
+// How the last policy was made. "RL" is PPO, as everywhere where nothing else is said.
+const RL = {ALGORITHM_GRPO: "GRPO", ALGORITHM_DPO: "DPO"}[data.rl_algorithm] || "RL";
+const systemName = id => id === "sft" ? "SFT policy" : id === "rl" ? `${RL} policy` : id;
 // ---- sections: each returns what stands under its heading; a string says what is missing ----
 function headline() {
   const claims = [], baseline = data.baseline || "the baseline";
@@ -10,14 +12,14 @@ function headline() {
   const claim = (good, verdict, text) => claims.push(h("li", {}, h("span", {class: good ? "good" : "bad"}, (good ? "✓ " : "✗ ") + verdict + ". "), text));
   if (isEstimate(rl)) {
     const reached = rl.value >= GOAL_RL;
-    claim(reached, `RL goal of ${100 * GOAL_RL} % ${reached ? "reached" : "missed"}`,
-      `The RL policy wins ${interval(rl, percent)} of its comparisons with ${baseline}, ties counted half.` +
+    claim(reached, `${RL} goal of ${100 * GOAL_RL} % ${reached ? "reached" : "missed"}`,
+      `The ${RL} policy wins ${interval(rl, percent)} of its comparisons with ${baseline}, ties counted half.` +
       (reached && rl.low < GOAL_RL ? " The interval reaches below the goal." : !reached && rl.high >= GOAL_RL ? " The interval includes the goal." : ""));
   }
   const against = (e, who, whom) => claim(e.low > .5, e.low > .5 ? `${who} better than ${whom}` : e.high < .5 ? `${who} worse than ${whom}` : `No clear difference between ${who} and ${whom}`,
     `It wins ${interval(e, percent)}.`);
   if (isEstimate(sft)) against(sft, "SFT", baseline);
-  if (isEstimate(over)) against(over, "RL", "SFT");
+  if (isEstimate(over)) against(over, RL, "SFT");
   for (const [other, what] of [[length, "always picking the longer answer"], [likelihood, "the vanilla model's likelihood"]]) {
     if (!isEstimate(rm) || !isEstimate(other)) continue;
     const ahead = rm.value > other.value, clear = rm.low > other.high;
@@ -35,7 +37,7 @@ function headline() {
   const used = name => stages.reduce((t, stage) => t + (stage.cost?.[name] || 0), 0);
   return [
     h("div", {class: "tiles"},
-      isEstimate(rl) ? tile(`RL wins against ${baseline}`, percent(rl.value), range(rl)) : null,
+      isEstimate(rl) ? tile(`${RL} wins against ${baseline}`, percent(rl.value), range(rl)) : null,
       isEstimate(sft) ? tile(`SFT wins against ${baseline}`, percent(sft.value), range(sft)) : null,
       isEstimate(rm) ? tile("Reward model accuracy", percent(rm.value), range(rm)) : null,
       stages.length ? tile("Time, all stages", duration(total), `${stages.length} stages`) : null,
@@ -130,7 +132,7 @@ const CURVES = {
 };
 const TIMES = ["step", "step_seconds", "tokens_per_second", "tokens"];
 function curves(width) {
-  const names = {reward_model: "Reward model", sft: "Supervised policy (SFT)", rl: "Policy by RL (PPO)"};
+  const names = {reward_model: "Reward model", sft: "Supervised policy (SFT)", rl: RL === "RL" ? "Policy by RL (PPO)" : `Policy by ${RL}`};
   return Object.entries(names).map(([stage, name]) => {
     const all = data.curves?.[stage];
     if (!all?.length) return [h("h3", {style: "margin-top:18px"}, name), h("p", {class: "soft"}, "No curves of this stage.")];
@@ -143,7 +145,7 @@ function curves(width) {
   });
 }
 function winRates(width) {
-  const names = [["win_rate_rl", `RL against ${data.baseline}`], ["win_rate_sft", `SFT against ${data.baseline}`], ["win_rate_rl_over_sft", "RL against SFT"]];
+  const names = [["win_rate_rl", `${RL} against ${data.baseline}`], ["win_rate_sft", `SFT against ${data.baseline}`], ["win_rate_rl_over_sft", `${RL} against SFT`]];
   const rows = names.map(([name, label]) => ({name, label, estimate: evaluation[name], counts: evaluation.wins?.[name]})).filter(row => isEstimate(row.estimate));
   if (!rows.length) return "No win rates were measured.";
   const counted = rows.filter(row => row.counts);
