@@ -92,9 +92,11 @@ engine::ScoringLimits LimitsOf(const grpc::ServerContext& context) {
           .is_wanted = [&context] { return !context.IsCancelled(); }};
 }
 
-absl::Status CallStatus(const absl::Status& ended) {
+absl::Status CallStatus(const absl::Status& ended, absl::Time deadline) {
   const bool untouched = ended.GetPayload(std::string(engine::kNothingComputed)).has_value();
-  return absl::IsDeadlineExceeded(ended) && untouched ? ExpiredBeforeWorkError() : ended;
+  const bool expired =
+      absl::IsDeadlineExceeded(ended) || (absl::IsCancelled(ended) && EndsByDeadline(deadline));
+  return untouched && expired ? ExpiredBeforeWorkError() : ended;
 }
 
 absl::StatusOr<std::vector<int32_t>> ReadInput(const ServedModel& model, const types::v1::Input& input) {

@@ -52,9 +52,9 @@ absl::StatusOr<std::vector<int32_t>> ReadInput(const ServedModel& model, const t
 
 // A scoring call is of use until its deadline and while its client is there. `context` must outlive them.
 engine::ScoringLimits LimitsOf(const grpc::ServerContext& context);
-// What a call answers whose request or scoring call ended so: a deadline that passed before any work began is
-// told apart.
-absl::Status CallStatus(const absl::Status& ended);
+// What a call with this deadline answers whose scoring call ended so: a deadline that passed before any work
+// began is told apart, also where the client's clock, and so its hanging up, was first.
+absl::Status CallStatus(const absl::Status& ended, absl::Time deadline);
 
 // kInvalidArgument when `text` is not valid UTF-8.
 absl::Status CheckUtf8(absl::string_view field, absl::string_view text);

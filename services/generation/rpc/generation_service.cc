@@ -375,8 +375,9 @@ grpc::Status GenerationService::ScoreCompletions(grpc::ServerContext* context,
     results.push_back(out->mutable_result());
     scores.push_back(std::move(*score));
   }
-  const auto logprobs = (*model)->engine->ScoreCompletions(scores, LimitsOf(*context));
-  if (!logprobs.ok()) return ToGrpc(CallStatus(logprobs.status()));
+  const engine::ScoringLimits limits = LimitsOf(*context);
+  const auto logprobs = (*model)->engine->ScoreCompletions(scores, limits);
+  if (!logprobs.ok()) return ToGrpc(CallStatus(logprobs.status(), limits.deadline));
   for (size_t i = 0; i < results.size(); ++i) {
     results[i]->mutable_token_ids()->Add(scores[i].completion_ids.begin(), scores[i].completion_ids.end());
     double sum = 0;

@@ -76,9 +76,9 @@ grpc::Status RewardService::Score(grpc::ServerContext* context, const v1::ScoreR
     }
   }
   if (absl::Now() >= absl::FromChrono(context->deadline())) return ToGrpc(ExpiredBeforeWorkError());
-  const absl::StatusOr<std::vector<float>> scores =
-      (*model)->engine->ScoreSequences(sequences, LimitsOf(*context));
-  if (!scores.ok()) return ToGrpc(CallStatus(scores.status()));
+  const engine::ScoringLimits limits = LimitsOf(*context);
+  const absl::StatusOr<std::vector<float>> scores = (*model)->engine->ScoreSequences(sequences, limits);
+  if (!scores.ok()) return ToGrpc(CallStatus(scores.status(), limits.deadline));
   for (size_t i = 0; i < wanted.size(); ++i) {
     const double raw = (*scores)[i];
     if (!std::isfinite(raw)) {

@@ -196,5 +196,15 @@ TEST_F(RewardServiceTest, ADeadlineThatHasPassedReachesNoModel) {
   EXPECT_EQ(models_.Stats()["models/v1"].prompt_tokens, before);
 }
 
+TEST(CallStatus, AClientThatHangsUpAtItsDeadlineBeforeAnyWorkHasExpired) {
+  absl::Status untouched = absl::CancelledError("nobody waits for it");
+  const absl::Status begun = untouched;
+  untouched.SetPayload(std::string(engine::kNothingComputed), absl::Cord());
+  const absl::Time soon = absl::Now() + absl::Milliseconds(100), later = absl::Now() + absl::Minutes(1);
+  EXPECT_TRUE(ExpiredBeforeWork(ToGrpc(CallStatus(untouched, soon))));
+  EXPECT_EQ(CallStatus(untouched, later), untouched);
+  EXPECT_EQ(CallStatus(begun, soon), begun);
+}
+
 }  // namespace
 }  // namespace almost::reward
