@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
   almost::cli::AddEval(app, cli);
   almost::cli::AddInspect(app, cli);
   almost::cli::AddTrain(app, cli);
+  almost::cli::AddJobs(app, cli);
   almost::cli::AddData(app, cli);
   almost::cli::AddWorld(app, cli);
   almost::cli::AddDoctor(app, cli);

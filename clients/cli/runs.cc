@@ -24,11 +24,6 @@ namespace pb = almost::orchestrator::v1;
 using nlohmann::ordered_json;
 using Stub = pb::OrchestratorService::Stub;
 
-std::string TimeText(const google::protobuf::Timestamp& time) {
-  if (time.seconds() == 0) return "-";
-  return absl::FormatTime("%Y-%m-%d %H:%M:%S", absl::FromUnixSeconds(time.seconds()), absl::LocalTimeZone());
-}
-
 absl::Status List(const Cli& cli) {
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
   std::vector<std::vector<std::string>> rows = {{"RUN", "STATE", "CREATED", "ENDED"}};
@@ -165,8 +160,8 @@ absl::Status Delete(const Cli& cli, const std::string& id) {
 }  // namespace
 
 void AddRuns(CLI::App& app, Cli& cli) {
-  CLI::App* runs = app.add_subcommand("runs",
-                                      "Runs: list, show, compare, watch, pause, cancel, resume, delete");
+  CLI::App* runs =
+      app.add_subcommand("runs", "Runs: list, show, compare, watch, pause, cancel, resume, delete");
   runs->require_subcommand(1);
   auto id = std::make_shared<std::string>();
   const auto verb = [&](const char* name, const char* help, std::function<absl::Status()> action) {

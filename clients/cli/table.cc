@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
+#include "absl/time/time.h"
 #include "google/protobuf/util/json_util.h"
 
 namespace almost::cli {
@@ -20,6 +21,11 @@ void PrintTable(FILE* out, const std::vector<std::vector<std::string>>& rows) {
     }
     absl::FPrintF(out, "%s\n", line);
   }
+}
+
+std::string TimeText(const google::protobuf::Timestamp& time) {
+  if (time.seconds() == 0) return "-";
+  return absl::FormatTime("%Y-%m-%d %H:%M:%S", absl::FromUnixSeconds(time.seconds()), absl::LocalTimeZone());
 }
 
 void PrintJson(FILE* out, const google::protobuf::Message& message, bool one_line) {

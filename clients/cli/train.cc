@@ -1,4 +1,4 @@
-// almost train: one training job through the trainer service.
+// almost train, almost jobs: training jobs of the trainer service.
 
 #include <algorithm>
 #include <optional>
@@ -87,6 +87,29 @@ absl::StatusOr<pb::Job> Follow(const Cli& cli, const Endpoint& endpoint, const s
   return Call<Trainer>(endpoint, &Trainer::Stub::GetJob, get);
 }
 
+// An ended job's outcome: kAborted where it failed, kCancelled.
+absl::Status Outcome(const pb::Job& job) {
+  if (job.state() == pb::JOB_STATE_FAILED) {
+    return absl::AbortedError(absl::StrCat(job.name(), " failed: ", job.error().message()));
+  }
+  if (job.state() == pb::JOB_STATE_CANCELLED) {
+    return absl::CancelledError(absl::StrCat(job.name(), " was cancelled"));
+  }
+  return absl::OkStatus();
+}
+
+std::string Steps(const pb::Job& job) { return absl::StrCat(job.step(), "/", job.num_steps()); }
+
+void Print(const Cli& cli, const pb::Job& job, bool one_line = false) {
+  if (cli.json) {
+    PrintJson(stdout, job, one_line);
+  } else {
+    absl::PrintF("%s: %s%s\n", job.name(), StateName(job.state()),
+                 job.output_digest().empty() ? absl::StrCat(", step ", Steps(job))
+                                             : absl::StrCat(", model artifacts/", job.output_digest()));
+  }
+}
+
 absl::Status Train(const Cli& cli, const TrainFlags& flags) {
   pb::CreateJobRequest request;
   request.set_job_id(flags.id.empty() ? IdFromFile(flags.spec) : flags.id);
@@ -101,20 +124,54 @@ absl::Status Train(const Cli& cli, const TrainFlags& flags) {
   if (flags.follow && !flags.validate_only) {
     ALMOST_ASSIGN_OR_RETURN(job, Follow(cli, endpoint, job.name()));
   }
-  if (cli.json) {
-    PrintJson(stdout, job, flags.follow);
-  } else if (flags.validate_only) {
+  if (flags.validate_only && !cli.json) {
     absl::PrintF("%s is valid.\n", flags.spec);
   } else {
-    absl::PrintF("%s: %s%s\n", job.name(), StateName(job.state()),
-                 job.output_digest().empty() ? "" : absl::StrCat(", model artifacts/", job.output_digest()));
+    Print(cli, job, flags.follow);
   }
-  if (job.state() == pb::JOB_STATE_FAILED) {
-    return absl::AbortedError(absl::StrCat(job.name(), " failed: ", job.error().message()));
+  return Outcome(job);
+}
+
+absl::Status List(const Cli& cli) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "trainer"));
+  pb::ListJobsResponse all;
+  pb::ListJobsRequest request;
+  do {
+    ALMOST_ASSIGN_OR_RETURN(pb::ListJobsResponse page,
+                            Call<Trainer>(endpoint, &Trainer::Stub::ListJobs, request));
+    request.set_page_token(page.next_page_token());
+    all.mutable_jobs()->MergeFrom(page.jobs());
+  } while (!request.page_token().empty());
+  if (cli.json) {
+    PrintJson(stdout, all);
+    return absl::OkStatus();
   }
-  if (job.state() == pb::JOB_STATE_CANCELLED)
-    return absl::CancelledError(absl::StrCat(job.name(), " was cancelled"));
+  std::vector<std::vector<std::string>> rows = {{"JOB", "STATE", "STEP", "CREATED", "ENDED"}};
+  for (const pb::Job& job : all.jobs()) {
+    rows.push_back({std::string(absl::StripPrefix(job.name(), "jobs/")), StateName(job.state()), Steps(job),
+                    TimeText(job.create_time()), TimeText(job.end_time())});
+  }
+  PrintTable(stdout, rows);
   return absl::OkStatus();
+}
+
+template <typename Request>
+absl::Status OneJob(const Cli& cli, const std::string& id,
+                    grpc::Status (Trainer::Stub::*method)(grpc::ClientContext*, const Request&, pb::Job*)) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "trainer"));
+  Request request;
+  request.set_name(ResourceName("jobs", id));
+  ALMOST_ASSIGN_OR_RETURN(const pb::Job job, Call<Trainer>(endpoint, method, request));
+  Print(cli, job);
+  if (!cli.json && job.has_error()) absl::PrintF("%s\n", job.error().message());
+  return absl::OkStatus();
+}
+
+absl::Status WatchOne(const Cli& cli, const std::string& id) {
+  ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "trainer"));
+  ALMOST_ASSIGN_OR_RETURN(const pb::Job job, Follow(cli, endpoint, ResourceName("jobs", id)));
+  Print(cli, job, /*one_line=*/true);
+  return Outcome(job);
 }
 
 }  // namespace
@@ -133,6 +190,28 @@ void AddTrain(CLI::App& app, Cli& cli) {
   train->add_flag("--validate_only", flags->validate_only,
                   "Checks the spec and the files it names, and trains nothing");
   train->callback([&cli, flags] { cli.action = [&cli, flags] { return Train(cli, *flags); }; });
+}
+
+void AddJobs(CLI::App& app, Cli& cli) {
+  CLI::App* jobs = app.add_subcommand("jobs", "Training jobs: list, show, watch, pause, resume, cancel");
+  jobs->require_subcommand(1);
+  const auto verb = [&](const char* name, const char* help, std::function<absl::Status()> action) {
+    CLI::App* sub = jobs->add_subcommand(name, help);
+    sub->callback([&cli, action = std::move(action)] { cli.action = action; });
+    return sub;
+  };
+  verb("list", "All jobs, newest first", [&cli] { return List(cli); });
+  auto id = std::make_shared<std::string>();
+  const auto of_one = [&](const char* name, const char* help, std::function<absl::Status()> action) {
+    verb(name, help, std::move(action))->add_option("JOB", *id, "The job's id")->required();
+  };
+  of_one("show", "One job", [&cli, id] { return OneJob(cli, *id, &Trainer::Stub::GetJob); });
+  of_one("watch", "Follows a job until it ends", [&cli, id] { return WatchOne(cli, *id); });
+  of_one("pause", "Stops a job at a checkpoint after the step under way; the device is free for others",
+         [&cli, id] { return OneJob(cli, *id, &Trainer::Stub::PauseJob); });
+  of_one("resume", "Goes on with a paused job",
+         [&cli, id] { return OneJob(cli, *id, &Trainer::Stub::ResumeJob); });
+  of_one("cancel", "Gives a job up", [&cli, id] { return OneJob(cli, *id, &Trainer::Stub::CancelJob); });
 }
 
 }  // namespace almost::cli

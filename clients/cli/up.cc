@@ -26,6 +26,7 @@ namespace fs = std::filesystem;
 
 struct UpFlags {
   std::string model_root = ".";
+  std::string device = "cpu";
   std::string ports = "default";
   std::string artifacts;  // empty: in the store's folder
   bool world_judge = false;
@@ -110,19 +111,21 @@ absl::Status Up(const Cli& cli, const UpFlags& flags) {
                    absl::StrCat("--store_cache=", (store / "cache").string())};
   }
   const std::string root_flag = absl::StrCat("--model_root=", model_root.string());
+  const std::string device_flag = absl::StrCat("--device=", flags.device);
   const std::string generation_flag = absl::StrCat("--generation=", address("generation"));
   const std::string reward_flag = absl::StrCat("--reward=", address("reward"));
   const auto with_store = [&](std::vector<std::string> more) {
     more.insert(more.end(), store_flags.begin(), store_flags.end());
     return more;
   };
-  add("generation", kModels, with_store({root_flag}));
-  add("reward", kModels, with_store({root_flag}));
+  add("generation", kModels, with_store({root_flag, device_flag}));
+  add("reward", kModels, with_store({root_flag, device_flag}));
   if (flags.world_judge) {
     add("judge", kModels, {});
   }
   add("simulator", kCallers, {generation_flag, reward_flag});
-  add("trainer", kCallers, with_store({root_flag, absl::StrCat("--jobs=", (store / "jobs").string())}));
+  add("trainer", kCallers,
+      with_store({root_flag, device_flag, absl::StrCat("--jobs=", (store / "jobs").string())}));
   add("orchestrator", kOrchestrator,
       with_store({absl::StrCat("--journal=", (store / "journal.db").string()), generation_flag, reward_flag,
                   absl::StrCat("--simulator=", address("simulator")),
@@ -166,6 +169,8 @@ void AddUp(CLI::App& app, Cli& cli) {
   CLI::App* up = app.add_subcommand("up", "Starts all services on this machine and keeps them alive");
   auto flags = std::make_shared<UpFlags>();
   up->add_option("--model_root", flags->model_root, "Folder beneath which models may be loaded")
+      ->capture_default_str();
+  up->add_option("--device", flags->device, "Where models are served and trained: cpu or cuda:N")
       ->capture_default_str();
   up->add_option("--ports", flags->ports, "default: 50051 to 50055 and 9451 to 9455; auto: free ones")
       ->check(CLI::IsMember({"default", "auto"}))

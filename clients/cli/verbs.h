@@ -35,6 +35,7 @@ void AddGenerate(CLI::App& app, Cli& cli);
 void AddEval(CLI::App& app, Cli& cli);
 void AddInspect(CLI::App& app, Cli& cli);
 void AddTrain(CLI::App& app, Cli& cli);
+void AddJobs(CLI::App& app, Cli& cli);
 void AddData(CLI::App& app, Cli& cli);
 void AddWorld(CLI::App& app, Cli& cli);
 void AddDoctor(CLI::App& app, Cli& cli);

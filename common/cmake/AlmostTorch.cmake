@@ -13,12 +13,13 @@ target_include_directories(almost_torch SYSTEM INTERFACE
 target_link_libraries(almost_torch INTERFACE ${LIBTORCH_ROOT}/lib/libtorch_cpu.so ${LIBTORCH_ROOT}/lib/libc10.so Threads::Threads)
 target_link_options(almost_torch INTERFACE
   -Wl,-rpath,${LIBTORCH_ROOT}/lib -Wl,-rpath-link,${LIBTORCH_ROOT}/lib -Wl,--allow-shlib-undefined)
-if(EXISTS ${LIBTORCH_ROOT}/lib/libtorch_cuda.so)
+if(ALMOST_CUDA AND EXISTS ${LIBTORCH_ROOT}/lib/libtorch_cuda.so)
+  target_compile_definitions(almost_torch INTERFACE ALMOST_TORCH_CUDA)
   target_link_libraries(almost_torch INTERFACE
     -Wl,--no-as-needed ${LIBTORCH_ROOT}/lib/libtorch_cuda.so -Wl,--as-needed ${LIBTORCH_ROOT}/lib/libc10_cuda.so)
   # Ranks exchange what lies on GPUs by NCCL, whose headers come with the wheels that torch asks for.
   find_path(NCCL_INCLUDE nccl.h HINTS ${LIBTORCH_ROOT}/../nvidia/nccl/include)
-  find_path(CUDA_INCLUDE cuda_runtime_api.h HINTS ${LIBTORCH_ROOT}/../nvidia/cu13/include /usr/local/cuda/include)
+  find_path(CUDA_INCLUDE cuda_runtime_api.h HINTS ${ALMOST_DEPS}/cuda-${ALMOST_CUDA_NVCC_VERSION}/include ${LIBTORCH_ROOT}/../nvidia/cu13/include /usr/local/cuda/include)
   if(NCCL_INCLUDE AND CUDA_INCLUDE)
     target_include_directories(almost_torch SYSTEM INTERFACE ${NCCL_INCLUDE} ${CUDA_INCLUDE})
     target_compile_definitions(almost_torch INTERFACE USE_C10D_NCCL)

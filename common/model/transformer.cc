@@ -127,10 +127,10 @@ struct Squares {
   Tensor is_real_P1;  // bool
   Tensor place_N;     // int64: each token's place in the squares
 
-  explicit Squares(const std::vector<int64_t>& offsets);
+  Squares(const std::vector<int64_t>& offsets, torch::Device device);
 };
 
-Squares::Squares(const std::vector<int64_t>& offsets) {
+Squares::Squares(const std::vector<int64_t>& offsets, torch::Device device) {
   std::vector<size_t> by_length(offsets.size() - 1);
   std::iota(by_length.begin(), by_length.end(), size_t{0});
   const auto length_of = [&](size_t sample) { return offsets[sample + 1] - offsets[sample]; };
@@ -162,10 +162,10 @@ Squares::Squares(const std::vector<int64_t>& offsets) {
       }
     }
   }
-  square_P = torch::tensor(square, torch::kInt64);
-  place_N = torch::tensor(place, torch::kInt64);
-  is_real_P1 =
-      torch::from_blob(is_real.data(), {static_cast<int64_t>(is_real.size()), 1}, torch::kBool).clone();
+  square_P = torch::tensor(square, torch::kInt64).to(device);
+  place_N = torch::tensor(place, torch::kInt64).to(device);
+  is_real_P1 = torch::from_blob(is_real.data(), {static_cast<int64_t>(is_real.size()), 1}, torch::kBool)
+                   .to(device, torch::kBool, /*non_blocking=*/false, /*copy=*/true);
 }
 
 // Rows of the packed tokens into squares and back. Autograd's own backward of an index adds row by row; here
@@ -200,7 +200,7 @@ class FromSquares : public torch::autograd::Function<FromSquares> {
 
 }  // namespace
 
-PackedSamples PackedSamples::Pack(std::span<const std::vector<int32_t>> samples) {
+PackedSamples PackedSamples::Pack(std::span<const std::vector<int32_t>> samples, torch::Device device) {
   PackedSamples packed;
   packed.offsets.push_back(0);
   std::vector<int64_t> tokens, positions;
@@ -209,15 +209,15 @@ PackedSamples PackedSamples::Pack(std::span<const std::vector<int32_t>> samples)
     for (size_t i = 0; i < sample.size(); ++i) positions.push_back(static_cast<int64_t>(i));
     packed.offsets.push_back(static_cast<int64_t>(tokens.size()));
   }
-  packed.tokens_N = torch::tensor(tokens, torch::kInt64);
-  packed.positions_N = torch::tensor(positions, torch::kInt64);
+  packed.tokens_N = torch::tensor(tokens, torch::kInt64).to(device);
+  packed.positions_N = torch::tensor(positions, torch::kInt64).to(device);
   return packed;
 }
 
 Tensor PackedSamples::LastTokens() const {
   std::vector<int64_t> last(offsets.begin() + 1, offsets.end());
   for (int64_t& index : last) --index;
-  return torch::tensor(last, torch::kInt64);
+  return torch::tensor(last, torch::kInt64).to(tokens_N.device());
 }
 
 Transformer::Transformer(ModelConfig config, std::map<std::string, Tensor> parameters, double adapter_scale)
@@ -325,6 +325,16 @@ Transformer Transformer::Initialize(const ModelConfig& config, torch::ScalarType
   return Transformer(config, std::move(parameters), /*adapter_scale=*/0);
 }
 
+Transformer Transformer::To(torch::Device device) const {
+  std::map<std::string, Tensor> moved;
+  for (const auto& [name, parameter] : parameters_) {
+    moved[name] = parameter.detach().to(device).requires_grad_(parameter.requires_grad());
+  }
+  Transformer there(config_, std::move(moved), adapter_scale_);
+  there.recompute_ = recompute_;
+  return there;
+}
+
 void Transformer::AddAdapters(int rank, double alpha, uint64_t seed) {
   std::map<std::string, Tensor> parameters;
   for (const auto& [name, parameter] : parameters_) {
@@ -392,9 +402,10 @@ Tensor Transformer::Attention(const Layer& layer, const Tensor& x_ND, const Pass
   const int64_t n = x_ND.size(0), h = config_.num_heads, k = config_.num_kv_heads, e = config_.head_dim;
   Tensor qkv = QueriesKeysValues(layer, x_ND);
   if (config_.qk_norm) {
-    qkv = torch::cat({RmsNorm(qkv.narrow(1, 0, h), layer.query_norm, config_.norm_eps),
-                      RmsNorm(qkv.narrow(1, h, k), layer.key_norm, config_.norm_eps), qkv.narrow(1, h + k, k)},
-                     1);
+    qkv =
+        torch::cat({RmsNorm(qkv.narrow(1, 0, h), layer.query_norm, config_.norm_eps),
+                    RmsNorm(qkv.narrow(1, h, k), layer.key_norm, config_.norm_eps), qkv.narrow(1, h + k, k)},
+                   1);
   }
   if (!pass.squares) {
     return layer.output(PackedAttention(qkv.view({n, (h + 2 * k) * e}), pass.cos.squeeze(1),
@@ -504,7 +515,8 @@ Tensor Transformer::Hidden(const PackedSamples& samples) const {
   const torch::ScalarType dtype = embedding_.scalar_type();
   const torch::ScalarType angle_dtype = dtype == torch::kFloat64 ? dtype : torch::kFloat32;
   const RotaryEmbedding& rotary = config_.rotary;
-  const Tensor frequencies = torch::tensor(rotary.inverse_frequencies, torch::kFloat64).to(angle_dtype);
+  const Tensor frequencies =
+      torch::tensor(rotary.inverse_frequencies, torch::kFloat64).to(device(), angle_dtype);
   const Tensor angles = (samples.positions_N.to(angle_dtype).unsqueeze(1) * frequencies).to(torch::kFloat64);
   const auto table = [&](const Tensor& values) {
     return (values * rotary.attention_factor).to(dtype).view({-1, 1, rotary.num_dims() / 2});
@@ -512,7 +524,8 @@ Tensor Transformer::Hidden(const PackedSamples& samples) const {
   const bool on_kernels = RunsOnKernels(embedding_);
   const auto pass = std::make_shared<const Pass>(
       samples, table(angles.cos()), table(angles.sin()),
-      on_kernels ? std::optional<Squares>() : std::optional<Squares>(samples.offsets));
+      on_kernels ? std::optional<Squares>()
+                 : std::optional<Squares>(std::in_place, samples.offsets, device()));
 
   Tensor x_ND = torch::embedding(embedding_, samples.tokens_N);
   if (recompute_ && torch::GradMode::is_enabled()) {

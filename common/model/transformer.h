@@ -16,7 +16,8 @@
 #include "common/model/model_folder.h"
 
 // The Llama and GPT-NeoX families on LibTorch, differentiable: what training computes with, in float32 on the
-// CPU by the engine's kernels (common/kernels). Not here: key-value cache, dropout, tensor parallelism.
+// CPU by the engine's kernels (common/kernels), elsewhere by LibTorch's operators. Not here: key-value cache,
+// dropout, tensor parallelism.
 //
 // Shapes: N tokens of all samples, S samples, T tokens of the longest one, D hidden size, H heads,
 // K key-value heads, E head dimension, R dimensions of it that turn, F intermediate size, V vocabulary.
@@ -28,8 +29,9 @@ struct PackedSamples {
   torch::Tensor positions_N;     // int64
   std::vector<int64_t> offsets;  // [S + 1]: where samples begin and the last one ends
 
-  // No sample may be empty.
-  static PackedSamples Pack(std::span<const std::vector<int32_t>> samples);
+  // Its tensors on the device. No sample may be empty.
+  static PackedSamples Pack(std::span<const std::vector<int32_t>> samples,
+                            torch::Device device = torch::kCPU);
   int64_t num_samples() const { return static_cast<int64_t>(offsets.size()) - 1; }
   int64_t num_tokens() const { return offsets.back(); }
   // The packed index of each sample's last token, int64 [S].
@@ -48,6 +50,11 @@ class Transformer {
   // Fresh weights: normal with deviation 0.02 for embeddings and 0.7 / sqrt(inputs) for matrices, those that
   // add to the residual stream further divided by sqrt(2 · layers); norms one, biases zero.
   static Transformer Initialize(const ModelConfig& config, torch::ScalarType dtype, uint64_t seed);
+
+  // The model on another device, before it is trained; where it is there already, the same storage.
+  Transformer To(torch::Device device) const;
+  // Where its parameters are, and what it computes; samples have to be there too.
+  torch::Device device() const { return embedding_.device(); }
 
   // Low-rank adapters (Hu et al. 2021, LoRA, arXiv 2106.09685) on every matrix of the layers: y = x Wᵀ +
   // alpha / rank · x Aᵀ Bᵀ, A [rank, inputs] uniform within ± 1 / sqrt(inputs), B [outputs, rank] zero. They,

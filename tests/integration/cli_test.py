@@ -25,7 +25,7 @@ class Cli(unittest.TestCase):
 
     def test_every_verb_explains_itself(self):
         help_of_all = self.almost("--help-all")
-        for verb in ("up", "run", "runs", "artifacts", "lineage", "report", "generate", "score", "eval", "inspect", "train", "data", "world",
+        for verb in ("up", "run", "runs", "artifacts", "lineage", "report", "generate", "score", "eval", "inspect", "train", "jobs", "data", "world",
                      "doctor"):
             self.assertRegex(help_of_all, rf"(?m)^\s*{verb}\b")
             self.assertIn("Usage", self.almost(verb, "--help"))

@@ -19,17 +19,18 @@ OptimizerSpec ValueOptimizer(const OptimizerSpec& policy, double learning_rate) 
 
 }  // namespace
 
-ValueHead ValueHead::Initialize(int64_t hidden_size, uint64_t seed) {
+ValueHead ValueHead::Initialize(int64_t hidden_size, uint64_t seed, torch::Device device) {
   RandomStream random(DeriveSeed(seed, "value head"));
   Tensor weight = torch::empty({hidden_size, hidden_size}, torch::kFloat64);
   const double bound = 1.0 / std::sqrt(static_cast<double>(hidden_size));
   for (double *value = weight.data_ptr<double>(), *end = value + weight.numel(); value != end; ++value) {
     *value = bound * (2 * random.Unit() - 1);
   }
-  return {.hidden_weight_DD = weight.to(torch::kFloat32).requires_grad_(),
-          .hidden_bias_D = torch::zeros({hidden_size}).requires_grad_(),
-          .output_weight_1D = torch::zeros({1, hidden_size}).requires_grad_(),
-          .output_bias_1 = torch::zeros({1}).requires_grad_()};
+  const auto zeros = [&](at::IntArrayRef shape) { return torch::zeros(shape, device).requires_grad_(); };
+  return {.hidden_weight_DD = weight.to(device, torch::kFloat32).requires_grad_(),
+          .hidden_bias_D = zeros({hidden_size}),
+          .output_weight_1D = zeros({1, hidden_size}),
+          .output_bias_1 = zeros({1})};
 }
 
 Tensor ValueHead::operator()(const Tensor& hidden_ND, const Tensor& rows_M) const {

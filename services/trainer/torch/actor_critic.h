@@ -26,7 +26,7 @@ struct ValueHead {
   torch::Tensor hidden_weight_DD, hidden_bias_D, output_weight_1D, output_bias_1;
 
   // The first layer random, the second zero: every value is 0 to begin with.
-  static ValueHead Initialize(int64_t hidden_size, uint64_t seed);
+  static ValueHead Initialize(int64_t hidden_size, uint64_t seed, torch::Device device = torch::kCPU);
 
   // Of the states at `rows`, [M].
   torch::Tensor operator()(const torch::Tensor& hidden_ND, const torch::Tensor& rows_M) const;
@@ -88,7 +88,7 @@ class ActorCritic {
   Transformer policy_;
   std::optional<ValueFunction> values_;
   Group& group_;
-  std::vector<Transformer> policies_;         // one a worker
+  std::vector<Transformer> policies_;           // one a worker
   std::vector<ValueFunction> value_functions_;  // one a worker, or none
   Optimizer policy_optimizer_;
   std::optional<Optimizer> value_optimizer_;

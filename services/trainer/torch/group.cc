@@ -108,11 +108,9 @@ void Group::Merge(std::span<double> values) {
 
 void Group::Move(const Tensor& tensor, int from, int to) {
   if (from == to || (rank_ != from && rank_ != to)) return;
-  std::vector<Tensor> flat = {tensor.detach().contiguous().view(-1)};
+  std::vector<Tensor> flat = {tensor.detach().to(torch::kCPU).contiguous().view(-1)};
   if (flat[0].numel() == 0) return;
-  Wait(Guard([&] {
-    return rank_ == from ? BackendOf(tensor).send(flat, to, 0) : BackendOf(tensor).recv(flat, from, 0);
-  }));
+  Wait(Guard([&] { return rank_ == from ? cpu_->send(flat, to, 0) : cpu_->recv(flat, from, 0); }));
   if (rank_ == to && flat[0].data_ptr() != tensor.data_ptr()) tensor.detach().copy_(flat[0].view_as(tensor));
 }
 

@@ -42,7 +42,7 @@ class Group {
   std::vector<std::string> Gather(const std::string& bytes);
   // Of values that one rank at most has set, the others holding 0: afterwards everybody has them, exactly.
   void Merge(std::span<double> values);
-  // The tensor's values from one rank to another; the others have no part in it.
+  // The tensor's values from one rank to another, by way of main memory; the others have no part in it.
   void Move(const torch::Tensor& tensor, int from, int to);
 
   // Sends the pieces, flat and of one dtype, end to end: the first `to[0]` elements to rank 0, the next

@@ -6,7 +6,7 @@ namespace almost::trainer {
 
 using torch::Tensor;
 
-LabeledSamples LabeledSamples::Pack(std::span<const Sample* const> samples) {
+LabeledSamples LabeledSamples::Pack(std::span<const Sample* const> samples, torch::Device device) {
   std::vector<std::vector<int32_t>> ids;
   std::vector<int64_t> rows, targets, owners;
   int64_t begin = 0;
@@ -20,10 +20,13 @@ LabeledSamples LabeledSamples::Pack(std::span<const Sample* const> samples) {
     ids.push_back(sample->ids);
     begin += static_cast<int64_t>(sample->ids.size());
   }
-  return {.packed = PackedSamples::Pack(ids),
-          .rows_M = torch::tensor(rows, torch::kInt64),
-          .targets_M = torch::tensor(targets, torch::kInt64),
-          .sample_M = torch::tensor(owners, torch::kInt64)};
+  const auto there = [&](const std::vector<int64_t>& values) {
+    return torch::tensor(values, torch::kInt64).to(device);
+  };
+  return {.packed = PackedSamples::Pack(ids, device),
+          .rows_M = there(rows),
+          .targets_M = there(targets),
+          .sample_M = there(owners)};
 }
 
 Tensor LabeledSamples::Logprobs(const Transformer& model, double temperature) const {

@@ -17,7 +17,8 @@ struct LabeledSamples {
   torch::Tensor targets_M;  // int64
   torch::Tensor sample_M;   // int64: whose target it is
 
-  static LabeledSamples Pack(std::span<const Sample* const> samples);
+  // Its tensors on the device.
+  static LabeledSamples Pack(std::span<const Sample* const> samples, torch::Device device = torch::kCPU);
 
   // log p of each target under the model, [M].
   torch::Tensor Logprobs(const Transformer& model, double temperature = 1.0) const;

@@ -64,7 +64,12 @@ double Optimizer::Step(std::vector<Tensor> gradients, double factor) {
     if (owners_[i] == group_.rank()) own.push_back(i);
   }
   std::vector<double> norms(slots_.size());
-  for (const size_t i : own) norms[i] = gradients[i].norm().item<double>();
+  std::vector<Tensor> of_own;  // brought here at once: on a GPU each transfer waits for what was begun
+  for (const size_t i : own) of_own.push_back(gradients[i].norm());
+  if (!own.empty()) {
+    const Tensor here = torch::stack(of_own).to(torch::kCPU, torch::kFloat64);
+    for (size_t i = 0; i < own.size(); ++i) norms[own[i]] = here.data_ptr<double>()[i];
+  }
   group_.Merge(norms);
   double squares = 0;
   for (const double norm : norms) squares += std::pow(norm, 2);

@@ -211,8 +211,8 @@ class PpoTask : public Task {
     std::optional<RolloutScorer> scorer;
     if (group_.rank() == 0) scorer.emplace(reward_, guard_, prompts.size());
     Scored scored;
-    ALMOST_ASSIGN_OR_RETURN(
-        scored.rollouts, sampler_.Draw(learner_.policy(), prompts, seed, scorer ? &*scorer : nullptr));
+    ALMOST_ASSIGN_OR_RETURN(scored.rollouts,
+                            sampler_.Draw(learner_.policy(), prompts, seed, scorer ? &*scorer : nullptr));
     meanwhile(scored.rollouts);
     scored.scores = scorer ? scorer->Finish() : RolloutScores();
     return scored;
@@ -274,10 +274,10 @@ class PpoTask : public Task {
     return cut;
   }
 
-  static LabeledSamples Pack(const std::vector<Rollout>& rollouts, const std::vector<size_t>& chosen) {
+  LabeledSamples Pack(const std::vector<Rollout>& rollouts, const std::vector<size_t>& chosen) const {
     std::vector<const Sample*> samples;
     for (const size_t i : chosen) samples.push_back(&rollouts[i].sample);
-    return LabeledSamples::Pack(samples);
+    return LabeledSamples::Pack(samples, model().device());
   }
 
   // Fills in what the present policy, its value function and the reference say of the generated tokens.
@@ -290,7 +290,7 @@ class PpoTask : public Task {
       const Tensor hidden_ND = learner_.policy().Hidden(samples.packed);
       const Tensor& head_VD = learner_.policy().HeadWeight();
       const auto distribute = [&](const Tensor& values_M, std::vector<double> Rollout::* field) {
-        const Tensor doubles = values_M.to(torch::kFloat64).contiguous();
+        const Tensor doubles = values_M.to(torch::kCPU, torch::kFloat64).contiguous();
         const double* next = doubles.data_ptr<double>();
         for (const size_t i : cut[part]) {
           (rollouts[i].*field).assign(next, next + rollouts[i].sample.num_targets());
@@ -444,7 +444,7 @@ class PpoTask : public Task {
     std::vector<Progress> parts(cut.size() + mix.parts.size());
     const auto loss_of = [&](const Transformer& policy, const ValueFunction* values, size_t part) {
       if (part >= cut.size()) {
-        const LabeledSamples documents = LabeledSamples::Pack(mix.parts[part - cut.size()]);
+        const LabeledSamples documents = LabeledSamples::Pack(mix.parts[part - cut.size()], policy.device());
         const Tensor loss = -documents.Logprobs(policy).sum() / mix.targets;
         parts[part].mix_loss = loss.item<double>();
         return spec_.mix_coefficient * loss;
@@ -454,13 +454,12 @@ class PpoTask : public Task {
         for (const size_t i : cut[part]) {
           all.insert(all.end(), (rollouts[i].*field).begin(), (rollouts[i].*field).end());
         }
-        return torch::tensor(all, torch::kFloat64).to(torch::kFloat32);
+        return torch::tensor(all, torch::kFloat64).to(policy.device(), torch::kFloat32);
       };
-      const PpoLosses losses =
-          ComputePpoLosses(policy, values, Pack(rollouts, cut[part]),
-                           {gather(&Rollout::logprobs), gather(&Rollout::advantages),
-                            gather(&Rollout::values), gather(&Rollout::returns)},
-                           spec_.clip_range, spec_.value_clip_range, spec_.temperature);
+      const PpoLosses losses = ComputePpoLosses(policy, values, Pack(rollouts, cut[part]),
+                                                {gather(&Rollout::logprobs), gather(&Rollout::advantages),
+                                                 gather(&Rollout::values), gather(&Rollout::returns)},
+                                                spec_.clip_range, spec_.value_clip_range, spec_.temperature);
       const Tensor policy_loss = losses.policy_M.sum();
       parts[part].policy_loss = policy_loss.item<double>();
       parts[part].clipped = losses.clipped_M.sum().item<double>();
@@ -511,7 +510,7 @@ absl::StatusOr<std::optional<ValueFunction>> MakeValueFunction(const TaskInputs&
   const ModelConfig& policy = inputs.model.config();
   if (spec.group_size > 0) return std::nullopt;
   if (spec.value_model.empty()) {
-    return ValueFunction(ValueHead::Initialize(policy.hidden_size, inputs.spec.seed));
+    return ValueFunction(ValueHead::Initialize(policy.hidden_size, inputs.spec.seed, inputs.model.device()));
   }
   ALMOST_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(spec.value_model));
   if (!folder->config().reward_head || folder->config().vocab_size != policy.vocab_size) {
@@ -521,6 +520,7 @@ absl::StatusOr<std::optional<ValueFunction>> MakeValueFunction(const TaskInputs&
   }
   const torch::ScalarType dtype = inputs.model.HeadWeight().scalar_type();
   ALMOST_ASSIGN_OR_RETURN(Transformer model, Transformer::Load(*folder, dtype, /*reward_head=*/true));
+  model = model.To(inputs.model.device());
   const MemorySpec& memory = inputs.spec.memory;
   if (memory.recompute_layers) model.RecomputeLayers();
   if (memory.adapters) {

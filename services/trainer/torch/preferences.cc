@@ -174,12 +174,12 @@ class PreferenceTask : public Task {
     std::vector<int64_t> places;
     std::vector<double> margins;
     for (const PreferencePair* pair : pairs) margins.push_back(pair->margin);
-    PackedPairs packed{.samples = LabeledSamples::Pack(SamplesOf(pairs, &places))};
-    const Tensor all = torch::tensor(places, torch::kInt64);
+    PackedPairs packed{.samples = LabeledSamples::Pack(SamplesOf(pairs, &places), model().device())};
+    const Tensor all = torch::tensor(places, torch::kInt64).to(model().device());
     const auto p = static_cast<int64_t>(pairs.size());
     packed.chosen_P = all.narrow(0, 0, p);
     packed.rejected_P = all.narrow(0, p, p);
-    packed.margin_P = torch::tensor(margins, torch::kFloat64);
+    packed.margin_P = torch::tensor(margins, torch::kFloat64).to(model().device());
     return packed;
   }
 
@@ -190,7 +190,7 @@ class PreferenceTask : public Task {
   const std::vector<size_t> trained_;  // places of pairs; the rest are held out
   Learner learner_;
   const bool whole_prompts_;
-  const std::vector<std::vector<size_t>> groups_;  // places of pairs
+  const std::vector<std::vector<size_t>> groups_;   // places of pairs
   const std::vector<std::vector<size_t>> batches_;  // groups by step
 };
 
@@ -336,7 +336,8 @@ class RewardModelTask : public PreferenceTask {
       const PackedPairs packed = Pack(part);
       const Tensor rewards_S =
           model().Rewards(model().Hidden(packed.samples.packed), packed.samples.packed).to(torch::kFloat64);
-      const Tensor chosen_P = packed.Chosen(rewards_S), rejected_P = packed.Rejected(rewards_S);
+      const Tensor chosen_P = packed.Chosen(rewards_S).to(torch::kCPU),
+                   rejected_P = packed.Rejected(rewards_S).to(torch::kCPU);
       for (size_t item = 0; item < part.size(); ++item) {
         scores[2 * cut[i][item]] = chosen_P[static_cast<int64_t>(item)].item<double>();
         scores[2 * cut[i][item] + 1] = rejected_P[static_cast<int64_t>(item)].item<double>();
@@ -363,9 +364,9 @@ class RewardModelTask : public PreferenceTask {
     }
     const auto count = static_cast<double>(held_out_.size());
     return Metrics{{"held_out_loss", loss / count},
-            {"held_out_accuracy", right / count},
-            {"held_out_accuracy_length_only", longer / count},
-            {"held_out_score_length_correlation", Correlation(scores, lengths)}};
+                   {"held_out_accuracy", right / count},
+                   {"held_out_accuracy_length_only", longer / count},
+                   {"held_out_score_length_correlation", Correlation(scores, lengths)}};
   }
 
   const RewardModelSpec spec_;

@@ -44,10 +44,12 @@ class PretrainTask : public Task {
     std::vector<double> losses(micro_batches.size());
     const double factor = LearningRateFactor(optimizer_, step, num_steps());
     const auto loss_of = [&](const Transformer& model, size_t i) {
-      const PackedSamples samples = PackedSamples::Pack(micro_batches[i]);
+      const PackedSamples samples = PackedSamples::Pack(micro_batches[i], model.device());
       const int64_t sequences = samples.num_samples(), length = spec_.sequence_tokens;
-      const Tensor rows_M =
-          torch::arange(samples.num_tokens()).view({sequences, length}).narrow(1, 0, length - 1).reshape(-1);
+      const Tensor rows_M = torch::arange(samples.num_tokens(), samples.tokens_N.options())
+                                .view({sequences, length})
+                                .narrow(1, 0, length - 1)
+                                .reshape(-1);
       const Tensor targets_M = samples.tokens_N.index_select(0, rows_M + 1);
       const Tensor loss =
           -TokenLogprobs(model.Hidden(samples), model.HeadWeight(), rows_M, targets_M).sum() / targets;

@@ -115,9 +115,9 @@ class RanksTest : public JobFixture {
                                      .listen_socket = rank == 0 ? dup(port.fd) : -1})
                        .value();
       if (rank == 0) {
-        group = rendezvous->Call("job", MachineNumerics(), {}, nullptr).value();
+        group = rendezvous->Call("job", MachineNumerics(torch::kCPU), {}, nullptr).value();
       } else {
-        Rendezvous::Attempt attempt = rendezvous->Follow(MachineNumerics(), {}).value();
+        Rendezvous::Attempt attempt = rendezvous->Follow(MachineNumerics(torch::kCPU), {}).value();
         EXPECT_EQ(attempt.job, "job");
         group = std::move(attempt.group);
       }
@@ -188,9 +188,10 @@ TEST_P(RanksTest, MemoryOptionsChangeNoneOfThis) {
   plain.memory.micro_batch_tokens = 40;
   EXPECT_THAT(Run(1, plain, "plain"), testing::Each(kOk));
   EXPECT_EQ(Weights("recomputed-one"), Weights("plain")) << "recomputed";
-  // 16-bit arithmetic strays from the losses by about its precision, but where it changes what a policy draws.
-  // DPO's loss of a pair that it tells apart is about exp(-margin), so that what rounding does to the margin is
-  // a share of the loss whatever that has come down to: there it is a share of the first one, log 2.
+  // 16-bit arithmetic strays from the losses by about its precision, but where it changes what a policy
+  // draws. DPO's loss of a pair that it tells apart is about exp(-margin), so that what rounding does to the
+  // margin is a share of the loss whatever that has come down to: there it is a share of the first one,
+  // log 2.
   const std::vector<double> exact = Losses("plain"), near = Losses("bfloat16-one");
   const bool samples = GetParam() == "ppo" || GetParam() == "grpo";
   for (size_t i = 0; i < exact.size() && !samples; ++i) {

@@ -75,6 +75,12 @@ absl::Status Check(const RankOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("rank_silence: must be at least a second, is ", absl::FormatDuration(options.silence)));
   }
+#ifndef USE_C10D_NCCL
+  if (!options.device.is_cpu()) {
+    return absl::UnimplementedError(absl::StrCat("device: ", options.device.str(), " with world_size ",
+                                                 options.world_size, ": this build's LibTorch has no NCCL"));
+  }
+#endif
   return absl::OkStatus();
 }
 
@@ -123,7 +129,7 @@ Group Rendezvous::Connect() const {
   cpu->setTimeout(silence);
   c10::intrusive_ptr<c10d::Backend> gpu;
 #ifdef USE_C10D_NCCL
-  if (torch::cuda::is_available()) {
+  if (options_.device.is_cuda()) {
     auto nccl = c10d::ProcessGroupNCCL::Options::create();
     nccl->timeout = silence;
     gpu = c10::make_intrusive<c10d::ProcessGroupNCCL>(

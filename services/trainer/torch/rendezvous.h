@@ -25,6 +25,8 @@ struct RankOptions {
   int master_port = 29500;
   // How long a rank may be silent within a step before the others give it up.
   absl::Duration silence = absl::Minutes(30);
+  // Where this rank computes; ranks on GPUs exchange gradients and weights by NCCL.
+  c10::Device device = c10::kCPU;
   // A bound socket for rank 0 to listen on instead; the store takes it over.
   int listen_socket = -1;
 };
@@ -35,7 +37,8 @@ struct RankOptions {
 // one thread.
 class Rendezvous {
  public:
-  // kInvalidArgument names the option; kUnavailable: rank 0's port is taken. Other ranks connect later.
+  // kInvalidArgument names the option; kUnimplemented: ranks on GPUs, and LibTorch without NCCL;
+  // kUnavailable: rank 0's port is taken. Other ranks connect later.
   static absl::StatusOr<std::unique_ptr<Rendezvous>> Open(const RankOptions& options);
   ~Rendezvous();
 

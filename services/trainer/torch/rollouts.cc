@@ -48,6 +48,7 @@ absl::StatusOr<std::vector<Rollout>> RolloutSampler::Draw(const Transformer& pol
   }
 
   engine::EngineOptions options;
+  if (policy.device().is_cuda()) options.device = policy.device().str();
   options.num_threads = num_threads_;
   options.max_queued_requests = static_cast<int>(own.size());
   ALMOST_ASSIGN_OR_RETURN(const auto generator, engine::Engine::Create(policy.InMemoryFolder(), options));

@@ -1,23 +1,31 @@
 #include "services/trainer/torch/runtime.h"
 
+#include <ATen/DeviceAccelerator.h>
 #include <malloc.h>
 #include <torch/torch.h>
 #include <torch/version.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "common/model/differentiable_kernels.h"
 #include "services/trainer/torch/workers.h"
+#ifdef ALMOST_CUDA
+#include "common/engine/cuda/device.h"
+#endif
 
 namespace almost::trainer {
 namespace {
@@ -25,12 +33,24 @@ namespace {
 // Goes up when our own arithmetic gives other bits (losses, optimizers, common/model).
 constexpr int kArithmetic = 2;
 
+std::string Arithmetic(c10::Device device) {
+  if (device.is_cpu()) return at::get_cpu_capability();
+#ifdef ALMOST_CUDA
+  if (device.is_cuda()) return engine::cuda::DeviceName(device.index());
+#endif
+  return device.str();
+}
+
 }  // namespace
 
 void ConfigureLibTorch() {
   // Equal bits on every x86-64 machine with AVX2; each is read at the library's first arithmetic.
   setenv("MKL_CBWR", "AVX2,STRICT", /*overwrite=*/1);
   setenv("ATEN_CPU_CAPABILITY", "avx2", /*overwrite=*/1);
+  // cuBLAS adds up in one order only with room of its own.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  // NCCL's waits end when a rank is lost, with an error of ours, and not with the process.
+  setenv("TORCH_NCCL_BLOCKING_WAIT", "1", /*overwrite=*/0);
   // What c10d warns of on its own, on stderr in a form of its own, our log says where it matters.
   setenv("TORCH_CPP_LOG_LEVEL", "FATAL", /*overwrite=*/0);
   c10::initLogging();
@@ -42,29 +62,64 @@ void ConfigureLibTorch() {
 
 std::string LibTorchVersion() { return TORCH_VERSION; }
 
-double PeakFlops(int num_threads) {
+absl::StatusOr<c10::Device> OpenDevice(const std::string& name) {
+  if (name == "cpu") return c10::Device(c10::kCPU);
+  absl::string_view digits = name;
+  int number = -1;
+  if (!absl::ConsumePrefix(&digits, "cuda:") || !absl::SimpleAtoi(digits, &number) || number < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("device: must be cpu or cuda:N, is ", name));
+  }
+#ifndef ALMOST_TORCH_CUDA
+  return absl::UnimplementedError(
+      absl::StrCat("device: ", name, ": this build's LibTorch has no code for GPUs"));
+#else
+  if (!torch::cuda::is_available() || number >= static_cast<int>(torch::cuda::device_count())) {
+    return absl::FailedPreconditionError(absl::StrCat("device: ", name, ": CUDA shows ",
+                                                      torch::cuda::device_count(),
+                                                      " GPUs to this process, or there is no driver"));
+  }
+  // What has no such form warns; nothing of ours does, but for sums that meet no two values in one place.
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
+  return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(number));
+#endif
+}
+
+double PeakFlops(c10::Device device, Precision precision, int num_threads) {
   static absl::Mutex mutex(absl::kConstInit);
-  static std::map<int, double>& peaks = *new std::map<int, double>();
+  static std::map<std::pair<int, Precision>, double>& peaks =
+      *new std::map<std::pair<int, Precision>, double>();
   const absl::MutexLock lock(&mutex);
-  double& peak = peaks[num_threads];
+  double& peak = peaks[{num_threads, precision}];
   if (peak > 0) return peak;
-  constexpr int64_t kSize = 768;
+  const int64_t size = device.is_cuda() ? 8192 : 768;
   constexpr int kRounds = 5;
   Workers workers(num_threads);
   const torch::NoGradGuard no_grad;
-  const torch::Tensor matrix = torch::ones({kSize, kSize});
+  const torch::ScalarType dtype =
+      device.is_cpu() || precision == Precision::kFloat32 ? torch::kFloat32 : torch::kBFloat16;
+  const torch::Tensor matrix = torch::ones({size, size}, torch::dtype(dtype).device(device));
   std::vector<torch::Tensor> products;
   for (int worker = 0; worker < num_threads; ++worker) products.push_back(torch::empty_like(matrix));
   for (int round = 0; round < kRounds; ++round) {
     const auto begin = std::chrono::steady_clock::now();
-    workers.Run([&](int worker) { MatMulInto(products[worker], matrix, matrix, /*accumulate=*/false); });
+    workers.Run([&](int worker) {
+      if (device.is_cpu()) {
+        MatMulInto(products[worker], matrix, matrix, /*accumulate=*/false);
+      } else {
+        torch::mm_out(products[worker], matrix, matrix)[0][0].item();  // which waits for it
+      }
+    });
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
-    peak = std::max(peak, num_threads * 2.0 * kSize * kSize * kSize / time.count());
+    peak = std::max(peak, num_threads * 2.0 * std::pow(static_cast<double>(size), 3) / time.count());
   }
   return peak;
 }
 
-double PeakMemoryBytes() {
+double PeakMemoryBytes(c10::Device device) {
+  if (device.is_cuda()) {
+    return static_cast<double>(at::accelerator::getDeviceStats(device.index()).allocated_bytes[0].peak);
+  }
   // Not getrusage's, which begins with what the process that started this one held.
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
@@ -73,14 +128,15 @@ double PeakMemoryBytes() {
   return 0;
 }
 
-std::string MachineNumerics() {
-  return absl::StrCat("trainer-", kArithmetic, "/libtorch-", LibTorchVersion(), "/", at::get_cpu_capability());
+std::string MachineNumerics(c10::Device device) {
+  return absl::StrCat("trainer-", kArithmetic, "/libtorch-", LibTorchVersion(), "/", Arithmetic(device));
 }
 
-std::string TrainingNumericsId(Precision precision, int num_threads, int num_ranks) {
+std::string TrainingNumericsId(c10::Device device, Precision precision, int num_threads, int num_ranks) {
   return absl::StrCat("trainer-", kArithmetic, "/libtorch-", LibTorchVersion(),
-                      precision == Precision::kFloat32 ? "/float32/" : "/bfloat16/", at::get_cpu_capability(),
-                      "/threads=", num_threads, num_ranks > 1 ? absl::StrCat("/ranks=", num_ranks) : "");
+                      precision == Precision::kFloat32 ? "/float32/" : "/bfloat16/", Arithmetic(device),
+                      device.is_cpu() ? absl::StrCat("/threads=", num_threads) : "",
+                      num_ranks > 1 ? absl::StrCat("/ranks=", num_ranks) : "");
 }
 
 }  // namespace almost::trainer

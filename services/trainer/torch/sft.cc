@@ -41,7 +41,8 @@ class SftTask : public Task {
     const double norm = learner_.Update(cut.size(), factor, [&](const Transformer& model, size_t i) {
       std::vector<const Sample*> samples;
       for (const size_t item : cut[i]) samples.push_back(&batch[item]);
-      const Tensor loss = -LabeledSamples::Pack(samples).Logprobs(model).sum() / static_cast<double>(targets);
+      const Tensor loss =
+          -LabeledSamples::Pack(samples, model.device()).Logprobs(model).sum() / static_cast<double>(targets);
       losses[i] = loss.item<double>();
       return loss;
     });

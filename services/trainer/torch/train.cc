@@ -40,7 +40,7 @@ absl::Status CheckFrozen(const OptimizerSpec& optimizer, const Transformer& mode
 }
 
 // The base model, or a fresh one, as the spec wants it held.
-absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, Group& group) {
+absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, torch::Device device, Group& group) {
   const torch::ScalarType dtype =
       spec.memory.precision == Precision::kFloat32 ? torch::kFloat32 : torch::kBFloat16;
   const auto* pretrain = std::get_if<PretrainSpec>(&spec.kind);
@@ -50,13 +50,14 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, Group& group) {
   ALMOST_ASSIGN_OR_RETURN(PromptFormat format, ChoosePromptFormat(spec.prompt_format, folder));
   if (fresh) {
     ALMOST_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromFolder(folder));
-    Transformer model = Transformer::Initialize(config, dtype, DeriveSeed(spec.seed, "weights"));
+    Transformer model = Transformer::Initialize(config, dtype, DeriveSeed(spec.seed, "weights")).To(device);
     if (spec.memory.recompute_layers) model.RecomputeLayers();
     return TaskInputs{spec, folder, "", tokenizer, format, std::move(model), &group};
   }
   ALMOST_ASSIGN_OR_RETURN(const auto weights, ModelFolder::Open(folder));
   const bool reward_head = std::holds_alternative<RewardModelSpec>(spec.kind);
   ALMOST_ASSIGN_OR_RETURN(Transformer model, Transformer::Load(*weights, dtype, reward_head));
+  model = model.To(device);
   if (spec.memory.recompute_layers) model.RecomputeLayers();
   if (const auto& adapters = spec.memory.adapters) {
     model.AddAdapters(adapters->rank, adapters->alpha, DeriveSeed(spec.seed, "adapters"));
@@ -159,7 +160,8 @@ json Tell(const json& message, Group& group) {
 
 absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& context, Group& group) {
   const bool leads = group.rank() == 0;
-  const std::string numerics_id = TrainingNumericsId(spec.memory.precision, spec.num_threads, group.size());
+  const std::string numerics_id =
+      TrainingNumericsId(context.device, spec.memory.precision, spec.num_threads, group.size());
   const fs::path output = context.work_folder / "model";
   // Finished before; the caller was stopped before it took the model.
   std::string digest;
@@ -169,7 +171,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
   }
   digest = group.Broadcast(digest);
   if (!digest.empty()) return TrainedModel{digest, numerics_id};
-  ALMOST_ASSIGN_OR_RETURN(TaskInputs inputs, Prepare(spec, group));
+  ALMOST_ASSIGN_OR_RETURN(TaskInputs inputs, Prepare(spec, context.device, group));
   ExportedModel exported{
       .config = inputs.model.config(),
       .format = inputs.format,
@@ -213,7 +215,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
     }));
   }
 
-  const double peak_flops = PeakFlops(spec.num_threads) * group.size();
+  const double peak_flops = PeakFlops(context.device, spec.memory.precision, spec.num_threads) * group.size();
   int64_t saved = step;
   SteadyClock::time_point saved_at = SteadyClock::now();
   while (step < task->num_steps()) {
@@ -242,7 +244,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
                                               ", the norm of the gradient ", metrics["grad_norm"]));
     }
     metrics["step_seconds"] = seconds;
-    metrics["peak_memory_bytes"] = PeakMemoryBytes();
+    metrics["peak_memory_bytes"] = PeakMemoryBytes(context.device);
     metrics["model_flop_utilisation_ratio"] = metrics["model_flops"] / seconds / peak_flops;
     if (const auto tokens = metrics.find("tokens"); tokens != metrics.end()) {
       metrics["tokens_per_second"] = tokens->second / seconds;
@@ -275,8 +277,10 @@ absl::StatusOr<int> MaxTokens(absl::string_view field, int value, const ModelCon
       absl::StrCat(field, ": must be at most the model's context, ", config.max_positions, ", is ", value));
 }
 
-absl::StatusOr<TrainedModel> Train(const JobSpec& spec, const TrainContext& context) {
-  ALMOST_RETURN_IF_ERROR(ValidateJobSpec(spec));
+absl::StatusOr<TrainedModel> Train(const JobSpec& asked, const TrainContext& context) {
+  ALMOST_RETURN_IF_ERROR(ValidateJobSpec(asked));
+  JobSpec spec = asked;
+  if (!context.device.is_cpu()) spec.num_threads = 1;
   Group alone;
   try {
     return Run(spec, context, context.group == nullptr ? alone : *context.group);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -34,6 +36,8 @@ struct TrainContext {
   std::function<void()> not_finite;                       // before a job ends that way
   RewardFunction reward;                                  // of a ppo or grpo job
   RewardFunction guard;                                   // of a ppo or grpo job, where it has one
+  // Of OpenDevice. On a GPU one thread drives it, whatever the spec says of threads.
+  c10::Device device = c10::kCPU;
   // The ranks that train together; null: this process alone. All call Train with the same spec; rank 0 owns
   // the work folder, is told of progress and asks for rewards, the others need neither of these.
   Group* group = nullptr;
