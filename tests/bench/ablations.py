@@ -32,6 +32,7 @@ def configuration(name):
 ALL = ["L-3-good", "M-3-good", "M-1-good", "S-1-good", "S-1-poor", "S-0"]  # the ranking of world.yaml
 ANSWERED = ALL + ["S-3-good", "L-1-good", "L-0", "L-3-poor"]  # by every run, so that it is done once
 BEFORE_POLICY = ("demonstration", "sft", "rl")
+DPO = {"batch_size": 16, "max_tokens": 512, "beta": 0.1}  # of deploy/recipes/dpo.yaml
 PAIRS = 400  # what the poorest factor alone can give; the same for each
 
 
@@ -41,7 +42,8 @@ def ranked(*names, gap, pairs=None):
 
 
 # Group -> line -> changes of the recipe; the first line of a group is what the others are compared with. "with" names a file
-# of deploy/recipes/ablations, "policy" keeps the stages after the reward model.
+# of deploy/recipes, "policy" keeps the stages after the reward model. GRPO has PPO's settings and groups of eight, DPO its
+# paper's beta, PPO's optimizer and SFT's passes: both fixed before they were first judged.
 VARIANTS = {
     "factors": {
         "size, shots and demonstrations": ranked(*ALL, gap=2, pairs=PAIRS),
@@ -51,14 +53,21 @@ VARIANTS = {
     },
     "filters": {
         "as world.yaml": {},
-        "without the length filter": {"with": "without_length_filter"},
+        "without the length filter": {"with": "ablations/without_length_filter"},
         "pairs of neighbouring ranks too": {"comparisons": {"min_rank_gap": 1}},
     },
     "reward_model_size": {f"reward model from {model}": {"reward_model": {"base_model": model}} for model in "MSL"},
     "prompts": {f"{n} prompts": {"responses": {"num_prompts": n}} for n in (400, 200, 100)},
     "policy": {
         "SFT on chosen answers, PPO": {"policy": True},
-        "SFT on random answers": {"policy": True, "with": "without_best_of_n", "rl": None},
+        "SFT on chosen answers, GRPO": {"policy": True, "with": "grpo"},
+        "SFT on chosen answers, DPO": {"policy": True, "with": "dpo"},
+        "SFT on random answers": {"policy": True, "with": "ablations/without_best_of_n", "rl": None},
+    },
+    # Run after "policy" had been seen, to test why its GRPO and DPO fall behind SFT.
+    "policy_causes": {
+        "GRPO, scores not scaled": {"policy": True, "with": "grpo", "rl": {"spec": {"scale_advantages": False}}},
+        "DPO, one pass": {"policy": True, "rl": {"algorithm": "ALGORITHM_DPO", "dpo": DPO | {"epochs": 1}}},
     },
     "kl": {f"PPO, β {beta}": {"policy": True, "rl": {"spec": {"kl_coefficient": beta}}} for beta in (0.05, 0.01, 0.2)},
     "decoding": {
@@ -103,7 +112,7 @@ def evaluate(suite, base, name, change, seed, folder):
         # One that was cut off is begun anew under another name and takes over the stages that had ended.
         tries = [each["name"] for each in suite.json("runs", "list").get("runs", []) if each["name"].startswith(f"runs/{run}-try")]
         attempt = f"{run}-try{len(tries)}"
-        changes = ["--with", ROOT / f"deploy/recipes/ablations/{change['with']}.yaml"] if "with" in change else []
+        changes = ["--with", ROOT / f"deploy/recipes/{change['with']}.yaml"] if "with" in change else []
         suite.run(recipe, attempt, *changes, timeout=3600)
         suite.almost("artifacts", "get", attempt, "evaluation", "--to", folder / run)
         kept.write_text((folder / run / "evaluation.json").read_text())
