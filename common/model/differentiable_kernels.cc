@@ -53,8 +53,8 @@ Tensor WeightGradient(const Tensor& grad_MO, const Tensor& x_MI) {
 
 // Gradients of silu(gate) · up, of which `of_product` is the gradient; it may be where of_gate goes. With s =
 // sigmoid(gate): silu = gate · s, and its derivative is s · (1 + gate · (1 - s)).
-void SiluMulGradient(const float* gate, const float* up, const float* of_product, int64_t count, float* of_gate,
-                     float* of_up) {
+void SiluMulGradient(const float* gate, const float* up, const float* of_product, int64_t count,
+                     float* of_gate, float* of_up) {
   std::vector<float> sigmoid(count);
   float* s = sigmoid.data();
   for (int64_t i = 0; i < count; ++i) s[i] = -gate[i];
@@ -443,6 +443,11 @@ void MatMulInto(const Tensor& out, const Tensor& x_in, const Tensor& w, bool acc
 Tensor StackedLinear(const Tensor& x_MD, const std::vector<Tensor>& weights,
                      const std::vector<Tensor>& biases) {
   return StackedLinearFunction::apply(x_MD, at::TensorList(weights), at::TensorList(biases));
+}
+
+Tensor Linear(const Tensor& x_MD, const Tensor& weight_OD, const Tensor& bias_O) {
+  if (!RunsOnKernels(x_MD)) return torch::linear(x_MD, weight_OD, bias_O);
+  return StackedLinear(x_MD, {weight_OD}, bias_O.defined() ? std::vector{bias_O} : std::vector<Tensor>());
 }
 
 Tensor SiluGatedMlp(const Tensor& x_MD, const Tensor& gate_FD, const Tensor& up_FD, const Tensor& down_DF) {

@@ -26,6 +26,10 @@ void MatMulInto(const torch::Tensor& out, const torch::Tensor& x, const torch::T
 torch::Tensor StackedLinear(const torch::Tensor& x_MD, const std::vector<torch::Tensor>& weights,
                             const std::vector<torch::Tensor>& biases = {});
 
+// x · wᵀ + bias (undefined: none) on these kernels where they take x, else by LibTorch's operators.
+torch::Tensor Linear(const torch::Tensor& x_MD, const torch::Tensor& weight_OD,
+                     const torch::Tensor& bias_O = {});
+
 // down(silu(gate(x)) · up(x)), without biases.
 torch::Tensor SiluGatedMlp(const torch::Tensor& x_MD, const torch::Tensor& gate_FD,
                            const torch::Tensor& up_FD, const torch::Tensor& down_DF);

@@ -11,6 +11,7 @@
 #include "absl/strings/strip.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
+#include "common/kernels/kernels.h"
 #include "common/model/differentiable_kernels.h"
 
 namespace almost {
@@ -358,12 +359,11 @@ void Transformer::AddAdapters(int rank, double alpha, uint64_t seed) {
 }
 
 Tensor Transformer::Linear::Adapter(const Tensor& x) const {
-  return torch::linear(torch::linear(x, adapter_a), adapter_b) * adapter_scale;
+  return almost::Linear(almost::Linear(x, adapter_a), adapter_b) * adapter_scale;
 }
 
 Tensor Transformer::Linear::operator()(const Tensor& x) const {
-  const std::vector<Tensor> biases = bias.defined() ? std::vector{bias} : std::vector<Tensor>();
-  const Tensor y = RunsOnKernels(x) ? StackedLinear(x, {weight}, biases) : torch::linear(x, weight, bias);
+  const Tensor y = almost::Linear(x, weight, bias);
   return adapter_a.defined() ? y + Adapter(x) : y;
 }
 
@@ -408,8 +408,10 @@ Tensor Transformer::Attention(const Layer& layer, const Tensor& x_ND, const Pass
                    1);
   }
   if (!pass.squares) {
-    return layer.output(PackedAttention(qkv.view({n, (h + 2 * k) * e}), pass.cos.squeeze(1),
-                                        pass.sin.squeeze(1), pass.samples.offsets, h, k));
+    const auto wide = [](const Tensor& tensor) { return tensor.to(torch::kFloat32); };
+    const Tensor y = PackedAttention(wide(qkv.view({n, (h + 2 * k) * e})), wide(pass.cos.squeeze(1)),
+                                     wide(pass.sin.squeeze(1)), pass.samples.offsets, h, k);
+    return layer.output(y.to(x_ND.scalar_type()));
   }
   const Squares& squares = *pass.squares;
   const Tensor turned = Rotate(qkv.narrow(1, 0, h + k), pass.cos, pass.sin);
@@ -521,7 +523,8 @@ Tensor Transformer::Hidden(const PackedSamples& samples) const {
   const auto table = [&](const Tensor& values) {
     return (values * rotary.attention_factor).to(dtype).view({-1, 1, rotary.num_dims() / 2});
   };
-  const bool on_kernels = RunsOnKernels(embedding_);
+  // In 16 bits too, whose attention LibTorch does not run on every processor that is held to AVX2.
+  const bool on_kernels = device().is_cpu() && dtype != torch::kFloat64 && Kernels::Best() != nullptr;
   const auto pass = std::make_shared<const Pass>(
       samples, table(angles.cos()), table(angles.sin()),
       on_kernels ? std::optional<Squares>()

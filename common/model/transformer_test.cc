@@ -199,14 +199,14 @@ TEST_P(TransformerParity, AdaptersBeginAsTheBaseAndMergeIntoIt) {
 // Each of some dozen operations rounds to 2^-9 relative.
 TEST_P(TransformerParity, Bfloat16IsNear) {
   const Transformer exact = LoadGolden(GetParam(), torch::kFloat64),
-              near = LoadGolden(GetParam(), torch::kBFloat16);
+                    near = LoadGolden(GetParam(), torch::kBFloat16);
   const auto samples = PackedSamples::Pack(RandomSamples({5, 1, 40, 12}, exact.config().vocab_size));
   const Tensor wanted = Logits(exact, samples), found = Logits(near, samples).to(torch::kFloat64);
   EXPECT_LT((found - wanted).norm().item<double>(), 0.03 * wanted.norm().item<double>());
   const auto gradients = Gradients(exact, samples), rounded = Gradients(near, samples);
   for (const auto& [name, gradient] : gradients) {
     EXPECT_LT((rounded.at(name).to(torch::kFloat64) - gradient).norm().item<double>(),
-              0.1 * gradient.norm().item<double>())
+              0.12 * gradient.norm().item<double>())
         << name;
   }
 }

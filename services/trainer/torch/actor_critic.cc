@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/random.h"
+#include "common/model/differentiable_kernels.h"
 
 namespace almost::trainer {
 namespace {
@@ -35,8 +36,8 @@ ValueHead ValueHead::Initialize(int64_t hidden_size, uint64_t seed, torch::Devic
 
 Tensor ValueHead::operator()(const Tensor& hidden_ND, const Tensor& rows_M) const {
   const Tensor states_MD = hidden_ND.detach().index_select(0, rows_M).to(hidden_weight_DD.scalar_type());
-  const Tensor layer_MD = torch::tanh(torch::linear(states_MD, hidden_weight_DD, hidden_bias_D));
-  return torch::linear(layer_MD, output_weight_1D, output_bias_1).squeeze(1);
+  const Tensor layer_MD = torch::tanh(Linear(states_MD, hidden_weight_DD, hidden_bias_D));
+  return Linear(layer_MD, output_weight_1D, output_bias_1).squeeze(1);
 }
 
 ValueFunction ValueFunction::Replica() const {

@@ -217,7 +217,12 @@ TEST(OpenDevice, NamesWhatItDoesNotKnow) {
   }
 }
 
-#ifndef ALMOST_TORCH_CUDA
+#ifdef ALMOST_TORCH_CUDA
+TEST(OpenDevice, RefusesAGpuThatIsNotThere) {
+  const absl::Status status = OpenDevice("cuda:99").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+}
+#else
 TEST(OpenDevice, RefusesAGpuThatThisBuildHasNoCodeFor) {
   const absl::Status status = OpenDevice("cuda:0").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);

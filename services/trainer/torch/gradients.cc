@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <utility>
 
 #include "torch/csrc/autograd/function_hook.h"
 #include "torch/csrc/autograd/variable.h"
@@ -15,6 +16,7 @@ using torch::Tensor;
 namespace {
 
 constexpr size_t kBucketBytes = size_t{25} << 20;
+constexpr size_t kUnderWay = 2;
 
 }  // namespace
 
@@ -75,7 +77,7 @@ std::vector<Tensor> Gradients::Sum(size_t count, const std::function<Tensor(int,
     const absl::MutexLock lock(&mutex_);
     const size_t at_work = std::min(num_threads, count - std::min(count, first));
     missing_.assign(num_parameters, static_cast<int>(at_work));
-    started_ = 0;
+    started_ = finished_ = 0;
   }
   workers_.Run([&](int worker) {
     for (size_t p = 0; p < num_parameters; ++p) SumOf(worker, p).reset();
@@ -94,13 +96,10 @@ std::vector<Tensor> Gradients::Sum(size_t count, const std::function<Tensor(int,
   const torch::NoGradGuard no_grad;
   const absl::MutexLock lock(&mutex_);
   if (buckets_.empty()) FillBuckets();
-  for (; started_ < buckets_.size(); ++started_) Start(buckets_[started_]);
+  while (started_ < buckets_.size()) Start();
+  while (finished_ < buckets_.size()) Finish();
   for (Bucket& bucket : buckets_) {
-    group_.Wait(bucket.exchange);
-    const std::vector<Tensor>& parts = bucket.exchange.received;
-    Tensor sum = parts[0] + parts[1];
-    for (size_t rank = 2; rank < parts.size(); ++rank) sum.add_(parts[rank]);
-    bucket.exchange = {};  // the sum stays
+    const Tensor sum = std::exchange(bucket.sum, Tensor());
     int64_t at = 0;
     for (const size_t p : bucket.members) {
       if (owners_[p] != group_.rank()) continue;
@@ -148,11 +147,13 @@ void Gradients::Arrived(size_t p) {
   // One after another, so that all ranks start them in one order.
   while (started_ < buckets_.size() &&
          std::all_of(buckets_[started_].members.begin(), buckets_[started_].members.end(), has_arrived)) {
-    Start(buckets_[started_++]);
+    Start();
   }
 }
 
-void Gradients::Start(Bucket& bucket) {
+void Gradients::Start() {
+  if (started_ - finished_ == kUnderWay) Finish();
+  Bucket& bucket = buckets_[started_++];
   std::vector<Tensor> pieces;
   std::vector<int64_t> to(group_.size());
   for (int rank = 0; rank < group_.size(); ++rank) {
@@ -166,6 +167,15 @@ void Gradients::Start(Bucket& bucket) {
   for (const size_t p : bucket.members) {
     for (size_t worker = 0; worker < leaves_.size(); ++worker) SumOf(worker, p).reset();
   }
+}
+
+void Gradients::Finish() {
+  Bucket& bucket = buckets_[finished_++];
+  group_.Wait(bucket.exchange);
+  const std::vector<Tensor>& parts = bucket.exchange.received;
+  bucket.sum = parts[0] + parts[1];
+  for (size_t rank = 2; rank < parts.size(); ++rank) bucket.sum.add_(parts[rank]);
+  bucket.exchange = {};
 }
 
 Tensor Gradients::SumOverWorkers(size_t p) const {

@@ -47,6 +47,7 @@ class Gradients {
   struct Bucket {
     std::vector<size_t> members;
     Group::Exchange exchange;
+    torch::Tensor sum;  // of this rank's members, end to end, once the exchange is over
   };
 
   // A backward pass of the worker's has the gradient of leaf p.
@@ -55,7 +56,10 @@ class Gradients {
   void Arrived(size_t p);
   // What a worker's backward passes have added up; undefined where they have not come by.
   torch::Tensor& SumOf(size_t worker, size_t p) const;
-  void Start(Bucket& bucket) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Starts the next bucket's exchange; a few are under way, since each holds what it sends and receives.
+  void Start() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Waits for the first exchange that is not over.
+  void Finish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   torch::Tensor SumOverWorkers(size_t p) const;
   // In the order in which rank 0's first backward pass had them.
   void FillBuckets() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -72,7 +76,8 @@ class Gradients {
   std::vector<size_t> arrival_ ABSL_GUARDED_BY(mutex_);  // of all leaves, as they arrived
   std::vector<int> missing_ ABSL_GUARDED_BY(mutex_);     // workers from which leaf p has not arrived
   std::deque<Bucket> buckets_ ABSL_GUARDED_BY(mutex_);
-  size_t started_ ABSL_GUARDED_BY(mutex_) = 0;  // buckets on their way, the first ones
+  size_t started_ ABSL_GUARDED_BY(mutex_) = 0;   // buckets on their way or there, the first ones
+  size_t finished_ ABSL_GUARDED_BY(mutex_) = 0;  // of those, whose exchange is over
 };
 
 }  // namespace almost::trainer

@@ -11,8 +11,8 @@ namespace almost::trainer {
 
 // To be called once, by main, before the first tensor and before other threads. One intra-op thread (two are
 // slower on small models; independent work runs side by side instead); AVX2 arithmetic everywhere, so that
-// machines agree; and an allocator that keeps freed memory, without which most of a small model's step is
-// spent on page faults.
+// machines agree; and an allocator that keeps freed memory and finds it again: without the first most of a
+// small model's step is spent on page faults, without the second it holds half as much again.
 void ConfigureLibTorch();
 
 // "cpu", or "cuda:N", of the GPUs that CUDA shows to this process, the N-th from 0. With a GPU LibTorch takes
