@@ -544,7 +544,7 @@ Tensor Transformer::Hidden(const PackedSamples& samples) const {
 }
 
 Tensor Transformer::Rewards(const Tensor& hidden_ND, const PackedSamples& samples) const {
-  const Tensor rewards_S = torch::linear(hidden_ND.index_select(0, samples.LastTokens()), head_).squeeze(1);
+  const Tensor rewards_S = almost::Linear(hidden_ND.index_select(0, samples.LastTokens()), head_).squeeze(1);
   return rewards_S.to(torch::promoteTypes(rewards_S.scalar_type(), torch::kFloat32));
 }
 

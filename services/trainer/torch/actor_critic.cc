@@ -36,7 +36,8 @@ ValueHead ValueHead::Initialize(int64_t hidden_size, uint64_t seed, torch::Devic
 
 Tensor ValueHead::operator()(const Tensor& hidden_ND, const Tensor& rows_M) const {
   const Tensor states_MD = hidden_ND.detach().index_select(0, rows_M).to(hidden_weight_DD.scalar_type());
-  const Tensor layer_MD = torch::tanh(Linear(states_MD, hidden_weight_DD, hidden_bias_D));
+  // tanh, as LibTorch has it without MKL, whose bits depend on the processor.
+  const Tensor layer_MD = 2 * torch::sigmoid(2 * Linear(states_MD, hidden_weight_DD, hidden_bias_D)) - 1;
   return Linear(layer_MD, output_weight_1D, output_bias_1).squeeze(1);
 }
 
@@ -72,7 +73,7 @@ Tensor ValueFunction::operator()(const Tensor& policy_hidden_ND, const PackedSam
   if (const auto* head = std::get_if<ValueHead>(&function_)) return (*head)(policy_hidden_ND, rows_M);
   const Transformer& model = std::get<Transformer>(function_);
   const Tensor states_MD = model.Hidden(samples).index_select(0, rows_M);
-  const Tensor outputs_M = torch::linear(states_MD, model.HeadWeight()).squeeze(1).to(torch::kFloat32);
+  const Tensor outputs_M = Linear(states_MD, model.HeadWeight()).squeeze(1).to(torch::kFloat32);
   return (outputs_M - mean_) / deviation_;
 }
 

@@ -1,5 +1,7 @@
 #include "services/trainer/torch/losses.h"
 
+#include <numbers>
+
 namespace almost::trainer {
 
 using torch::Tensor;
@@ -18,7 +20,8 @@ Tensor DpoLosses(const Tensor& chosen_P, const Tensor& rejected_P, const Tensor&
 }
 
 Tensor PolicyRatio(const Tensor& logprobs_M, const Tensor& old_logprobs_M) {
-  return (logprobs_M - old_logprobs_M).clamp(-20.0, 20.0).exp();
+  // As a power of two, for exp is MKL's, and its bits depend on the processor.
+  return torch::exp2((logprobs_M - old_logprobs_M).clamp(-20.0, 20.0) / std::numbers::ln2);
 }
 
 Tensor ClippedPolicyLosses(const Tensor& ratio_M, const Tensor& advantages_M, double clip_range) {
