@@ -577,18 +577,24 @@ class SteppedEngine final : public Engine {
 
 }  // namespace
 
+absl::StatusOr<std::optional<int>> GpuOf(absl::string_view device) {
+  if (device == "cpu") return std::nullopt;
+  absl::string_view digits = device;
+  int number = 0;
+  if (!absl::ConsumePrefix(&digits, "cuda:") || !absl::SimpleAtoi(digits, &number) || number < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("device: must be cpu or cuda:N, got ", device));
+  }
+  return number;
+}
+
 namespace {
 
 absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const ModelFolder& model, const EngineOptions& options,
                                                        const std::shared_ptr<SharedTeam>& team) {
-  if (options.device == "cpu") return MakeCpuRunner(model, options.kv_cache_bytes, team);
-  absl::string_view number = options.device;
-  int device = 0;
-  if (!absl::ConsumePrefix(&number, "cuda:") || !absl::SimpleAtoi(number, &device) || device < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("device: must be cpu or cuda:N, got ", options.device));
-  }
+  ALMOST_ASSIGN_OR_RETURN(const std::optional<int> gpu, GpuOf(options.device));
+  if (!gpu) return MakeCpuRunner(model, options.kv_cache_bytes, team);
 #ifdef ALMOST_CUDA
-  return cuda::MakeRunner(model, {.device = device,
+  return cuda::MakeRunner(model, {.device = *gpu,
                                   .kv_cache_bytes = options.kv_cache_bytes,
                                   .max_tokens = options.max_batch_tokens,
                                   .max_sequences = options.max_batch_sequences,

@@ -81,6 +81,9 @@ struct ScoringLimits {
   std::function<bool()> is_wanted;  // asked every 20 ms on the caller's thread; empty: always
 };
 
+// The GPU that a device's name stands for, N of "cuda:N"; none of "cpu". kInvalidArgument: another name.
+absl::StatusOr<std::optional<int>> GpuOf(absl::string_view device);
+
 struct EngineOptions {
   std::string device = "cpu";  // or "cuda:N"
   // On a GPU, products by cuBLAS: faster, but how it adds up depends on the batch, and so do the results'

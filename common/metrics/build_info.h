@@ -16,7 +16,7 @@ struct BuildInfo {
 };
 
 // almost_build_info{version,git_sha,torch,device} = 1. `torch`: LibTorch's version, or "none"; `device`: what
-// the service's models compute on, "cpu" or "none". Once, in main.
+// the service's models compute on, "cpu", "cuda:N" or "none". Once, in main.
 void ExportBuildInfo(prometheus::Registry& registry, const std::string& torch, const std::string& device);
 
 }  // namespace almost

@@ -31,7 +31,7 @@ struct Options {
   StoreOptions store;
   std::string jobs;              // folder of the jobs and their checkpoints; empty: <store>/jobs
   std::string model_root = ".";  // Hugging Face folders and files are addressed beneath it
-  std::string device = "cpu";    // or "cuda:N"
+  std::string device = "cpu";    // or "cuda:N"; opened, it is ranks.device
   ReplicaPoolOptions replicas;   // of reward services
   // One trainer of several processes: rank 0 serves, the others follow.
   RankOptions ranks;
@@ -192,8 +192,8 @@ absl::StatusOr<TrainedModel> TrainOnAllRanks(const JobContext& job, const JobSpe
 }
 
 absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& options, ArtifactStore& store,
-                                    c10::Device device, TrainerMetrics& metrics,
-                                    prometheus::Registry& registry, Rendezvous* rendezvous) {
+                                    TrainerMetrics& metrics, prometheus::Registry& registry,
+                                    Rendezvous* rendezvous) {
   const TraceScope trace(Trace::New());
   v1::JobSpec proto;
   if (!proto.ParseFromString(job.spec))
@@ -202,7 +202,7 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
                             return ReadJobSpec(proto, &store, options.model_root);
                           }));
   TrainContext context;
-  context.device = device;
+  context.device = options.ranks.device;
   context.work_folder = job.work_folder;
   context.stop = job.stop;
   context.report = [&](int64_t step, int64_t num_steps, const std::map<std::string, double>& values) {
@@ -244,7 +244,7 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
 }
 
 // Takes part in jobs that rank 0 calls to, until it is asked to stop.
-void FollowJobs(const Options& options, ArtifactStore& store, c10::Device device, Rendezvous& rendezvous,
+void FollowJobs(const Options& options, ArtifactStore& store, Rendezvous& rendezvous,
                 const std::stop_token& stop) {
   while (!stop.stop_requested()) {
     const auto run = [&](absl::string_view bytes, Group& group) -> absl::Status {
@@ -254,12 +254,13 @@ void FollowJobs(const Options& options, ArtifactStore& store, c10::Device device
       }
       ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(proto, &store, options.model_root));
       TrainContext context;
-      context.device = device;
+      context.device = options.ranks.device;
       context.stop = stop;
       context.group = &group;
       return Train(spec, context).status();
     };
-    absl::StatusOr<Rendezvous::Attempt> attempt = rendezvous.Follow(MachineNumerics(device), stop);
+    absl::StatusOr<Rendezvous::Attempt> attempt =
+        rendezvous.Follow(MachineNumerics(options.ranks.device), stop);
     if (!attempt.ok()) continue;
     log::Info("following a job");
     const absl::Status status = run(attempt->job, attempt->group);
@@ -269,14 +270,14 @@ void FollowJobs(const Options& options, ArtifactStore& store, c10::Device device
 }
 
 // A rank but the first: no calls are served, health and metrics are.
-absl::Status RunFollower(const Options& options, ArtifactStore& store, c10::Device device,
-                         Rendezvous& rendezvous, prometheus::Registry& registry) {
+absl::Status RunFollower(const Options& options, ArtifactStore& store, Rendezvous& rendezvous,
+                         prometheus::Registry& registry) {
   v1::TrainerService::Service unimplemented;
   ALMOST_ASSIGN_OR_RETURN(
       const std::unique_ptr<Server> server,
       Server::Start(options.server, {{v1::TrainerService::service_full_name(), &unimplemented}}, registry));
   const std::jthread follower(
-      [&](const std::stop_token& stop) { FollowJobs(options, store, device, rendezvous, stop); });
+      [&](const std::stop_token& stop) { FollowJobs(options, store, rendezvous, stop); });
   server->SetReady();
   server->WaitForStop();
   return absl::OkStatus();
@@ -288,26 +289,26 @@ absl::Status Run(Options options) {
   if (options.jobs.empty() && IsS3(options.store)) {
     return absl::InvalidArgumentError("jobs: with a store in S3, checkpoints need a folder that lasts");
   }
-  ALMOST_ASSIGN_OR_RETURN(const c10::Device device, OpenDevice(options.device));
+  ALMOST_ASSIGN_OR_RETURN(options.ranks.device, OpenDevice(options.device));
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<ArtifactStore> store, OpenStore(options.store));
   prometheus::Registry registry;
   ExportBuildInfo(registry, LibTorchVersion(), options.device);
   std::unique_ptr<Rendezvous> rendezvous;
   if (options.ranks.world_size != 1) {
-    options.ranks.device = device;
     options.ranks.silence = absl::Seconds(options.rank_silence_seconds);
     ALMOST_ASSIGN_OR_RETURN(rendezvous, Rendezvous::Open(options.ranks));
-    if (rendezvous->rank() != 0) return RunFollower(options, *store, device, *rendezvous, registry);
+    if (rendezvous->rank() != 0) return RunFollower(options, *store, *rendezvous, registry);
   }
   TrainerMetrics metrics(registry);
   const fs::path jobs_folder =
       options.jobs.empty() ? fs::path(options.store.root) / "jobs" : fs::path(options.jobs);
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<JobQueue> jobs,
                           JobQueue::Open(jobs_folder, [&](const JobContext& job) {
-                            return RunJob(job, options, *store, device, metrics, registry, rendezvous.get());
+                            return RunJob(job, options, *store, metrics, registry, rendezvous.get());
                           }));
   TrainerService service(*jobs, store.get(), options.model_root, [&](const JobSpec& spec) {
-    return TrainingNumericsId(device, spec.memory.precision, spec.num_threads, options.ranks.world_size);
+    return TrainingNumericsId(options.ranks.device, spec.memory.precision, spec.num_threads,
+                              options.ranks.world_size);
   });
   ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                           Server::Start(options.server, {{v1::TrainerService::service_full_name(), &service}},

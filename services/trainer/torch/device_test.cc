@@ -142,12 +142,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_reshape_alias", &at::native::_reshape_alias);
 }
 
-absl::StatusOr<std::vector<double>> ByLength(std::span<const RewardInput> inputs) {
-  std::vector<double> scores;
-  for (const RewardInput& input : inputs) scores.push_back(0.01 * static_cast<double>(input.response.size()));
-  return scores;
-}
-
 class DeviceTest : public JobFixture {
  protected:
   DeviceTest() : JobFixture("device_test") {}
@@ -162,7 +156,7 @@ class DeviceTest : public JobFixture {
     TrainContext context;
     context.work_folder = root_ / work;
     context.device = device;
-    context.reward = ByLength;
+    context.reward = LengthReward;
     context.stop = stop.get_token();
     context.report = [&](int64_t step, int64_t, const std::map<std::string, double>& metrics) {
       result.losses.push_back(metrics.at("loss"));

@@ -6,11 +6,14 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
 #include "services/trainer/core/job_spec.h"
+#include "services/trainer/core/reward_function.h"
 
 // What tests of whole jobs share: a folder with datasets, and a job of every kind on them, of ten steps or a
 // few more, from a model of two small layers.
@@ -103,6 +106,13 @@ class JobFixture : public testing::TestWithParam<std::string> {
       spec.kind = ppo;
     }
     return spec;
+  }
+
+  // The longer the better.
+  static absl::StatusOr<std::vector<double>> LengthReward(std::span<const RewardInput> inputs) {
+    std::vector<double> scores;
+    for (const RewardInput& input : inputs) scores.push_back(static_cast<double>(input.response.size()));
+    return scores;
   }
 
   const std::filesystem::path root_;

@@ -28,12 +28,7 @@ class MklTest : public JobFixture {
       setenv("MKL_CBWR", mode, /*overwrite=*/1);
       TrainContext context;
       context.work_folder = root_ / mode;
-      context.reward = [](std::span<const RewardInput> inputs) {
-        std::vector<double> scores;
-        for (const RewardInput& input : inputs)
-          scores.push_back(0.01 * static_cast<double>(input.response.size()));
-        return absl::StatusOr<std::vector<double>>(scores);
-      };
+      context.reward = LengthReward;
       const auto trained = Train(spec, context);
       const std::string digest = trained.ok() ? trained->output_digest : trained.status().ToString();
       _exit(write(ends[1], digest.data(), digest.size()) == static_cast<ssize_t>(digest.size()) ? 0 : 1);

@@ -28,12 +28,6 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-absl::StatusOr<std::vector<double>> LengthReward(std::span<const RewardInput> inputs) {
-  std::vector<double> scores;
-  for (const RewardInput& input : inputs) scores.push_back(static_cast<double>(input.response.size()));
-  return scores;
-}
-
 std::string Bytes(const fs::path& file) {
   std::ifstream stream(file);
   EXPECT_TRUE(stream.good()) << file;

@@ -21,10 +21,10 @@
 #include <vector>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
+#include "common/base/status_macros.h"
+#include "common/engine/engine.h"
 #include "common/model/differentiable_kernels.h"
 #include "services/trainer/torch/workers.h"
 #ifdef ALMOST_CUDA
@@ -104,17 +104,13 @@ void ConfigureLibTorch() {
 std::string LibTorchVersion() { return TORCH_VERSION; }
 
 absl::StatusOr<c10::Device> OpenDevice(const std::string& name) {
-  if (name == "cpu") return c10::Device(c10::kCPU);
-  absl::string_view digits = name;
-  int number = -1;
-  if (!absl::ConsumePrefix(&digits, "cuda:") || !absl::SimpleAtoi(digits, &number) || number < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("device: must be cpu or cuda:N, is ", name));
-  }
+  ALMOST_ASSIGN_OR_RETURN(const std::optional<int> gpu, engine::GpuOf(name));
+  if (!gpu) return c10::Device(c10::kCPU);
 #ifndef ALMOST_TORCH_CUDA
   return absl::UnimplementedError(
       absl::StrCat("device: ", name, ": this build's LibTorch has no code for GPUs"));
 #else
-  if (!torch::cuda::is_available() || number >= static_cast<int>(torch::cuda::device_count())) {
+  if (!torch::cuda::is_available() || *gpu >= static_cast<int>(torch::cuda::device_count())) {
     return absl::FailedPreconditionError(absl::StrCat("device: ", name, ": CUDA shows ",
                                                       torch::cuda::device_count(),
                                                       " GPUs to this process, or there is no driver"));
@@ -122,7 +118,7 @@ absl::StatusOr<c10::Device> OpenDevice(const std::string& name) {
   // What has no such form warns; nothing of ours does, but for sums that meet no two values in one place.
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
   at::globalContext().setDeterministicFillUninitializedMemory(false);
-  return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(number));
+  return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(*gpu));
 #endif
 }
 
