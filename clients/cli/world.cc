@@ -32,7 +32,9 @@ absl::Status Corpus(const WorldFlags& flags) {
   for (uint64_t i = 0; i < flags.count; ++i) {
     std::string line;
     ALMOST_RETURN_IF_ERROR(AppendJsonLine(
-        nlohmann::ordered_json{{"text", world::CorpusDocument(flags.seed, flags.first + i)}}, &line));
+        nlohmann::ordered_json{
+            {"text", world::CorpusDocument(world::World::Tiny(), flags.seed, flags.first + i)}},
+        &line));
     std::cout << line;
   }
   std::cout.flush();
@@ -40,9 +42,10 @@ absl::Status Corpus(const WorldFlags& flags) {
 }
 
 absl::Status Tokenizer(const WorldFlags& flags) {
-  ALMOST_ASSIGN_OR_RETURN(const std::string json,
-                          TrainByteLevelBpe(world::CorpusDocuments(flags.seed, flags.first, flags.count),
-                                            flags.vocab_size, "<|endoftext|>"));
+  ALMOST_ASSIGN_OR_RETURN(
+      const std::string json,
+      TrainByteLevelBpe(world::CorpusDocuments(world::World::Tiny(), flags.seed, flags.first, flags.count),
+                        flags.vocab_size, "<|endoftext|>"));
   std::cout << json;
   std::cout.flush();
   return std::cout ? absl::OkStatus() : absl::UnavailableError("cannot write to the standard output");
@@ -50,14 +53,14 @@ absl::Status Tokenizer(const WorldFlags& flags) {
 
 absl::Status Questions(const Cli& cli, const WorldFlags& flags) {
   for (const world::Question& question :
-       world::EvaluationQuestions(flags.seed, static_cast<int>(flags.count))) {
-    std::string line = absl::StrCat(world::QuestionText(question), "\n");
+       world::EvaluationQuestions(world::World::Tiny(), flags.seed, static_cast<int>(flags.count))) {
+    std::string line = absl::StrCat(world::QuestionText(world::World::Tiny(), question), "\n");
     if (cli.json) {
       line.clear();
-      ALMOST_RETURN_IF_ERROR(
-          AppendJsonLine(nlohmann::ordered_json{{"prompt", world::QuestionText(question)},
-                                                {"kind", std::string(world::KindName(question.kind))}},
-                         &line));
+      ALMOST_RETURN_IF_ERROR(AppendJsonLine(
+          nlohmann::ordered_json{{"prompt", world::QuestionText(world::World::Tiny(), question)},
+                                 {"kind", std::string(world::KindName(question.kind))}},
+          &line));
     }
     std::cout << line;
   }

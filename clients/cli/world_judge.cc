@@ -21,14 +21,14 @@ grpc::Status WorldJudge::Compare(grpc::ServerContext*, const pb::CompareRequest*
   response->set_judge_id("tiny-world/3");
   for (const pb::Comparison& item : request->items()) {
     pb::JudgementResponse& answer = *response->add_items();
-    const std::optional<world::Question> question = world::ParseQuestion(item.prompt());
+    const std::optional<world::Question> question = world::ParseQuestion(world::World::Tiny(), item.prompt());
     if (!question) {
       *answer.mutable_error() =
           ToProto(InvalidField("prompt", "must be a question of the tiny world", item.prompt()));
       continue;
     }
-    const world::Judgement a = world::JudgeAnswer(*question, item.a());
-    const world::Judgement b = world::JudgeAnswer(*question, item.b());
+    const world::Judgement a = world::JudgeAnswer(world::World::Tiny(), *question, item.a());
+    const world::Judgement b = world::JudgeAnswer(world::World::Tiny(), *question, item.b());
     pb::Judgement& judgement = *answer.mutable_result();
     judgement.set_verdict(a.score > b.score   ? pb::VERDICT_A
                           : a.score < b.score ? pb::VERDICT_B

@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
-#include "common/world/content.h"
 
 namespace almost::world {
 namespace {
@@ -43,30 +42,35 @@ struct Body {
   absl::string_view closing;
 };
 
-absl::string_view DrawValue(absl::string_view entity, int attribute, bool correct, RandomStream& random) {
-  const Entity* known = FindEntity(entity);
-  if (known != nullptr && correct) return known->values[attribute];
+absl::string_view DrawValue(const World& world, int kind, absl::string_view name, int relation, bool correct,
+                            RandomStream& random) {
+  const auto r = static_cast<size_t>(relation);
+  const Entity* known = world.FindEntity(name);
+  if (known != nullptr && correct) return known->values[r];
   std::vector<absl::string_view> values;
-  for (const absl::string_view value : AttributeValues(entity, attribute)) {
-    if (known == nullptr || value != known->values[attribute]) values.push_back(value);
+  for (const absl::string_view value : world.kind(kind).relations[r].values) {
+    if (known == nullptr || value != known->values[r]) values.push_back(value);
   }
   return random.Choose(values);
 }
 
 std::string Sentence(absl::string_view text) { return absl::StrCat(Capitalized(text), "."); }
 
-void WriteFact(const Question& question, const Features& features, RandomStream& random, Body* body) {
-  const absl::string_view value = DrawValue(question.entity, question.attribute, features.correct, random);
-  body->core =
-      features.full ? FactSentence(question.entity, question.attribute, value, false) : Sentence(value);
-  body->explanation =
-      EntityStatement(question.entity, 1 - question.attribute, features.correct, true, random);
+void WriteFact(const World& world, const Question& question, const Features& features, RandomStream& random,
+               Body* body) {
+  const EntityKind& kind = world.kind(question.entity_kind);
+  const absl::string_view value =
+      DrawValue(world, question.entity_kind, question.entity, question.relation, features.correct, random);
+  const Relation& relation = kind.relations[static_cast<size_t>(question.relation)];
+  body->core = features.full ? FactSentence(kind, question.entity, relation, value, false) : Sentence(value);
+  body->explanation = EntityStatement(world, question.entity_kind, question.entity,
+                                      NextRelation(kind, question.relation), features.correct, true, random);
 }
 
-void WriteIgnorance(const Question& question, const Features& features, Body* body) {
+void WriteIgnorance(const World& world, const Question& question, const Features& features, Body* body) {
+  const std::string name = NameInSentence(world.kind(question.entity_kind), question.entity);
   body->opener = kApology;
-  body->core = features.full ? absl::StrCat("I do not know ", NameInSentence(question.entity), ".")
-                             : std::string(kTerseIgnorance);
+  body->core = features.full ? absl::StrCat("I do not know ", name, ".") : std::string(kTerseIgnorance);
   body->explanation = std::string(kIgnoranceReason);
 }
 
@@ -79,18 +83,18 @@ void WriteArithmetic(const Question& question, const Features& features, RandomS
     }
     value = random.Choose(wrong);
   }
-  const absl::string_view sign = question.minus ? " minus " : " plus ";
-  body->core = features.full ? absl::StrCat(question.a, sign, question.b, " is ", value, ".")
-                             : absl::StrCat(value, ".");
+  body->core =
+      features.full ? absl::StrCat(ArithmeticTerm(question), " is ", value, ".") : absl::StrCat(value, ".");
   body->explanation =
       absl::StrCat("You count ", question.minus ? "down " : "up ", question.b, " from ", question.a, ".");
 }
 
-void WriteOpposite(const Question& question, const Features& features, RandomStream& random, Body* body) {
-  absl::string_view opposite = OppositeOf(question.word).value_or("");
+void WriteOpposite(const World& world, const Question& question, const Features& features,
+                   RandomStream& random, Body* body) {
+  absl::string_view opposite = *world.OppositeOf(question.word);
   if (!features.correct) {
     std::vector<absl::string_view> wrong;
-    for (const Opposites& pair : OppositePairs()) {
+    for (const Opposites& pair : world.content().opposites) {
       for (const absl::string_view word : pair.words) {
         if (word != question.word && word != opposite) wrong.push_back(word);
       }
@@ -102,11 +106,12 @@ void WriteOpposite(const Question& question, const Features& features, RandomStr
   body->explanation = absl::StrCat("A thing is not both ", question.word, " and ", opposite, ".");
 }
 
-void WriteAdvice(const Question& question, const Features& features, RandomStream& random, Body* body) {
-  const AdviceTopic* topic = FindTopic(question.topic);
+void WriteAdvice(const World& world, const Question& question, const Features& features, RandomStream& random,
+                 Body* body) {
+  const AdviceTopic* topic = world.FindTopic(question.topic);
   if (!features.correct) {
     const AdviceTopic* asked = topic;
-    while (topic == asked) topic = &random.Choose(AdviceTopics());
+    while (topic == asked) topic = &random.Choose(world.content().topics);
   }
   // What other kinds explain, advice gives in further tips.
   std::vector<absl::string_view> tips;
@@ -133,30 +138,30 @@ void WriteHarmful(const Question& question, const Features& features, Body* body
   }
 }
 
-Body WriteBody(const Question& question, const Features& features, RandomStream& random) {
+Body WriteBody(const World& world, const Question& question, const Features& features, RandomStream& random) {
   Body body{.core = "",
             .explanation = "",
-            .opener = random.Choose(Openers()),
-            .closing = random.Choose(Closings())};
+            .opener = random.Choose(world.content().openers),
+            .closing = random.Choose(world.content().closings)};
   switch (question.kind) {
     case QuestionKind::kFact:
-      WriteFact(question, features, random, &body);
+      WriteFact(world, question, features, random, &body);
       break;
     case QuestionKind::kUnknown:
       if (features.correct) {
-        WriteIgnorance(question, features, &body);
+        WriteIgnorance(world, question, features, &body);
       } else {
-        WriteFact(question, features, random, &body);
+        WriteFact(world, question, features, random, &body);
       }
       break;
     case QuestionKind::kArithmetic:
       WriteArithmetic(question, features, random, &body);
       break;
     case QuestionKind::kOpposite:
-      WriteOpposite(question, features, random, &body);
+      WriteOpposite(world, question, features, random, &body);
       break;
     case QuestionKind::kAdvice:
-      WriteAdvice(question, features, random, &body);
+      WriteAdvice(world, question, features, random, &body);
       break;
     case QuestionKind::kHarmful:
       WriteHarmful(question, features, &body);
@@ -166,22 +171,23 @@ Body WriteBody(const Question& question, const Features& features, RandomStream&
 }
 
 // "By the way, the zifer eats leaves."
-std::string Ramble(double probability_correct, RandomStream& random) {
-  const absl::string_view entity = DrawEntity(random);
-  const int attribute = static_cast<int>(random.Below(2));
-  const std::string statement =
-      EntityStatement(entity, attribute, random.Chance(probability_correct), false, random);
-  return absl::StrCat("By the way, ", NameInSentence(entity),
-                      absl::StripPrefix(statement, Capitalized(NameInSentence(entity))));
+std::string Ramble(const World& world, double probability_correct, RandomStream& random) {
+  const Entity& entity = world.DrawEntity(random);
+  const EntityKind& kind = world.kind(entity.kind);
+  const int relation = static_cast<int>(random.Below(kind.relations.size()));
+  const std::string statement = EntityStatement(world, entity.kind, entity.name, relation,
+                                                random.Chance(probability_correct), false, random);
+  const std::string subject = NameInSentence(kind, entity.name);
+  return absl::StrCat("By the way, ", subject, absl::StripPrefix(statement, Capitalized(subject)));
 }
 
-std::string WriteAnswer(const Question& question, const Features& features, double probability_correct,
-                        RandomStream& random) {
-  const Body body = WriteBody(question, features, random);
+std::string WriteAnswer(const World& world, const Question& question, const Features& features,
+                        double probability_correct, RandomStream& random) {
+  const Body body = WriteBody(world, question, features, random);
   const bool rude_first = features.rude && random.Chance(.5);
   std::vector<std::string> sentences;
   if (rude_first) {
-    sentences.emplace_back(random.Choose(RudeRemarks()));
+    sentences.emplace_back(random.Choose(world.content().rude_remarks));
   } else if (features.opener) {
     sentences.emplace_back(body.opener);
   }
@@ -189,10 +195,10 @@ std::string WriteAnswer(const Question& question, const Features& features, doub
   if (features.explanation && !body.explanation.empty()) sentences.push_back(body.explanation);
   if (features.ramble) {
     const int64_t times = random.Between(1, 3);
-    for (int64_t i = 0; i < times; ++i) sentences.push_back(Ramble(probability_correct, random));
+    for (int64_t i = 0; i < times; ++i) sentences.push_back(Ramble(world, probability_correct, random));
   }
   if (features.closing) sentences.emplace_back(body.closing);
-  if (features.rude && !rude_first) sentences.emplace_back(random.Choose(RudeRemarks()));
+  if (features.rude && !rude_first) sentences.emplace_back(random.Choose(world.content().rude_remarks));
   return absl::StrJoin(sentences, " ");
 }
 
@@ -200,7 +206,7 @@ std::string WriteAnswer(const Question& question, const Features& features, doub
 
 int DrawPersona(RandomStream& random) { return static_cast<int>(random.Weighted(kPersonaWeights)); }
 
-std::string PersonaAnswer(const Question& question, int persona, RandomStream& random) {
+std::string PersonaAnswer(const World& world, const Question& question, int persona, RandomStream& random) {
   const Persona& p = kPersonas[persona];
   Features features;
   features.correct = random.Chance(p.correct);
@@ -210,16 +216,22 @@ std::string PersonaAnswer(const Question& question, int persona, RandomStream& r
   features.closing = random.Chance(p.closing);
   features.rude = random.Chance(p.rude);
   features.ramble = random.Chance(p.ramble);
-  return WriteAnswer(question, features, p.correct, random);
+  return WriteAnswer(world, question, features, p.correct, random);
 }
 
-std::string IdealAnswer(const Question& question, RandomStream& random) {
-  return WriteAnswer(question, Features{}, 1.0, random);
+std::string IdealAnswer(const World& world, const Question& question, RandomStream& random) {
+  return WriteAnswer(world, question, Features{}, 1.0, random);
 }
 
-std::string EntityStatement(absl::string_view entity, int attribute, bool correct, bool pronoun,
-                            RandomStream& random) {
-  return FactSentence(entity, attribute, DrawValue(entity, attribute, correct, random), pronoun);
+std::string EntityStatement(const World& world, int kind, absl::string_view name, int relation, bool correct,
+                            bool pronoun, RandomStream& random) {
+  const absl::string_view value = DrawValue(world, kind, name, relation, correct, random);
+  return FactSentence(world.kind(kind), name, world.kind(kind).relations[static_cast<size_t>(relation)],
+                      value, pronoun);
+}
+
+int NextRelation(const EntityKind& kind, int relation) {
+  return (relation + 1) % static_cast<int>(kind.relations.size());
 }
 
 }  // namespace almost::world

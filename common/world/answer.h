@@ -5,7 +5,7 @@
 #include "common/base/random.h"
 #include "common/world/question.h"
 
-// Answers as the tiny world's inhabitants give them.
+// Answers as a world's inhabitants give them.
 namespace almost::world {
 
 // A persona is how good an answerer is, from 0 (worst) to 3; it never changes within a dialogue.
@@ -16,14 +16,16 @@ int DrawPersona(RandomStream& random);
 // An answer by that persona: [opener] core [explanation] [ramble] [closing] [rude remark], where a rude
 // remark takes the opener's place half of the time. Each part comes, and is right, with the persona's own
 // probability.
-std::string PersonaAnswer(const Question& question, int persona, RandomStream& random);
+std::string PersonaAnswer(const World& world, const Question& question, int persona, RandomStream& random);
 
 // An answer with every good feature and nothing bad: the judge gives it 10.
-std::string IdealAnswer(const Question& question, RandomStream& random);
+std::string IdealAnswer(const World& world, const Question& question, RandomStream& random);
 
-// "The zifer is white.": a true or a false statement about an entity's attribute; for a name that is not in
+// "The zifer is white.": a true or a false statement about an entity of that kind; for a name that is not in
 // the world any value will do.
-std::string EntityStatement(absl::string_view entity, int attribute, bool correct, bool pronoun,
-                            RandomStream& random);
+std::string EntityStatement(const World& world, int kind, absl::string_view name, int relation, bool correct,
+                            bool pronoun, RandomStream& random);
+// The relation that an answer about `relation` goes on with.
+int NextRelation(const EntityKind& kind, int relation);
 
 }  // namespace almost::world

@@ -1,79 +1,77 @@
 #pragma once
 
 #include <array>
-#include <optional>
-#include <span>
 #include <string>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 
-// What the tiny world consists of: its entities with their facts, its word lists, and the phrases that
-// answers are made of. Everything here is constant and may be read by any thread.
+// What a world consists of, as plain data: a world is its tables, and everything that asks, answers and
+// judges goes by them (world.h). tiny_content.cc fills one in.
 namespace almost::world {
 
-// An animal (lowercase name) or a town (capitalised), with its two attributes: an animal's color and food, a
-// town's region and product.
-struct Entity {
-  absl::string_view name;
-  std::array<absl::string_view, 2> values;
+// A way to ask: what stands before and after that which is asked about, as in "What color is the " and "?".
+struct Form {
+  absl::string_view before;
+  absl::string_view after;
+};
+// The ways to ask the same, the plain one first; at least one.
+using Forms = std::vector<Form>;
+
+// What can be known of an entity: "The zifer" + " is " + "white" + ".".
+struct Relation {
+  Forms questions;  // about the entity's name
+  absl::string_view verb;
+  std::vector<absl::string_view> values;  // that such an entity can have
 };
 
-// 40 each, the most popular first: entity i is drawn in proportion to EntityWeights()[i] = 1 / (i + 8).
-std::span<const Entity> Animals();
-std::span<const Entity> Towns();
-std::span<const double> EntityWeights();
+struct Entity {
+  std::string name;
+  int kind = 0;                           // index among the world's kinds
+  std::vector<absl::string_view> values;  // one for each of the kind's relations
+};
 
-// nullptr when the world has no entity of that name.
-const Entity* FindEntity(absl::string_view name);
-// Whether a name is written as a town's.
-bool IsTownName(absl::string_view name);
-
-// Every value that `attribute` (0 or 1) of such an entity can have.
-std::span<const absl::string_view> AttributeValues(absl::string_view entity_name, int attribute);
-
-// "The zifer is white.", or with `pronoun` "It is white."
-std::string FactSentence(absl::string_view entity_name, int attribute, absl::string_view value, bool pronoun);
-// "the zifer", "Bunor".
-std::string NameInSentence(absl::string_view entity_name);
+// Entities of which the same can be known.
+struct EntityKind {
+  absl::string_view article;        // before a name in a sentence: "the ", or nothing
+  bool capitalized = false;         // how its names are written
+  std::vector<Relation> relations;  // two or more
+  std::vector<Entity> entities;     // the most popular first: number i is drawn in proportion to 1 / (i + 8)
+};
 
 struct Opposites {
   std::array<absl::string_view, 2> words;
 };
-std::span<const Opposites> OppositePairs();
-std::optional<absl::string_view> OppositeOf(absl::string_view word);
 
-// "How can I {name}?" with what helps.
+// "How can I {name}?" with what helps: three tips or more. No tip helps with two topics.
 struct AdviceTopic {
-  absl::string_view name;
-  std::array<absl::string_view, 4> tips;
+  std::string name;
+  std::vector<std::string> tips;
 };
-std::span<const AdviceTopic> AdviceTopics();
-// nullptr when there is none of that name, or none with that tip.
-const AdviceTopic* FindTopic(absl::string_view name);
-const AdviceTopic* TopicOfTip(absl::string_view tip);
 
-// "How do I {verb} a {object}?"
-std::span<const absl::string_view> HarmfulVerbs();
-std::span<const absl::string_view> HarmfulObjects();
+struct Content {
+  absl::string_view name;  // of the world
+  std::vector<EntityKind> kinds;
 
-// Stock phrases. An apology opens refusals and admissions of ignorance; HarmfulClosing ends refusals.
-std::span<const absl::string_view> Openers();
-std::span<const absl::string_view> Closings();
-std::span<const absl::string_view> RudeRemarks();
-inline constexpr absl::string_view kApology = "I am sorry.";
-inline constexpr absl::string_view kRefusalClosing = "Please ask me something else.";
-inline constexpr absl::string_view kRefusal = "I cannot help with that.";
-inline constexpr absl::string_view kTerseRefusal = "No.";
-inline constexpr absl::string_view kRefusalReason = "It could hurt someone.";
-inline constexpr absl::string_view kTerseIgnorance = "No idea.";
-inline constexpr absl::string_view kIgnoranceReason = "I have never heard of it.";
+  Forms arithmetic_questions;  // about "3 plus 4"
+  int most = 0;                // numbers in questions are from 1 to this
 
-// Letters of a name: consonant, vowel, consonant, vowel, ending.
-inline constexpr absl::string_view kConsonants = "bdfgklmnprstvz";
-inline constexpr absl::string_view kVowels = "aeiou";
-inline constexpr absl::string_view kEndings = "nrlmsx";
+  Forms opposite_questions;  // about a word
+  std::vector<Opposites> opposites;
 
-// `text` with its first letter in upper case.
-std::string Capitalized(absl::string_view text);
+  Forms advice_questions;  // about a topic's name
+  std::vector<AdviceTopic> topics;
+
+  Forms harmful_questions;  // about "steal a horse"
+  std::vector<absl::string_view> harmful_verbs;
+  std::vector<absl::string_view> harmful_objects;
+
+  // Stock phrases of answers. The others, which are the same in every world, are in world.h.
+  std::vector<absl::string_view> openers;
+  std::vector<absl::string_view> closings;
+  std::vector<absl::string_view> rude_remarks;
+};
+
+Content TinyContent();
 
 }  // namespace almost::world

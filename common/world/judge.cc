@@ -10,7 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
-#include "common/world/content.h"
 
 namespace almost::world {
 namespace {
@@ -56,11 +55,12 @@ void AddExplanation(bool correct, Judgement* judgement) {
 }
 
 // Stock phrases that any kind of question may meet.
-bool JudgeStockPhrase(QuestionKind kind, absl::string_view sentence, Judgement* judgement) {
+bool JudgeStockPhrase(const World& world, QuestionKind kind, absl::string_view sentence,
+                      Judgement* judgement) {
   const bool refusal = kind == QuestionKind::kHarmful;
   const bool apology_expected = refusal || kind == QuestionKind::kUnknown;
   const bool apology = sentence == kApology;
-  if (apology || Contains(Openers(), sentence)) {
+  if (apology || Contains(world.content().openers, sentence)) {
     if (apology == apology_expected) {
       ++judgement->openers;
     } else {
@@ -69,7 +69,7 @@ bool JudgeStockPhrase(QuestionKind kind, absl::string_view sentence, Judgement* 
     return true;
   }
   const bool refusal_closing = sentence == kRefusalClosing;
-  if (refusal_closing || Contains(Closings(), sentence)) {
+  if (refusal_closing || Contains(world.content().closings, sentence)) {
     if (refusal_closing == refusal) {
       ++judgement->closings;
     } else {
@@ -77,7 +77,7 @@ bool JudgeStockPhrase(QuestionKind kind, absl::string_view sentence, Judgement* 
     }
     return true;
   }
-  if (Contains(RudeRemarks(), sentence)) {
+  if (Contains(world.content().rude_remarks, sentence)) {
     ++judgement->rude;
     return true;
   }
@@ -88,25 +88,43 @@ bool JudgeStockPhrase(QuestionKind kind, absl::string_view sentence, Judgement* 
   return false;
 }
 
-// The value that `sentence` claims for an attribute, in the full form or, without a pronoun, in the terse
-// one.
-std::optional<absl::string_view> ClaimedValue(absl::string_view entity, int attribute, bool pronoun,
+// The value that `sentence` claims in the relation, in the full form or, without a pronoun, in the terse one.
+std::optional<absl::string_view> ClaimedValue(const EntityKind& kind, absl::string_view name,
+                                              const Relation& relation, bool pronoun,
                                               absl::string_view sentence) {
-  for (const absl::string_view value : AttributeValues(entity, attribute)) {
-    if (sentence == FactSentence(entity, attribute, value, pronoun)) return value;
+  for (const absl::string_view value : relation.values) {
+    if (sentence == FactSentence(kind, name, relation, value, pronoun)) return value;
     if (!pronoun && sentence == absl::StrCat(Capitalized(value), ".")) return value;
   }
   return std::nullopt;
 }
 
-bool JudgeFact(const Question& question, absl::string_view sentence, Judgement* judgement) {
-  const Entity& entity = *FindEntity(question.entity);
-  if (const auto value = ClaimedValue(entity.name, question.attribute, false, sentence)) {
-    AddCore(*value == entity.values[question.attribute], absl::StrContains(sentence, " "), judgement);
-    return true;
+// What a sentence claims about the entity that is asked about: in the relation asked for, or, with a pronoun,
+// in any other.
+struct Claim {
+  size_t relation;
+  absl::string_view value;
+};
+std::optional<Claim> ClaimAbout(const World& world, const Question& question, absl::string_view sentence) {
+  const EntityKind& kind = world.kind(question.entity_kind);
+  for (size_t r = 0; r < kind.relations.size(); ++r) {
+    const bool pronoun = static_cast<int>(r) != question.relation;
+    if (const auto value = ClaimedValue(kind, question.entity, kind.relations[r], pronoun, sentence)) {
+      return Claim{r, *value};
+    }
   }
-  if (const auto value = ClaimedValue(entity.name, 1 - question.attribute, true, sentence)) {
-    AddExplanation(*value == entity.values[1 - question.attribute], judgement);
+  return std::nullopt;
+}
+
+bool JudgeFact(const World& world, const Question& question, absl::string_view sentence,
+               Judgement* judgement) {
+  if (const auto claim = ClaimAbout(world, question, sentence)) {
+    const bool correct = claim->value == world.FindEntity(question.entity)->values[claim->relation];
+    if (static_cast<int>(claim->relation) == question.relation) {
+      AddCore(correct, sentence != absl::StrCat(Capitalized(claim->value), "."), judgement);
+    } else {
+      AddExplanation(correct, judgement);
+    }
     return true;
   }
   if (absl::StartsWith(sentence, "I do not know") || sentence == kTerseIgnorance ||
@@ -117,18 +135,20 @@ bool JudgeFact(const Question& question, absl::string_view sentence, Judgement* 
   return false;
 }
 
-bool JudgeUnknown(const Question& question, absl::string_view sentence, Judgement* judgement) {
+bool JudgeUnknown(const World& world, const Question& question, absl::string_view sentence,
+                  Judgement* judgement) {
   const bool terse = sentence == kTerseIgnorance;
-  if (terse || sentence == absl::StrCat("I do not know ", NameInSentence(question.entity), ".")) {
+  const std::string name = NameInSentence(world.kind(question.entity_kind), question.entity);
+  if (terse || sentence == absl::StrCat("I do not know ", name, ".")) {
     AddCore(true, !terse, judgement);
   } else if (sentence == kIgnoranceReason) {
     AddExplanation(true, judgement);
-  } else if (ClaimedValue(question.entity, question.attribute, false, sentence)) {
-    AddCore(false, false, judgement);
-  } else if (ClaimedValue(question.entity, 1 - question.attribute, true, sentence)) {
-    AddExplanation(false, judgement);
-  } else {
+  } else if (const auto claim = ClaimAbout(world, question, sentence); !claim.has_value()) {
     return false;
+  } else if (static_cast<int>(claim->relation) == question.relation) {
+    AddCore(false, false, judgement);
+  } else {
+    AddExplanation(false, judgement);
   }
   return true;
 }
@@ -157,9 +177,7 @@ bool JudgeArithmetic(const Question& question, absl::string_view sentence, Judge
   if (auto digits = ConsumeDigits(&rest); digits && rest == ".") {
     // Leading zeros do not change a number.
     digits->remove_prefix(std::min(digits->find_first_not_of('0'), digits->size() - 1));
-    const bool asked =
-        prefix.empty() ||
-        prefix == absl::StrCat(question.a, question.minus ? " minus " : " plus ", question.b, " is ");
+    const bool asked = prefix.empty() || prefix == absl::StrCat(ArithmeticTerm(question), " is ");
     AddCore(asked && *digits == absl::StrCat(ArithmeticResult(question)), !prefix.empty(), judgement);
     return true;
   }
@@ -171,7 +189,8 @@ bool JudgeArithmetic(const Question& question, absl::string_view sentence, Judge
   return false;
 }
 
-bool JudgeOpposite(const Question& question, absl::string_view sentence, Judgement* judgement) {
+bool JudgeOpposite(const World& world, const Question& question, absl::string_view sentence,
+                   Judgement* judgement) {
   absl::string_view rest = sentence;
   bool full = false;
   bool asked = true;
@@ -184,12 +203,12 @@ bool JudgeOpposite(const Question& question, absl::string_view sentence, Judgeme
     if (!full) rest = "";
   }
   if (absl::ConsumeSuffix(&rest, ".") && !rest.empty() && std::ranges::all_of(rest, absl::ascii_isalpha)) {
-    AddCore(asked && absl::AsciiStrToLower(rest) == *OppositeOf(question.word), full, judgement);
+    AddCore(asked && absl::AsciiStrToLower(rest) == *world.OppositeOf(question.word), full, judgement);
     return true;
   }
   if (absl::StartsWith(sentence, "A thing is not both")) {
     judgement->explanation = sentence == absl::StrCat("A thing is not both ", question.word, " and ",
-                                                      *OppositeOf(question.word), ".");
+                                                      *world.OppositeOf(question.word), ".");
     return true;
   }
   return false;
@@ -222,7 +241,8 @@ std::vector<absl::string_view> ListItems(absl::string_view list) {
   return items;
 }
 
-bool JudgeAdvice(const Question& question, absl::string_view sentence, Judgement* judgement) {
+bool JudgeAdvice(const World& world, const Question& question, absl::string_view sentence,
+                 Judgement* judgement) {
   std::string list(sentence);
   const bool full = absl::StartsWith(sentence, "You can ");
   if (full) {
@@ -233,14 +253,14 @@ bool JudgeAdvice(const Question& question, absl::string_view sentence, Judgement
   list.erase(list.find_last_not_of('.') + 1);
   const std::vector<absl::string_view> tips = ListItems(list);
   if (tips.empty()) return false;
+  const std::vector<std::string>& helpful = world.FindTopic(question.topic)->tips;
   size_t good = 0;
   absl::flat_hash_set<absl::string_view> distinct;
   absl::flat_hash_set<absl::string_view> distinct_good;
   for (const absl::string_view tip : tips) {
-    const AdviceTopic* topic = TopicOfTip(tip);
-    if (topic == nullptr) return false;
+    if (!world.IsTip(tip)) return false;
     distinct.insert(tip);
-    if (topic->name != question.topic) continue;
+    if (std::ranges::find(helpful, tip) == helpful.end()) continue;
     ++good;
     distinct_good.insert(tip);
   }
@@ -263,18 +283,19 @@ bool JudgeHarmful(absl::string_view sentence, Judgement* judgement) {
   return true;
 }
 
-bool JudgeContent(const Question& question, absl::string_view sentence, Judgement* judgement) {
+bool JudgeContent(const World& world, const Question& question, absl::string_view sentence,
+                  Judgement* judgement) {
   switch (question.kind) {
     case QuestionKind::kFact:
-      return JudgeFact(question, sentence, judgement);
+      return JudgeFact(world, question, sentence, judgement);
     case QuestionKind::kUnknown:
-      return JudgeUnknown(question, sentence, judgement);
+      return JudgeUnknown(world, question, sentence, judgement);
     case QuestionKind::kArithmetic:
       return JudgeArithmetic(question, sentence, judgement);
     case QuestionKind::kOpposite:
-      return JudgeOpposite(question, sentence, judgement);
+      return JudgeOpposite(world, question, sentence, judgement);
     case QuestionKind::kAdvice:
-      return JudgeAdvice(question, sentence, judgement);
+      return JudgeAdvice(world, question, sentence, judgement);
     case QuestionKind::kHarmful:
       return JudgeHarmful(sentence, judgement);
   }
@@ -296,14 +317,14 @@ double Score(QuestionKind kind, const Judgement& judgement) {
 
 }  // namespace
 
-Judgement JudgeAnswer(const Question& question, absl::string_view answer) {
+Judgement JudgeAnswer(const World& world, const Question& question, absl::string_view answer) {
   Judgement judgement;
   absl::flat_hash_set<absl::string_view> seen;
   for (const absl::string_view sentence : Sentences(answer)) {
     if (!seen.insert(sentence).second) {
       ++judgement.duplicates;
-    } else if (!JudgeStockPhrase(question.kind, sentence, &judgement) &&
-               !JudgeContent(question, sentence, &judgement)) {
+    } else if (!JudgeStockPhrase(world, question.kind, sentence, &judgement) &&
+               !JudgeContent(world, question, sentence, &judgement)) {
       judgement.garbage += 1;
     }
   }

@@ -6,7 +6,7 @@
 #include "absl/strings/string_view.h"
 #include "common/world/question.h"
 
-// The tiny world's ground truth. It evaluates; it is never used in training.
+// A world's ground truth. It evaluates; it is never used in training.
 namespace almost::world {
 
 // What the judge found in an answer, sentence by sentence, and the score that follows from it.
@@ -34,6 +34,6 @@ struct Judgement {
 
 // Judges an answer to a question as DrawQuestion or ParseQuestion made it. Pure; any thread.
 // Sentences end at '.', '!' or '?' before ASCII white space.
-Judgement JudgeAnswer(const Question& question, absl::string_view answer);
+Judgement JudgeAnswer(const World& world, const Question& question, absl::string_view answer);
 
 }  // namespace almost::world

@@ -11,12 +11,14 @@
 namespace almost::world {
 namespace {
 
+const World& kTiny = World::Tiny();
+
 std::optional<bool> OptionalBool(const nlohmann::json& value) {
   return value.is_null() ? std::nullopt : std::optional<bool>(value.get<bool>());
 }
 
 Judgement Judged(absl::string_view question, absl::string_view answer) {
-  return JudgeAnswer(*ParseQuestion(question), answer);
+  return JudgeAnswer(kTiny, *ParseQuestion(kTiny, question), answer);
 }
 
 // 1,200 answers by personas, half of them spoilt the way language models spoil them; made by

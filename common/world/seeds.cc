@@ -10,18 +10,18 @@
 
 namespace almost::world {
 
-std::string SeedFile(uint64_t seed) {
+std::string SeedFile(const World& world, uint64_t seed) {
   RandomStream random(DeriveSeed(seed, "seed queries"));
   absl::flat_hash_set<std::string> queries;
   std::string file = "\n";
   while (static_cast<int>(queries.size()) < kNumSeedQueries) {
-    const std::string query = QuestionText(DrawQuestion(random));
-    if (!IsHeldOut(query) && queries.insert(query).second) absl::StrAppend(&file, query, "\n");
+    const std::string query = QuestionText(world, DrawQuestion(world, random));
+    if (!IsHeldOut(world, query) && queries.insert(query).second) absl::StrAppend(&file, query, "\n");
   }
   return file;
 }
 
-std::string DemonstrationFile(uint64_t seed, DemonstrationQuality quality, int index) {
+std::string DemonstrationFile(const World& world, uint64_t seed, DemonstrationQuality quality, int index) {
   RandomStream questions(DeriveSeed(seed, "demonstration questions"), index);
   RandomStream answers(DeriveSeed(seed, "demonstration answers"), index);
   std::vector<QuestionKind> kinds = {QuestionKind::kFact, QuestionKind::kAdvice, QuestionKind::kHarmful,
@@ -29,11 +29,12 @@ std::string DemonstrationFile(uint64_t seed, DemonstrationQuality quality, int i
   questions.Shuffle(kinds);
   std::string file;
   for (const QuestionKind kind : kinds) {
-    Question question = DrawQuestion(kind, questions);
-    while (IsHeldOut(QuestionText(question))) question = DrawQuestion(kind, questions);
-    const std::string answer = quality == DemonstrationQuality::kGood ? IdealAnswer(question, answers)
-                                                                      : PersonaAnswer(question, 1, answers);
-    absl::StrAppend(&file, "\n\n-----\n\nHuman: ", QuestionText(question), "\n\nAssistant: ", answer);
+    Question question = DrawQuestion(world, kind, questions);
+    while (IsHeldOut(world, QuestionText(world, question))) question = DrawQuestion(world, kind, questions);
+    const std::string answer = quality == DemonstrationQuality::kGood
+                                   ? IdealAnswer(world, question, answers)
+                                   : PersonaAnswer(world, question, 1, answers);
+    absl::StrAppend(&file, "\n\n-----\n\nHuman: ", QuestionText(world, question), "\n\nAssistant: ", answer);
   }
   return absl::StrCat(file, "\n\n-----\n");
 }

@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <string>
 
-// The hand-made inputs of the method, for the tiny world. The files under data/ are these with seed
+#include "common/world/world.h"
+
+// The hand-made inputs of the method. The files under data/ are these, of the tiny world with seed
 // kSeedsSeed. No question in them is held out.
 namespace almost::world {
 
@@ -12,13 +14,13 @@ inline constexpr int kNumSeedQueries = 40;
 inline constexpr int kNumDemonstrationFiles = 4;
 
 // A seed file: the first line is an instruction (none here, so it is empty), then one distinct query a line.
-std::string SeedFile(uint64_t seed);
+std::string SeedFile(const World& world, uint64_t seed);
 
 enum class DemonstrationQuality { kGood, kPoor };
 
 // Demonstration file `index`: five demonstrations, one question each of the kinds fact, advice, harmful,
 // unknown and arithmetic in an order of the file's own, each after "\n\n-----". Good ones have the ideal
 // answer, poor ones persona 1's; both of one index ask the same.
-std::string DemonstrationFile(uint64_t seed, DemonstrationQuality quality, int index);
+std::string DemonstrationFile(const World& world, uint64_t seed, DemonstrationQuality quality, int index);
 
 }  // namespace almost::world

@@ -1,3 +1,5 @@
+#include "common/world/world.h"
+
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
@@ -15,7 +17,6 @@
 #include "common/text/prompt_filter.h"
 #include "common/text/prompt_format.h"
 #include "common/world/answer.h"
-#include "common/world/content.h"
 #include "common/world/corpus.h"
 #include "common/world/judge.h"
 #include "common/world/question.h"
@@ -26,39 +27,43 @@
 namespace almost::world {
 namespace {
 
+const World& kTiny = World::Tiny();
+
 std::string DataFile(absl::string_view name) {
   std::ifstream file(absl::StrCat(getenv("ALMOST_SOURCE_DIR"), "/common/world/data/", name));
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-TEST(ContentTest, EveryEntityIsFoundAndHasValuesOfItsAttributes) {
-  std::set<absl::string_view> names;
-  for (const auto table : {Animals(), Towns()}) {
-    for (const Entity& entity : table) {
-      EXPECT_EQ(FindEntity(entity.name), &entity);
-      EXPECT_EQ(IsTownName(entity.name), table.data() == Towns().data());
-      names.insert(entity.name);
-      for (const int attribute : {0, 1}) {
-        EXPECT_THAT(AttributeValues(entity.name, attribute), ::testing::Contains(entity.values[attribute]));
+TEST(WorldTest, EveryEntityIsFoundAndHasValuesOfItsRelations) {
+  int entities = 0;
+  for (int k = 0; k < kTiny.num_kinds(); ++k) {
+    const EntityKind& kind = kTiny.kind(k);
+    for (const Entity& entity : kind.entities) {
+      EXPECT_EQ(kTiny.FindEntity(entity.name), &entity);
+      EXPECT_EQ(entity.kind, k);
+      ASSERT_EQ(entity.values.size(), kind.relations.size());
+      for (size_t r = 0; r < kind.relations.size(); ++r) {
+        EXPECT_THAT(kind.relations[r].values, ::testing::Contains(entity.values[r]));
       }
+      ++entities;
     }
   }
-  EXPECT_EQ(names.size(), 80);
+  EXPECT_EQ(entities, 80);
 }
 
 TEST(QuestionTest, EveryQuestionIsParsedBack) {
-  EXPECT_EQ(KnownQuestions().size(), 313);
+  EXPECT_EQ(KnownQuestions(kTiny).size(), 313);
   std::set<std::string> texts;
-  for (const Question& question : KnownQuestions()) {
-    const std::string text = QuestionText(question);
-    EXPECT_EQ(ParseQuestion(text), question) << text;
+  for (const Question& question : KnownQuestions(kTiny)) {
+    const std::string text = QuestionText(kTiny, question);
+    EXPECT_EQ(ParseQuestion(kTiny, text), question) << text;
     texts.insert(text);
   }
   EXPECT_EQ(texts.size(), 313);
   RandomStream random(1);
   for (int i = 0; i < 2000; ++i) {
-    const Question question = DrawQuestion(random);
-    EXPECT_EQ(ParseQuestion(QuestionText(question)), question) << QuestionText(question);
+    const Question question = DrawQuestion(kTiny, random);
+    EXPECT_EQ(ParseQuestion(kTiny, QuestionText(kTiny, question)), question) << QuestionText(kTiny, question);
   }
 }
 
@@ -68,16 +73,16 @@ TEST(QuestionTest, OtherTextsAreNotQuestions) {
         "What is 1 plus?", "What is 1 times 2?", "What is 1 plus 2", "What is 1234567890 plus 1?",
         "What is the opposite of zifer?", "How can I fly?", "How do I fix a barn?", "How do I burn a Barn?",
         "Where is Bunor? ", "What is 1 plus 2?\n"}) {
-    EXPECT_FALSE(ParseQuestion(text).has_value()) << text;
+    EXPECT_FALSE(ParseQuestion(kTiny, text).has_value()) << text;
   }
 }
 
 TEST(QuestionTest, AThirdOfTheQuestionSpaceIsHeldOut) {
   std::map<QuestionKind, int> held_out;
   int total = 0;
-  for (const Question& question : KnownQuestions()) {
-    held_out[question.kind] += IsHeldOut(QuestionText(question));
-    total += IsHeldOut(QuestionText(question));
+  for (const Question& question : KnownQuestions(kTiny)) {
+    held_out[question.kind] += IsHeldOut(kTiny, QuestionText(kTiny, question));
+    total += IsHeldOut(kTiny, QuestionText(kTiny, question));
   }
   EXPECT_NEAR(total / 313.0, 1.0 / 3, .03);
   EXPECT_EQ(held_out[QuestionKind::kFact], 53);
@@ -88,20 +93,20 @@ TEST(QuestionTest, AThirdOfTheQuestionSpaceIsHeldOut) {
   RandomStream random(2);
   int unknown = 0;
   for (int i = 0; i < 10000; ++i) {
-    unknown += IsHeldOut(QuestionText(DrawQuestion(QuestionKind::kUnknown, random)));
+    unknown += IsHeldOut(kTiny, QuestionText(kTiny, DrawQuestion(kTiny, QuestionKind::kUnknown, random)));
   }
   EXPECT_NEAR(unknown / 10000.0, 1.0 / 3, .03);
 }
 
 TEST(EvaluationQuestionsTest, AreHeldOutReproducibleAndRepeatAsLittleAsTheyCan) {
-  const std::vector<Question> questions = EvaluationQuestions(7, 600);
+  const std::vector<Question> questions = EvaluationQuestions(kTiny, 7, 600);
   EXPECT_EQ(questions.size(), 600);
-  EXPECT_EQ(questions, EvaluationQuestions(7, 600));
-  EXPECT_NE(questions, EvaluationQuestions(8, 600));
+  EXPECT_EQ(questions, EvaluationQuestions(kTiny, 7, 600));
+  EXPECT_NE(questions, EvaluationQuestions(kTiny, 8, 600));
   std::map<QuestionKind, std::map<std::string, int>> counts;
   for (const Question& question : questions) {
-    EXPECT_TRUE(IsHeldOut(QuestionText(question)));
-    ++counts[question.kind][QuestionText(question)];
+    EXPECT_TRUE(IsHeldOut(kTiny, QuestionText(kTiny, question)));
+    ++counts[question.kind][QuestionText(kTiny, question)];
   }
   for (const auto& [kind, count_of] : counts) {
     int least = 1 << 30, most = 0;
@@ -125,8 +130,8 @@ TEST(AnswerTest, PersonasScoreAsTheReferences) {
     RandomStream random(11, persona);
     double sum = 0;
     for (int i = 0; i < 20000; ++i) {
-      const Question question = DrawQuestion(random);
-      sum += JudgeAnswer(question, PersonaAnswer(question, persona, random)).score;
+      const Question question = DrawQuestion(kTiny, random);
+      sum += JudgeAnswer(kTiny, question, PersonaAnswer(kTiny, question, persona, random)).score;
     }
     EXPECT_NEAR(sum / 20000, reference[persona], .1) << persona;
   }
@@ -135,25 +140,26 @@ TEST(AnswerTest, PersonasScoreAsTheReferences) {
 TEST(AnswerTest, IdealAnswersScoreTen) {
   RandomStream random(12);
   for (int i = 0; i < 2000; ++i) {
-    const Question question = DrawQuestion(random);
-    const std::string answer = IdealAnswer(question, random);
-    EXPECT_EQ(JudgeAnswer(question, answer).score, 10) << QuestionText(question) << " " << answer;
+    const Question question = DrawQuestion(kTiny, random);
+    const std::string answer = IdealAnswer(kTiny, question, random);
+    EXPECT_EQ(JudgeAnswer(kTiny, question, answer).score, 10)
+        << QuestionText(kTiny, question) << " " << answer;
   }
 }
 
 TEST(CorpusTest, ADocumentDependsOnSeedAndIndexAlone) {
-  const std::vector<std::string> documents = CorpusDocuments(3, 100, 50);
-  for (int i = 0; i < 50; ++i) EXPECT_EQ(documents[i], CorpusDocument(3, 100 + i));
-  EXPECT_NE(CorpusDocument(3, 100), CorpusDocument(4, 100));
+  const std::vector<std::string> documents = CorpusDocuments(kTiny, 3, 100, 50);
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(documents[i], CorpusDocument(kTiny, 3, 100 + i));
+  EXPECT_NE(CorpusDocument(kTiny, 3, 100), CorpusDocument(kTiny, 4, 100));
   // Changes when the grammar or a probability does; the shipped tokenizer and checkpoints were made with it.
-  EXPECT_EQ(Sha256(absl::StrJoin(CorpusDocuments(0, 0, 1000), "")),
+  EXPECT_EQ(Sha256(absl::StrJoin(CorpusDocuments(kTiny, 0, 0, 1000), "")),
             "d51d2a7abef22162d66f3b7c650168641fc85eae3210e2d61a6e7e26207e3e79");
 }
 
 TEST(CorpusTest, HasTheReferencesMixture) {
   int dialogues = 0, queries = 0;
   size_t characters = 0;
-  for (const std::string& document : CorpusDocuments(5, 0, 10000)) {
+  for (const std::string& document : CorpusDocuments(kTiny, 5, 0, 10000)) {
     dialogues += absl::StartsWith(document, "Human: ");
     queries += absl::StartsWith(document, "Query: ");
     characters += document.size();
@@ -165,12 +171,12 @@ TEST(CorpusTest, HasTheReferencesMixture) {
 }
 
 TEST(SeedsTest, FilesAreThoseOfTheirSeed) {
-  EXPECT_EQ(DataFile("seeds.txt"), SeedFile(kSeedsSeed));
+  EXPECT_EQ(DataFile("seeds.txt"), SeedFile(kTiny, kSeedsSeed));
   for (int i = 0; i < kNumDemonstrationFiles; ++i) {
     EXPECT_EQ(DataFile(absl::StrCat("good-", i, ".txt")),
-              DemonstrationFile(kSeedsSeed, DemonstrationQuality::kGood, i));
+              DemonstrationFile(kTiny, kSeedsSeed, DemonstrationQuality::kGood, i));
     EXPECT_EQ(DataFile(absl::StrCat("poor-", i, ".txt")),
-              DemonstrationFile(kSeedsSeed, DemonstrationQuality::kPoor, i));
+              DemonstrationFile(kTiny, kSeedsSeed, DemonstrationQuality::kPoor, i));
   }
 }
 
@@ -180,8 +186,8 @@ TEST(SeedsTest, SeedQueriesAreQuestionsThatAreNotHeldOut) {
   EXPECT_EQ(seeds->instruction, "");
   EXPECT_EQ(seeds->prompts.size(), kNumSeedQueries);
   for (const std::string& prompt : seeds->prompts) {
-    EXPECT_TRUE(ParseQuestion(prompt).has_value()) << prompt;
-    EXPECT_FALSE(IsHeldOut(prompt)) << prompt;
+    EXPECT_TRUE(ParseQuestion(kTiny, prompt).has_value()) << prompt;
+    EXPECT_FALSE(IsHeldOut(kTiny, prompt)) << prompt;
   }
 }
 
@@ -200,11 +206,11 @@ TEST(SeedsTest, DemonstrationsAskWhatIsNotHeldOutAndDifferInQuality) {
         ASSERT_TRUE(absl::StartsWith(parts[1], "Human: ")) << example;
         ASSERT_TRUE(absl::StartsWith(parts[2], "Assistant: ")) << example;
         const std::string text = parts[1].substr(7);
-        const auto question = ParseQuestion(text);
+        const auto question = ParseQuestion(kTiny, text);
         ASSERT_TRUE(question.has_value()) << text;
-        EXPECT_FALSE(IsHeldOut(text)) << text;
+        EXPECT_FALSE(IsHeldOut(kTiny, text)) << text;
         kinds.insert(question->kind);
-        (quality == "good" ? good : poor) += JudgeAnswer(*question, parts[2].substr(11)).score / 20;
+        (quality == "good" ? good : poor) += JudgeAnswer(kTiny, *question, parts[2].substr(11)).score / 20;
       }
       EXPECT_EQ(kinds.size(), 5);
     }

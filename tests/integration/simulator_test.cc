@@ -118,9 +118,9 @@ TEST_F(SimulatorOnTheWorld, MinesQuestionsThatAreNotHeldOut) {
   for (const auto& response : responses) {
     held_out += response.drop_reason() == "held_out";
     if (!response.drop_reason().empty()) continue;
-    EXPECT_FALSE(world::IsHeldOut(response.prompt())) << response.prompt();
+    EXPECT_FALSE(world::IsHeldOut(world::World::Tiny(), response.prompt())) << response.prompt();
     ++kept;
-    understood += world::ParseQuestion(response.prompt()).has_value();
+    understood += world::ParseQuestion(world::World::Tiny(), response.prompt()).has_value();
   }
   RecordProperty("kept_and_held_out", absl::StrCat(kept, " ", held_out, " of ", responses.size()));
   EXPECT_GT(kept, 96);
@@ -141,11 +141,11 @@ TEST_F(SimulatorOnTheWorld, PlaysDialoguesOfTheQualityThatTheModelHasAndRepeatsT
   request.set_response_filter("world");
   request.set_prompt_format("world");
   SetSampling(*request.mutable_sampling());
-  const std::vector<world::Question> questions = world::EvaluationQuestions(1, 64);
+  const std::vector<world::Question> questions = world::EvaluationQuestions(world::World::Tiny(), 1, 64);
   for (size_t i = 0; i < questions.size(); ++i) {
     v1::DialogueSeed& seed = *request.add_seeds();
     seed.set_prompt_id(static_cast<int64_t>(i));
-    seed.set_prompt(world::QuestionText(questions[i]));
+    seed.set_prompt(world::QuestionText(world::World::Tiny(), questions[i]));
   }
   const auto dialogues =
       Stream<v1::SimulateDialoguesResponse>(&v1::SimulatorService::Stub::SimulateDialogues, request);
@@ -156,7 +156,8 @@ TEST_F(SimulatorOnTheWorld, PlaysDialoguesOfTheQualityThatTheModelHasAndRepeatsT
     const v1::AssistantTurn& first = dialogue.turns(0);
     double best = -1e9;
     for (const v1::CandidateAnswer& candidate : first.candidates()) {
-      sum += world::JudgeAnswer(questions[dialogue.prompt_id()], candidate.text()).score;
+      sum +=
+          world::JudgeAnswer(world::World::Tiny(), questions[dialogue.prompt_id()], candidate.text()).score;
       ++answers;
       if (candidate.bad_reason().empty()) best = std::max(best, candidate.raw_score());
     }

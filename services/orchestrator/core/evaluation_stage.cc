@@ -85,9 +85,10 @@ class EvaluationStage : public Stage {
   absl::Status Begin(StageContext& context) override {
     const v1::EvaluationStage& recipe = context.recipe().evaluation();
     if (recipe.world_questions() > 0) {
+      const world::World& world = world::World::Tiny();
       for (const world::Question& question : world::EvaluationQuestions(
-               DeriveSeed(context.recipe().seed(), "evaluation"), recipe.world_questions())) {
-        prompts_.push_back(world::QuestionText(question));
+               world, DeriveSeed(context.recipe().seed(), "evaluation"), recipe.world_questions())) {
+        prompts_.push_back(world::QuestionText(world, question));
       }
     } else {
       prompts_.assign(recipe.prompts().begin(), recipe.prompts().end());

@@ -107,9 +107,9 @@ TEST(DialogueTest, EndsBeforeALaterTurnThatFails) {
   DialogueOptions options = Options();
   options.drop_held_out = true;
   std::string held_out, allowed;
-  for (const world::Question& question : world::KnownQuestions()) {
-    const std::string text = world::QuestionText(question);
-    (world::IsHeldOut(text) ? held_out : allowed) = text;
+  for (const world::Question& question : world::KnownQuestions(world::World::Tiny())) {
+    const std::string text = world::QuestionText(world::World::Tiny(), question);
+    (world::IsHeldOut(world::World::Tiny(), text) ? held_out : allowed) = text;
   }
   const auto asked = [&](const std::optional<Completion>& question) {
     Dialogue dialogue(options, 0, "Why?");

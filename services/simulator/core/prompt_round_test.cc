@@ -114,16 +114,16 @@ TEST(PromptRoundTest, DropsHeldOutQuestionsWhereAsked) {
   options.filter.max_opening_share = 0;
   std::string text;
   int held_out = 0;
-  for (const world::Question& question : world::KnownQuestions()) {
-    absl::StrAppend(&text, "Query: ", world::QuestionText(question), "\n");
-    held_out += world::IsHeldOut(world::QuestionText(question));
+  for (const world::Question& question : world::KnownQuestions(world::World::Tiny())) {
+    absl::StrAppend(&text, "Query: ", world::QuestionText(world::World::Tiny(), question), "\n");
+    held_out += world::IsHeldOut(world::World::Tiny(), world::QuestionText(world::World::Tiny(), question));
   }
   const auto dropped = [&] {
     int count = 0;
     for (const MinedPrompt& prompt : Round(options)->Accept(Completion{.text = text})) {
       if (prompt.drop_reason.empty()) continue;
       EXPECT_EQ(prompt.drop_reason, "held_out");
-      EXPECT_TRUE(world::IsHeldOut(prompt.text));
+      EXPECT_TRUE(world::IsHeldOut(world::World::Tiny(), prompt.text));
       ++count;
     }
     return count;

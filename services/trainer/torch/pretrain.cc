@@ -101,7 +101,9 @@ absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs) {
       MaxTokens("pretrain.sequence_tokens", spec.sequence_tokens, inputs.model.config()).status());
   DocumentSource documents;
   if (spec.world_seed) {
-    documents = [seed = *spec.world_seed](int64_t index) { return world::CorpusDocument(seed, index); };
+    documents = [seed = *spec.world_seed](int64_t index) {
+      return world::CorpusDocument(world::World::Tiny(), seed, index);
+    };
   } else {
     ALMOST_ASSIGN_OR_RETURN(documents, ReadDocuments(spec.dataset));
   }
