@@ -50,9 +50,9 @@ class Countdown {
     none_left_.wait(lock, [this] { return left_ == 0; });
   }
   // False: not within `time`.
-  bool WaitFor(std::chrono::milliseconds time) {
+  bool WaitFor(absl::Duration time) {
     std::unique_lock lock(mutex_);
-    return none_left_.wait_for(lock, time, [this] { return left_ == 0; });
+    return none_left_.wait_for(lock, absl::ToChronoNanoseconds(time), [this] { return left_ == 0; });
   }
 
  private:
@@ -73,9 +73,6 @@ struct ScoringCall {
 };
 
 namespace {
-
-// How often a scoring call looks whether its result is still of use.
-constexpr std::chrono::milliseconds kLook{20};
 
 absl::Status OutOfRange(absl::string_view field, absl::string_view rule, double value) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": must be ", rule, ", got ", value));
@@ -271,7 +268,7 @@ class SteppedEngine final : public Engine {
       for (std::unique_ptr<Sequence>& item : items) items_inbox_.push_back(std::move(item));
       wake_.notify_one();
     }
-    while (!call.done.WaitFor(kLook)) {
+    while (!call.done.WaitFor(std::min(limits.between_looks, limits.deadline - absl::Now()))) {
       absl::Status useless;
       if (absl::Now() >= limits.deadline) {
         useless = absl::DeadlineExceededError("the call's deadline passed");

@@ -78,7 +78,8 @@ struct CompletionScoreRequest {
 // Until when the result of a scoring call is of use.
 struct ScoringLimits {
   absl::Time deadline = absl::InfiniteFuture();
-  std::function<bool()> is_wanted;  // asked every 20 ms on the caller's thread; empty: always
+  std::function<bool()> is_wanted;  // asked on the caller's thread; empty: always
+  absl::Duration between_looks = absl::Milliseconds(20);
 };
 
 // The GPU that a device's name stands for, N of "cuda:N"; none of "cpu". kInvalidArgument: another name.

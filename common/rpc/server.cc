@@ -13,6 +13,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
@@ -137,6 +138,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                                                       std::function<void()> before_scrape,
                                                       const prometheus::Collectable* exported) {
   if (options.max_threads < 1) return absl::InvalidArgumentError("max_threads: must be at least 1");
+  // Debian builds Abseil without NDEBUG, so that every Mutex, gRPC's too, keeps a graph of lock orders under
+  // one lock of the process.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   auto impl = std::make_unique<Impl>();
   impl->options = options;
   impl->draining = &prometheus::BuildGauge()
@@ -163,6 +167,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
   builder.SetMaxReceiveMessageSize(options.max_message_bytes);
   builder.SetMaxSendMessageSize(options.max_message_bytes);
+  // Threads that have answered wait for the next call: by default all but two end, and most calls start one.
+  builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, std::min(options.max_threads, 32));
   grpc::ResourceQuota quota("server");
   quota.SetMaxThreads(options.max_threads + 2);
   builder.SetResourceQuota(quota);

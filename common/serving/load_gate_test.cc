@@ -111,6 +111,13 @@ TEST_F(LoadGateTest, RefusesMoreCallsThanTheirLimit) {
   EXPECT_TRUE(other.Enter(1, absl::InfiniteFuture(), /*waiting=*/false, now_).ok());
 }
 
+TEST_F(LoadGateTest, ManyCallsLookEachMoreRarely) {
+  tickets_.push_back(*Enter(1, absl::InfiniteDuration()));
+  EXPECT_EQ(tickets_.front().TimeBetweenLooks(), absl::Milliseconds(20));
+  for (int i = 1; i < 200; ++i) tickets_.push_back(*Enter(1, absl::InfiniteDuration()));
+  EXPECT_EQ(tickets_.front().TimeBetweenLooks(), absl::Milliseconds(200));
+}
+
 TEST_F(LoadGateTest, ARefusedCallIsNotUnderWay) {
   RunAt100TokensASecond();
   for (int i = 0; i < 100; ++i) EXPECT_FALSE(Enter(100, absl::Seconds(10)).ok());

@@ -87,9 +87,10 @@ absl::Status CheckUtf8(absl::string_view field, absl::string_view text) {
   return absl::OkStatus();
 }
 
-engine::ScoringLimits LimitsOf(const grpc::ServerContext& context) {
+engine::ScoringLimits LimitsOf(const grpc::ServerContext& context, const LoadGate::Ticket& ticket) {
   return {.deadline = absl::FromChrono(context.deadline()),
-          .is_wanted = [&context] { return !context.IsCancelled(); }};
+          .is_wanted = [&context] { return !context.IsCancelled(); },
+          .between_looks = ticket.TimeBetweenLooks()};
 }
 
 absl::Status CallStatus(const absl::Status& ended, absl::Time deadline) {

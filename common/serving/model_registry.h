@@ -51,7 +51,7 @@ struct ServedModel {
 absl::StatusOr<std::vector<int32_t>> ReadInput(const ServedModel& model, const types::v1::Input& input);
 
 // A scoring call is of use until its deadline and while its client is there. `context` must outlive them.
-engine::ScoringLimits LimitsOf(const grpc::ServerContext& context);
+engine::ScoringLimits LimitsOf(const grpc::ServerContext& context, const LoadGate::Ticket& ticket);
 // What a call with this deadline answers whose scoring call ended so: a deadline that passed before any work
 // began is told apart, also where the client's clock, and so its hanging up, was first.
 absl::Status CallStatus(const absl::Status& ended, absl::Time deadline);

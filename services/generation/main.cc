@@ -18,7 +18,7 @@ absl::Status Run(const ServingOptions& options, const std::string& metrics_compa
     ALMOST_ASSIGN_OR_RETURN(store, OpenStore(options.store));
   }
   prometheus::Registry registry;
-  ExportBuildInfo(registry, "none", "cpu");
+  ExportBuildInfo(registry, "none", options.engine.device);
   const VllmMetrics vllm_metrics(registry);
   Metrics metrics(registry);
   ModelRegistry models(ModelRegistry::Head::kLanguageModel, store, options.model_root, options.engine,

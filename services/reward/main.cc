@@ -17,7 +17,7 @@ absl::Status Run(const ServingOptions& options) {
     ALMOST_ASSIGN_OR_RETURN(store, OpenStore(options.store));
   }
   prometheus::Registry registry;
-  ExportBuildInfo(registry, "none", "cpu");
+  ExportBuildInfo(registry, "none", options.engine.device);
   Metrics metrics(registry);
   ModelRegistry models(ModelRegistry::Head::kReward, store, options.model_root, options.engine, registry,
                        [&](const std::string&) { return metrics.observer(); },

@@ -21,8 +21,6 @@ constexpr int kMaxCandidates = 64;
 constexpr int kMaxCompletions = 1024;  // of one call
 constexpr int kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 256;
-// How often a waiting handler looks whether its client is still there.
-constexpr absl::Duration kLook = absl::Milliseconds(20);
 
 absl::Status CheckItems(int count) {
   if (count >= 1 && count <= kMaxItems) return absl::OkStatus();
@@ -103,15 +101,21 @@ class Batch {
 
   // Waits for all items; `meanwhile` runs now and then, unlocked. Not OK: the call as a whole has failed, and
   // nothing of it is left in the engine.
-  absl::Status Wait(const grpc::ServerContext& context, const std::function<bool()>& meanwhile = nullptr) {
+  absl::Status Wait(const grpc::ServerContext& context, const LoadGate::Ticket& ticket,
+                    const std::function<bool()>& meanwhile = nullptr) {
     absl::Status status;
     {
       absl::MutexLock lock(&mutex_);
       status = queue_full_;
     }
     bool cancelled = false;
+    absl::Time next_look = absl::Now() + ticket.TimeBetweenLooks();
     for (;;) {
-      const bool gone = context.IsCancelled() || (meanwhile && !meanwhile());
+      bool gone = meanwhile && !meanwhile();
+      if (const absl::Time now = absl::Now(); now >= next_look) {
+        gone = gone || context.IsCancelled();
+        next_look = now + ticket.TimeBetweenLooks();
+      }
       if ((gone || !status.ok()) && !cancelled) {
         if (status.ok()) status = absl::CancelledError("the client has gone");
         for (const auto& item : items_) model_->engine->Cancel(item->engine_id);
@@ -122,7 +126,7 @@ class Batch {
         mutex_.AssertHeld();
         return changed_ || AllDone();
       };
-      mutex_.AwaitWithTimeout(absl::Condition(&over), kLook);
+      mutex_.AwaitWithDeadline(absl::Condition(&over), next_look);
       changed_ = false;
       if (AllDone()) {
         const bool late =
@@ -243,7 +247,7 @@ grpc::Status GenerationService::Generate(grpc::ServerContext* context, const v1:
   if (!ticket.ok()) return ToGrpc(ticket.status());
   Batch batch(*model, metrics_, *context);
   for (const v1::GenerateItem& item : request->items()) batch.Start(item, sampling(item));
-  if (const absl::Status status = batch.Wait(*context); !status.ok()) return ToGrpc(status);
+  if (const absl::Status status = batch.Wait(*context, *ticket); !status.ok()) return ToGrpc(status);
 
   response->set_model_digest((*model)->digest());
   response->set_numerics_id((*model)->numerics_id());
@@ -277,7 +281,7 @@ grpc::Status GenerationService::StreamGenerate(grpc::ServerContext* context,
   const auto model = models_.Find(request->model(), request->expected_digest());
   if (!model.ok()) return ToGrpc(model.status());
   auto ticket = (*model)->Enter(Work(request->item(), request->item().sampling()),
-                                      absl::FromChrono(context->deadline()));
+                                absl::FromChrono(context->deadline()));
   if (!ticket.ok()) return ToGrpc(ticket.status());
   Batch batch(*model, metrics_, *context);
   // A piece for each token that settles text; bounded by max_new_tokens, so a slow reader holds back nobody.
@@ -300,7 +304,7 @@ grpc::Status GenerationService::StreamGenerate(grpc::ServerContext* context,
     if (std::exchange(first, false)) piece.set_model_digest((*model)->digest());
     return writer->Write(piece);
   };
-  const absl::Status status = batch.Wait(*context, [&] {
+  const absl::Status status = batch.Wait(*context, *ticket, [&] {
     std::deque<v1::StreamGenerateResponse> ready;
     {
       absl::MutexLock lock(&batch.mutex());
@@ -375,7 +379,7 @@ grpc::Status GenerationService::ScoreCompletions(grpc::ServerContext* context,
     results.push_back(out->mutable_result());
     scores.push_back(std::move(*score));
   }
-  const engine::ScoringLimits limits = LimitsOf(*context);
+  const engine::ScoringLimits limits = LimitsOf(*context, *ticket);
   const auto logprobs = (*model)->engine->ScoreCompletions(scores, limits);
   if (!logprobs.ok()) return ToGrpc(CallStatus(logprobs.status(), limits.deadline));
   for (size_t i = 0; i < results.size(); ++i) {

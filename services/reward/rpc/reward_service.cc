@@ -76,7 +76,7 @@ grpc::Status RewardService::Score(grpc::ServerContext* context, const v1::ScoreR
     }
   }
   if (absl::Now() >= absl::FromChrono(context->deadline())) return ToGrpc(ExpiredBeforeWorkError());
-  const engine::ScoringLimits limits = LimitsOf(*context);
+  const engine::ScoringLimits limits = LimitsOf(*context, *ticket);
   const absl::StatusOr<std::vector<float>> scores = (*model)->engine->ScoreSequences(sequences, limits);
   if (!scores.ok()) return ToGrpc(CallStatus(scores.status(), limits.deadline));
   for (size_t i = 0; i < wanted.size(); ++i) {
