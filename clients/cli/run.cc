@@ -51,12 +51,13 @@ std::string MemoryText(const pb::Run& run) {
   };
   std::map<std::string, Peak> peaks;
   for (const pb::Stage& stage : run.stages()) {
-    std::map<std::string, int64_t> bytes;
+    std::map<std::pair<std::string, int>, int64_t> bytes;  // by service and turn
     for (const pb::PlannedModel& model : stage.plan().models()) {
-      bytes[model.service()] += model.weight_bytes();
+      bytes[{model.service(), model.turn()}] += model.weight_bytes();
     }
-    for (const auto& [service, sum] : bytes) {
-      if (sum > peaks[service].bytes) peaks[service] = {sum, stage.id()};
+    for (const auto& [place, sum] : bytes) {
+      Peak& peak = peaks[place.first];
+      if (sum > peak.bytes) peak = {sum, stage.id()};
     }
   }
   std::vector<std::string> texts;

@@ -56,7 +56,20 @@ absl::StatusOr<std::vector<int64_t>> ItemRunner::Recover() {
   return done;
 }
 
-absl::Status ItemRunner::Run(int64_t num_items) {
+bool ItemRunner::IsLeft(int64_t item, int turn) const {
+  const auto place = static_cast<size_t>(item);
+  return (place >= ended_.size() || !ended_[place]) && stage_->TurnOf(item) == turn;
+}
+
+bool ItemRunner::HasLeft(int64_t num_items, int turn) const {
+  const absl::MutexLock lock(&mutex_);
+  for (int64_t item = 0; item < num_items; ++item) {
+    if (IsLeft(item, turn)) return true;
+  }
+  return false;
+}
+
+absl::Status ItemRunner::Run(int64_t num_items, int turn) {
   size_t num_threads = 0;
   {
     const absl::MutexLock lock(&mutex_);
@@ -65,7 +78,7 @@ absl::Status ItemRunner::Run(int64_t num_items) {
     next_ = num_intended_ = 0;
     for (int64_t position = 0; position < num_items; ++position) {
       const int64_t item = stage_->ItemAt(position, num_items);
-      if (!ended_[static_cast<size_t>(item)]) todo_.push_back(item);
+      if (IsLeft(item, turn)) todo_.push_back(item);
     }
     num_threads = std::min(todo_.size(), static_cast<size_t>(options_.concurrent_items));
     num_workers_ = static_cast<int>(num_threads);

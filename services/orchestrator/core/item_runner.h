@@ -44,10 +44,13 @@ class ItemRunner {
   // Asks the journal which items are done, and returns them.
   absl::StatusOr<std::vector<int64_t>> Recover();
 
-  // Does the items below `num_items` that are not, in the order of Stage::ItemAt. kCancelled: stopped.
-  // kFailedPrecondition: too many were set aside; names the first. Otherwise the error that fails the stage.
-  // Finished items are journaled whatever happens to others.
-  absl::Status Run(int64_t num_items);
+  // Whether there are items of that turn below `num_items` that are not done.
+  bool HasLeft(int64_t num_items, int turn) const;
+
+  // Does the items of that turn below `num_items` that are not, in the order of Stage::ItemAt. kCancelled:
+  // stopped. kFailedPrecondition: too many were set aside; names the first. Otherwise the error that fails
+  // the stage. Finished items are journaled whatever happens to others.
+  absl::Status Run(int64_t num_items, int turn);
 
  private:
   struct Finished {
@@ -58,6 +61,7 @@ class ItemRunner {
   // Takes item after item whose intent is journaled.
   void Work();
   absl::StatusOr<std::string> RunItem(int64_t item);
+  bool IsLeft(int64_t item, int turn) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Journals results and intents until nothing is left to do, or to wait for.
   absl::Status JournalGroups(int64_t num_items);
   void Fail(absl::Status status);

@@ -129,6 +129,35 @@ class OrchestratorTest : public ::testing::Test {
   std::unique_ptr<Orchestrator> orchestrator_;
 };
 
+// What answers is the same, whether or not the process is stopped while the second model does.
+TEST_F(OrchestratorTest, ModelsThatAnswerInTurnAreInMemoryOneByOne) {
+  const auto hashes = UndisturbedHashes();
+  Reset();
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_responses()->set_one_model_at_a_time(true);
+  absl::Mutex mutex;
+  size_t most = 0;
+  std::set<std::string> seen;
+  absl::Notification second;
+  services_->SetScript([&](absl::string_view method, const CallOptions&) -> absl::Status {
+    if (method != "Generate") return absl::OkStatus();
+    const std::set<std::string> models = services_->models();
+    const absl::MutexLock lock(&mutex);
+    most = std::max(most, models.size());
+    seen.insert(models.begin(), models.end());
+    if (seen.size() == 2 && !second.HasBeenNotified()) second.Notify();
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(Start().ok());
+  ASSERT_TRUE(Create("r", recipe).ok());
+  second.WaitForNotification();
+  Stop();
+  ASSERT_TRUE(Start().ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  EXPECT_EQ(Hashes("r"), hashes);
+  EXPECT_EQ(most, 1u);
+}
+
 TEST_F(OrchestratorTest, RunsTheMethodFromPromptsToRl) {
   const auto hashes = UndisturbedHashes();
   std::vector<std::string> names;

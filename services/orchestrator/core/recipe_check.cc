@@ -421,22 +421,27 @@ std::string GigabytesText(int64_t bytes) {
 absl::Status CheckMemory(const v1::Recipe& recipe, const std::map<std::string, types::v1::Model>& models,
                          const HostMemory& memory) {
   for (const std::unique_ptr<Stage>& stage : MakeStages(recipe, {})) {
-    for (const ModelHost host : {ModelHost::kGeneration, ModelHost::kReward}) {
+    struct AtOnce {
       int64_t bytes = 0;
       std::vector<std::string> names;
-      for (const ModelNeed& need : stage->models()) {
-        if (need.host != host || !need.source.empty()) continue;
-        bytes += WeightBytes(models.at(BaseModel(need, recipe)));
-        names.push_back(need.stage.empty() ? need.recipe_model : need.stage);
-      }
-      const bool generation = host == ModelHost::kGeneration;
+    };
+    std::map<std::pair<ModelHost, int>, AtOnce> by_turn;
+    for (const ModelNeed& need : stage->models()) {
+      if (!need.source.empty()) continue;
+      AtOnce& at_once = by_turn[{need.host, need.turn}];
+      at_once.bytes += WeightBytes(models.at(BaseModel(need, recipe)));
+      at_once.names.push_back(need.stage.empty() ? need.recipe_model : need.stage);
+    }
+    for (const auto& [place, at_once] : by_turn) {
+      const auto& [bytes, names] = at_once;
+      const bool generation = place.first == ModelHost::kGeneration;
       const int64_t most = generation ? memory.generation : memory.reward;
       if (most == 0 || bytes <= most) continue;
-      return absl::FailedPreconditionError(absl::StrCat(
-          std::string(stage->id()), ": has ", absl::StrJoin(names, ", "), " in memory at once, ",
-          GigabytesText(bytes), " of weights; a replica of ", generation ? "generation" : "reward",
-          " has room for ", GigabytesText(most), " (--", generation ? "generation" : "reward",
-          "_memory_gigabytes)"));
+      return absl::FailedPreconditionError(
+          absl::StrCat(std::string(stage->id()), ": has ", absl::StrJoin(names, ", "), " in memory at once, ",
+                       GigabytesText(bytes), " of weights; a replica of ",
+                       generation ? "generation" : "reward", " has room for ", GigabytesText(most), " (--",
+                       generation ? "generation" : "reward", "_memory_gigabytes)"));
     }
   }
   return absl::OkStatus();

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -23,15 +24,25 @@ class ResponseStage : public Stage {
   explicit ResponseStage(const v1::Recipe& recipe) {
     std::set<std::string> models;
     for (const v1::Configuration& each : recipe.responses().configurations()) models.insert(each.model());
-    for (const std::string& model : models) needs_.push_back({model, ModelHost::kGeneration, model, ""});
+    for (const std::string& model : models) {
+      const int turn = recipe.responses().one_model_at_a_time() ? static_cast<int>(needs_.size()) : 0;
+      needs_.push_back({.role = model, .recipe_model = model, .turn = turn});
+      turns_[model] = turn;
+    }
   }
 
   absl::string_view id() const override { return "responses"; }
   std::vector<ModelNeed> models() const override { return needs_; }
+  int num_turns() const override { return needs_.empty() ? 1 : needs_.back().turn + 1; }
+  int TurnOf(int64_t item) const override {
+    return turns_.find(configurations_[static_cast<size_t>(item / NumChunks())].model())->second;
+  }
 
   absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
     StageIdentity identity;
-    identity.recipe = {{"responses", ToJson(context.recipe().responses())},
+    v1::ResponseStage recipe = context.recipe().responses();
+    recipe.clear_one_model_at_a_time();  // changes no answer
+    identity.recipe = {{"responses", ToJson(recipe)},
                        {"prompt_format", context.recipe().prompt_format()},
                        {"seed", context.recipe().seed()}};
     ALMOST_ASSIGN_OR_RETURN(const Artifact prompts, context.Input("prompts", "prompts"));
@@ -154,6 +165,7 @@ class ResponseStage : public Stage {
   int64_t NumChunks() const { return NumPromptChunks(NumPrompts()); }
 
   std::vector<ModelNeed> needs_;
+  std::map<std::string, int, std::less<>> turns_;  // by model
   std::vector<std::string> prompts_;
   std::vector<FewShotConfiguration> configurations_;
   ResponseFilter filter_;

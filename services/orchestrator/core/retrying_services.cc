@@ -139,7 +139,14 @@ void RetryingServices::KeepModels(const std::stop_token& ended) {
   }
 }
 
+void RetryingServices::ForgetModels() {
+  const absl::MutexLock none_is_restored(&restoring_);
+  const absl::MutexLock lock(&mutex_);
+  kept_.clear();
+}
+
 absl::Status RetryingServices::RestoreModels(const std::stop_token& stop) {
+  const absl::MutexLock restoring(&restoring_);
   std::map<std::pair<ModelHost, std::string>, types::v1::LoadModelRequest> kept;
   {
     const absl::MutexLock lock(&mutex_);

@@ -94,6 +94,8 @@ class RetryingServices {
   // Loads a model and keeps it loaded: from now on it is brought back when its host has lost it, and answers
   // of it with another numerics_id are kFailedPrecondition. kResourceExhausted: it does not fit.
   absl::StatusOr<types::v1::Model> PlaceModel(ModelHost host, const types::v1::LoadModelRequest& request);
+  // No model is kept any more; what is being brought back just now is in memory when this returns.
+  void ForgetModels();
   std::stop_token stop() const { return stop_; }
   CostMeter& meter() const { return *meter_; }
 
@@ -123,7 +125,8 @@ class RetryingServices {
   const PauseListener on_pause_;
   const RetryListener on_retry_;
 
-  absl::Mutex mutex_;
+  absl::Mutex restoring_;  // held while models are brought back
+  absl::Mutex mutex_ ABSL_ACQUIRED_AFTER(restoring_);
   std::map<std::pair<ModelHost, std::string>, types::v1::LoadModelRequest> kept_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::string, std::less<>> numerics_ ABSL_GUARDED_BY(mutex_);  // model -> numerics_id
   std::chrono::steady_clock::time_point last_answer_ ABSL_GUARDED_BY(mutex_);

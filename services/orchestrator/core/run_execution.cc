@@ -366,7 +366,10 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index, bool following,
   const std::stop_callback forward(halt_.get_token(), [&stage_stop] { stage_stop.request_stop(); });
   Context context(this, index, following, stage_stop.get_token());
   environment_.observer->StageChanged(context.run_id(), shown);
-  ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, context));
+  // The last turn first: what each model is has to be known, and in the end those of the first are in memory.
+  for (int turn = stage.num_turns() - 1; turn >= 0; --turn) {
+    ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, turn, context));
+  }
   std::optional<StageIdentity> identity;
   std::string key;
   if (!following) {
@@ -409,7 +412,11 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index, bool following,
     ALMOST_ASSIGN_OR_RETURN(const int64_t num_items, stage.NumItems(context, results));
     if (num_items <= announced) break;
     announced = num_items;
-    ALMOST_RETURN_IF_ERROR(items.Run(num_items));
+    for (int turn = 0; turn < stage.num_turns(); ++turn) {
+      if (!items.HasLeft(num_items, turn)) continue;
+      if (stage.num_turns() > 1) ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, turn, context));
+      ALMOST_RETURN_IF_ERROR(items.Run(num_items, turn));
+    }
   }
   {
     const absl::MutexLock lock(&mutex_);
@@ -551,7 +558,7 @@ absl::Status RunExecution::Publish(Stage& stage, size_t index, Context& context,
   return absl::OkStatus();
 }
 
-absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, Context& context) {
+absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, int turn, Context& context) {
   const std::map<std::string, std::string> artifacts = Artifacts();
   std::set<Placement> needed_now;
   std::set<Placement> needed_later;
@@ -564,6 +571,7 @@ absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, Context& cont
     if (state == v1::STAGE_STATE_SUCCEEDED) continue;
     const bool now = state == v1::STAGE_STATE_RUNNING;
     for (const ModelNeed& need : stages_[i]->models()) {
+      if (i == index && need.turn != turn) continue;
       const auto request = LoadRequest(need, recipe_, artifacts);
       if (i == index) ALMOST_RETURN_IF_ERROR(request.status());
       if (request.ok()) (now ? needed_now : needed_later).insert({need.host, request->name()});
@@ -571,9 +579,12 @@ absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, Context& cont
   }
   const std::string holder = absl::StrCat("runs/", context.run_id());
   needed_later.insert(needed_now.begin(), needed_now.end());
-  environment_.placement->ReleaseAllBut(holder, needed_later);
+  const bool in_turns = stage.num_turns() > 1;
+  if (in_turns) context.services().ForgetModels();
+  environment_.placement->ReleaseAllBut(holder, in_turns ? needed_now : needed_later);
 
   for (const ModelNeed& need : stage.models()) {
+    if (need.turn != turn) continue;
     ALMOST_ASSIGN_OR_RETURN(types::v1::LoadModelRequest request, LoadRequest(need, recipe_, artifacts));
     {
       // What the run saw before a restart, or in an earlier stage, must be what it sees now.

@@ -121,7 +121,8 @@ class RunExecution {
   absl::Status AwaitPublished(size_t index);
   // Ends all stages' work; `why` is the run's error if it is the first, OK if the run is to stop.
   void Halt(const absl::Status& why);
-  absl::Status PlaceModels(Stage& stage, size_t index, Context& context);
+  // Brings the models of that turn into memory; the stage's others go.
+  absl::Status PlaceModels(Stage& stage, size_t index, int turn, Context& context);
   // The stage is publishing: what its items, and those of one it follows, came to is in artifacts. Kept as
   // long as a stage that follows it may want them.
   void DropResults(size_t index, JournalBatch& batch) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);

@@ -63,6 +63,7 @@ class PlanContext : public StageContext {
       v1::PlannedModel& planned = *plan->add_models();
       planned.set_id(!need.stage.empty() ? need.stage : need.source.empty() ? need.recipe_model : need.role);
       planned.set_service(need.host == ModelHost::kGeneration ? "generation" : "reward");
+      planned.set_turn(need.turn);
       auto request = LoadRequest(need, recipe_, artifacts_);
       if (absl::IsFailedPrecondition(request.status())) {
         // Yet to be trained: of the size of what it is trained from, in the same place.
@@ -171,9 +172,9 @@ int64_t MaxGeneratedTokens(absl::string_view stage, const v1::Recipe& recipe) {
   if (stage == "evaluation") {
     const v1::EvaluationStage& evaluation = recipe.evaluation();
     const EvaluationSize size = SizeOfEvaluation(recipe);
-    most = size.questions * (std::max(evaluation.best_of(), 1) *
-                                 tokens(evaluation.sampling(), evaluation.baseline()) +
-                             (recipe.has_sft() + recipe.has_rl()) * tokens(evaluation.sampling(), {}));
+    most = size.questions *
+           (std::max(evaluation.best_of(), 1) * tokens(evaluation.sampling(), evaluation.baseline()) +
+            (recipe.has_sft() + recipe.has_rl()) * tokens(evaluation.sampling(), {}));
     for (const v1::Configuration& each : evaluation.grid()) {
       most += size.grid_questions * tokens(evaluation.sampling(), each);
     }

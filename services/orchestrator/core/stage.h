@@ -43,6 +43,7 @@ struct ModelNeed {
   std::string recipe_model;  // of Recipe.models
   std::string stage;         // the artifact "model" that this stage published: "reward_model", "sft", "rl"
   std::string source;        // as LoadModel takes it
+  int turn = 0;              // of the stage's items that it is for
 };
 
 // A model in memory. Requests name it and pin its digest.
@@ -89,7 +90,7 @@ class StageContext {
   virtual int priority() const = 0;
   virtual RetryingServices& services() = 0;
   virtual ArtifactStore& store() const = 0;
-  // A model of Stage::models(), by role. Only while items run and in Publish.
+  // A model of Stage::models(), by role. Only while items run and in Publish; in memory in its turn.
   virtual const PlacedModel& model(absl::string_view role) const = 0;
   // What an earlier stage published under `name`. kNotFound: the recipe leaves that stage out.
   virtual absl::StatusOr<Artifact> Input(absl::string_view stage, absl::string_view name) const = 0;
@@ -147,6 +148,9 @@ class Stage {
   // Raised whenever the same inputs would give another content.
   virtual int64_t version() const { return 1; }
   virtual std::vector<ModelNeed> models() const { return {}; }
+  // Items are done turn by turn, and only the models of the present one are in memory.
+  virtual int num_turns() const { return 1; }
+  virtual int TurnOf(int64_t /*item*/) const { return 0; }
 
   // The stage just before it whose items it takes as they end, instead of waiting for what that stage
   // publishes. Its Identity is then asked for after its items are done.
