@@ -10,11 +10,11 @@
 
 namespace almost::world {
 
-std::string SeedFile(const World& world, uint64_t seed) {
+std::string SeedFile(const World& world, uint64_t seed, int num_queries) {
   RandomStream random(DeriveSeed(seed, "seed queries"));
   absl::flat_hash_set<std::string> queries;
   std::string file = "\n";
-  while (static_cast<int>(queries.size()) < kNumSeedQueries) {
+  while (static_cast<int>(queries.size()) < num_queries) {
     const std::string query = QuestionText(world, DrawQuestion(world, random));
     if (!IsHeldOut(world, query) && queries.insert(query).second) absl::StrAppend(&file, query, "\n");
   }

@@ -5,16 +5,16 @@
 
 #include "common/world/world.h"
 
-// The hand-made inputs of the method. The files under data/ are these, of the tiny world with seed
-// kSeedsSeed. No question in them is held out.
+// The hand-made inputs of the method. The files under data/ are these with seed
+// kSeedsSeed: of the tiny world, with 40 seed queries, and under data/large/ of the large one, with 120. No
+// question in them is held out.
 namespace almost::world {
 
 inline constexpr uint64_t kSeedsSeed = 4242;
-inline constexpr int kNumSeedQueries = 40;
 inline constexpr int kNumDemonstrationFiles = 4;
 
 // A seed file: the first line is an instruction (none here, so it is empty), then one distinct query a line.
-std::string SeedFile(const World& world, uint64_t seed);
+std::string SeedFile(const World& world, uint64_t seed, int num_queries);
 
 enum class DemonstrationQuality { kGood, kPoor };
 

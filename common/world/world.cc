@@ -12,6 +12,16 @@ const World& World::Tiny() {
   return world;
 }
 
+const World& World::Large() {
+  static const auto& world = *new World(LargeContent());
+  return world;
+}
+
+const World* World::Named(absl::string_view name) {
+  if (name.empty() || name == "tiny") return &Tiny();
+  return name == "large" ? &Large() : nullptr;
+}
+
 World::World(Content content) : content_(std::move(content)) {
   for (const EntityKind& kind : content_.kinds) {
     std::vector<double>& popularity = popularity_.emplace_back();

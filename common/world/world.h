@@ -18,6 +18,9 @@ class World {
  public:
   // Made at the first call, and there until the process ends.
   static const World& Tiny();
+  static const World& Large();
+  // "tiny" or "", "large"; nullptr: there is none of that name.
+  static const World* Named(absl::string_view name);
 
   explicit World(Content content);
   World(const World&) = delete;

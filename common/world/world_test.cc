@@ -171,7 +171,7 @@ TEST(CorpusTest, HasTheReferencesMixture) {
 }
 
 TEST(SeedsTest, FilesAreThoseOfTheirSeed) {
-  EXPECT_EQ(DataFile("seeds.txt"), SeedFile(kTiny, kSeedsSeed));
+  EXPECT_EQ(DataFile("seeds.txt"), SeedFile(kTiny, kSeedsSeed, 40));
   for (int i = 0; i < kNumDemonstrationFiles; ++i) {
     EXPECT_EQ(DataFile(absl::StrCat("good-", i, ".txt")),
               DemonstrationFile(kTiny, kSeedsSeed, DemonstrationQuality::kGood, i));
@@ -184,7 +184,7 @@ TEST(SeedsTest, SeedQueriesAreQuestionsThatAreNotHeldOut) {
   const auto seeds = PromptSeeds::Parse(DataFile("seeds.txt"));
   ASSERT_TRUE(seeds.ok()) << seeds.status();
   EXPECT_EQ(seeds->instruction, "");
-  EXPECT_EQ(seeds->prompts.size(), kNumSeedQueries);
+  EXPECT_EQ(seeds->prompts.size(), 40);
   for (const std::string& prompt : seeds->prompts) {
     EXPECT_TRUE(ParseQuestion(kTiny, prompt).has_value()) << prompt;
     EXPECT_FALSE(IsHeldOut(kTiny, prompt)) << prompt;
