@@ -28,8 +28,8 @@ struct UpFlags {
   std::string model_root = ".";
   std::string device = "cpu";
   std::string ports = "default";
-  std::string artifacts;  // empty: in the store's folder
-  bool world_judge = false;
+  std::string artifacts;    // empty: in the store's folder
+  std::string world_judge;  // empty: none
   double stop_seconds = 30;
 };
 
@@ -56,7 +56,7 @@ absl::StatusOr<std::map<std::string, std::pair<int, int>>> ChoosePorts(const UpF
       ALMOST_RETURN_IF_ERROR(Annotate(CheckPortFree(port), absl::StrCat("cannot start ", ports.service)));
     }
   }
-  if (flags.world_judge) {
+  if (!flags.world_judge.empty()) {
     ALMOST_ASSIGN_OR_RETURN(chosen["judge"].first, free_port());
     ALMOST_ASSIGN_OR_RETURN(chosen["judge"].second, free_port());
   }
@@ -120,8 +120,8 @@ absl::Status Up(const Cli& cli, const UpFlags& flags) {
   };
   add("generation", kModels, with_store({root_flag, device_flag}));
   add("reward", kModels, with_store({root_flag, device_flag}));
-  if (flags.world_judge) {
-    add("judge", kModels, {});
+  if (!flags.world_judge.empty()) {
+    add("judge", kModels, {absl::StrCat("--world=", flags.world_judge)});
   }
   add("simulator", kCallers, {generation_flag, reward_flag});
   add("trainer", kCallers,
@@ -178,7 +178,9 @@ void AddUp(CLI::App& app, Cli& cli) {
   up->add_option(
       "--artifacts", flags->artifacts,
       "s3://bucket/prefix for the artifacts; by default they are in the store's folder, as all else is");
-  up->add_flag("--world_judge", flags->world_judge, "Also the tiny world's ground truth as a judge");
+  up->add_flag("--world_judge{tiny}", flags->world_judge,
+               "Also the tiny world's ground truth as a judge; =large: the large one's")
+      ->check(CLI::IsMember({"tiny", "large"}));
   up->add_option("--stop_seconds", flags->stop_seconds, "After a stop, time until what still runs is killed")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -1,4 +1,4 @@
-// almost world: the tiny world's corpus, questions and judge.
+// almost world: a world's corpus, questions and judge.
 
 #include <fstream>
 #include <iostream>
@@ -21,19 +21,21 @@ namespace almost::cli {
 namespace {
 
 struct WorldFlags {
+  std::string name = "tiny";
   uint64_t seed = 0;
   uint64_t first = 0;
   uint64_t count = 0;
   int vocab_size = 0;
   ServerOptions server;
+
+  const world::World& world() const { return *world::World::Named(name); }
 };
 
 absl::Status Corpus(const WorldFlags& flags) {
   for (uint64_t i = 0; i < flags.count; ++i) {
     std::string line;
     ALMOST_RETURN_IF_ERROR(AppendJsonLine(
-        nlohmann::ordered_json{
-            {"text", world::CorpusDocument(world::World::Tiny(), flags.seed, flags.first + i)}},
+        nlohmann::ordered_json{{"text", world::CorpusDocument(flags.world(), flags.seed, flags.first + i)}},
         &line));
     std::cout << line;
   }
@@ -44,7 +46,7 @@ absl::Status Corpus(const WorldFlags& flags) {
 absl::Status Tokenizer(const WorldFlags& flags) {
   ALMOST_ASSIGN_OR_RETURN(
       const std::string json,
-      TrainByteLevelBpe(world::CorpusDocuments(world::World::Tiny(), flags.seed, flags.first, flags.count),
+      TrainByteLevelBpe(world::CorpusDocuments(flags.world(), flags.seed, flags.first, flags.count),
                         flags.vocab_size, "<|endoftext|>"));
   std::cout << json;
   std::cout.flush();
@@ -53,14 +55,14 @@ absl::Status Tokenizer(const WorldFlags& flags) {
 
 absl::Status Questions(const Cli& cli, const WorldFlags& flags) {
   for (const world::Question& question :
-       world::EvaluationQuestions(world::World::Tiny(), flags.seed, static_cast<int>(flags.count))) {
-    std::string line = absl::StrCat(world::QuestionText(world::World::Tiny(), question), "\n");
+       world::EvaluationQuestions(flags.world(), flags.seed, static_cast<int>(flags.count))) {
+    std::string line = absl::StrCat(world::QuestionText(flags.world(), question), "\n");
     if (cli.json) {
       line.clear();
-      ALMOST_RETURN_IF_ERROR(AppendJsonLine(
-          nlohmann::ordered_json{{"prompt", world::QuestionText(world::World::Tiny(), question)},
-                                 {"kind", std::string(world::KindName(question.kind))}},
-          &line));
+      ALMOST_RETURN_IF_ERROR(
+          AppendJsonLine(nlohmann::ordered_json{{"prompt", world::QuestionText(flags.world(), question)},
+                                                {"kind", std::string(world::KindName(question.kind))}},
+                         &line));
     }
     std::cout << line;
   }
@@ -73,7 +75,7 @@ absl::Status Judge(const WorldFlags& flags) {
   ALMOST_RETURN_IF_ERROR(log::Start("judge", flags.server.log_level));
   prometheus::Registry registry;
   ExportBuildInfo(registry, "none", "none");
-  WorldJudge judge;
+  WorldJudge judge(flags.world());
   ALMOST_ASSIGN_OR_RETURN(
       const std::unique_ptr<Server> server,
       Server::Start(flags.server, {{judge::v1::JudgeService::service_full_name(), &judge}}, registry));
@@ -85,15 +87,21 @@ absl::Status Judge(const WorldFlags& flags) {
 }  // namespace
 
 void AddWorld(CLI::App& app, Cli& cli) {
-  CLI::App* world = app.add_subcommand("world", "The tiny world: corpus, questions, judge");
+  CLI::App* world = app.add_subcommand("world", "The tiny world, or the large one: corpus, questions, judge");
   world->require_subcommand(1);
   auto flags = std::make_shared<WorldFlags>();
+  const auto add_name = [flags](CLI::App* command) {
+    command->add_option("--world", flags->name, "tiny or large")
+        ->check(CLI::IsMember({"tiny", "large"}))
+        ->capture_default_str();
+  };
 
   CLI::App* corpus =
       world->add_subcommand("corpus", "Documents that vanilla models learn from, as JSON Lines of {text}");
   CLI::App* tokenizer =
       world->add_subcommand("tokenizer", "A byte-level BPE learnt from the corpus, as a tokenizer.json");
   for (CLI::App* of_corpus : {corpus, tokenizer}) {
+    add_name(of_corpus);
     of_corpus->add_option("--seed", flags->seed, "Of the corpus")->capture_default_str();
     of_corpus->add_option("--first", flags->first, "Number of the first document")->capture_default_str();
     of_corpus->add_option("--count", flags->count, "How many documents")->required();
@@ -103,6 +111,7 @@ void AddWorld(CLI::App& app, Cli& cli) {
   tokenizer->callback([&cli, flags] { cli.action = [flags] { return Tokenizer(*flags); }; });
 
   CLI::App* questions = world->add_subcommand("questions", "Held-out questions, one a line");
+  add_name(questions);
   questions->add_option("--seed", flags->seed, "Of the draw")->capture_default_str();
   questions->add_option("--count", flags->count, "How many questions")
       ->required()
@@ -110,6 +119,7 @@ void AddWorld(CLI::App& app, Cli& cli) {
   questions->callback([&cli, flags] { cli.action = [&cli, flags] { return Questions(cli, *flags); }; });
 
   CLI::App* judge = world->add_subcommand("judge", "Serves the ground truth as a JudgeService");
+  add_name(judge);
   AddServerFlags(*judge, flags->server, "127.0.0.1:50056", "127.0.0.1:9456");
   judge->callback([&cli, flags] {
     cli.action = [&cli, flags] {

@@ -18,17 +18,18 @@ grpc::Status WorldJudge::Compare(grpc::ServerContext*, const pb::CompareRequest*
     return ToGrpc(
         InvalidField("items", "must hold 1 to 64 comparisons", absl::StrCat(request->items_size())));
   }
-  response->set_judge_id("tiny-world/3");
+  // The number goes up when the same answers are judged otherwise: results with another are made anew.
+  response->set_judge_id(world_.name() == "tiny" ? "tiny-world/3" : absl::StrCat(world_.name(), "-world/1"));
   for (const pb::Comparison& item : request->items()) {
     pb::JudgementResponse& answer = *response->add_items();
-    const std::optional<world::Question> question = world::ParseQuestion(world::World::Tiny(), item.prompt());
+    const std::optional<world::Question> question = world::ParseQuestion(world_, item.prompt());
     if (!question) {
-      *answer.mutable_error() =
-          ToProto(InvalidField("prompt", "must be a question of the tiny world", item.prompt()));
+      *answer.mutable_error() = ToProto(InvalidField(
+          "prompt", absl::StrCat("must be a question of the ", world_.name(), " world"), item.prompt()));
       continue;
     }
-    const world::Judgement a = world::JudgeAnswer(world::World::Tiny(), *question, item.a());
-    const world::Judgement b = world::JudgeAnswer(world::World::Tiny(), *question, item.b());
+    const world::Judgement a = world::JudgeAnswer(world_, *question, item.a());
+    const world::Judgement b = world::JudgeAnswer(world_, *question, item.b());
     pb::Judgement& judgement = *answer.mutable_result();
     judgement.set_verdict(a.score > b.score   ? pb::VERDICT_A
                           : a.score < b.score ? pb::VERDICT_B

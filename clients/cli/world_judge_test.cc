@@ -10,7 +10,7 @@ namespace pb = almost::judge::v1;
 
 pb::CompareResponse Judge(const pb::CompareRequest& request,
                           grpc::StatusCode expected = grpc::StatusCode::OK) {
-  WorldJudge judge;
+  WorldJudge judge(world::World::Tiny());
   pb::CompareResponse response;
   EXPECT_EQ(judge.Compare(nullptr, &request, &response).error_code(), expected);
   return response;
@@ -45,6 +45,18 @@ TEST(WorldJudgeTest, RefusesAPromptThatIsNoQuestionOfTheWorldAndJudgesTheOthers)
   EXPECT_EQ(response.items(0).error().code(), static_cast<int>(grpc::StatusCode::INVALID_ARGUMENT));
   EXPECT_THAT(response.items(0).error().message(), testing::HasSubstr("Napoleon"));
   EXPECT_EQ(response.items(1).result().verdict(), pb::VERDICT_A);
+}
+
+TEST(WorldJudgeTest, EachWorldHasItsOwnJudge) {
+  pb::CompareRequest request;
+  Add(&request, "How much is 31 plus 9?", "31 plus 9 is 40.",
+      "31 plus 9 is 49.");  // the large world's way to ask
+  pb::CompareResponse large;
+  EXPECT_TRUE(WorldJudge(world::World::Large()).Compare(nullptr, &request, &large).ok());
+  EXPECT_EQ(large.items(0).result().verdict(), pb::VERDICT_A);
+  const pb::CompareResponse tiny = Judge(request);
+  EXPECT_EQ(tiny.items(0).error().code(), static_cast<int>(grpc::StatusCode::INVALID_ARGUMENT));
+  EXPECT_NE(tiny.judge_id(), large.judge_id());
 }
 
 TEST(WorldJudgeTest, RefusesNoItemsAndTooMany) {

@@ -27,17 +27,17 @@ class Failed(Exception):
 class Suite:
     """with Suite() as suite: the services are up and ready; leaving it stops them and removes the store."""
 
-    def __init__(self, model_root=SOURCE, store=None, up=()):
+    def __init__(self, model_root=SOURCE, store=None, up=(), judge="tiny"):
         self._folder = tempfile.TemporaryDirectory(prefix="almost-test-")
         self.store = pathlib.Path(store or self._folder.name + "/store")
         self.log = pathlib.Path(self._folder.name) / "up.log"
         self.model_root = model_root
-        self._more = up  # flags of `almost up`
+        self._more = (f"--world_judge={judge}", *up)  # flags of `almost up`
 
     def __enter__(self):
         with open(self.log, "wb") as log:
             self._up = subprocess.Popen([BIN / "almost", "up", "--store", self.store, "--model_root", self.model_root,
-                                         "--ports", "auto", "--world_judge", *self._more], stdout=log, stderr=log)
+                                         "--ports", "auto", *self._more], stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while not (self.store / "up.json").exists():
             if self._up.poll() is not None or time.monotonic() > deadline:

@@ -85,7 +85,7 @@ class EvaluationStage : public Stage {
   absl::Status Begin(StageContext& context) override {
     const v1::EvaluationStage& recipe = context.recipe().evaluation();
     if (recipe.world_questions() > 0) {
-      const world::World& world = world::World::Tiny();
+      const world::World& world = *world::World::Named(recipe.world());
       for (const world::Question& question : world::EvaluationQuestions(
                world, DeriveSeed(context.recipe().seed(), "evaluation"), recipe.world_questions())) {
         prompts_.push_back(world::QuestionText(world, question));

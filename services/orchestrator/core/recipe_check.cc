@@ -15,6 +15,7 @@
 #include "common/text/prompt_filter.h"
 #include "common/text/prompt_format.h"
 #include "common/text/response_filter.h"
+#include "common/world/world.h"
 #include "services/orchestrator/core/few_shot_configuration.h"
 #include "services/orchestrator/core/model_placement.h"
 #include "services/orchestrator/core/stages.h"
@@ -83,6 +84,12 @@ class Checker {
     }
   }
 
+  void World(absl::string_view field, const std::string& name) {
+    if (world::World::Named(name) == nullptr) {
+      Fail(field, absl::StrCat("must be \"tiny\" or \"large\", is \"", name, "\""));
+    }
+  }
+
   void Models() {
     if (recipe_.models().empty()) Fail("models", "must hold at least one");
     for (int i = 0; i < recipe_.models_size(); ++i) {
@@ -145,6 +152,7 @@ class Checker {
       const double share = prompts.filter().max_opening_share();
       if (!(share > 0 && share <= 1)) Fail("prompts.filter.max_opening_share", "must be in (0, 1]");
     }
+    World("prompts.filter.world", prompts.filter().world());
     Sampling("prompts.sampling", prompts.sampling());
   }
 
@@ -309,6 +317,7 @@ class Checker {
       Configuration(field, stage.grid(i));
     }
     NotNegative("evaluation.world_questions", stage.world_questions());
+    World("evaluation.world", stage.world());
     if (stage.prompts().empty() && stage.world_questions() == 0) {
       Fail("evaluation.prompts", "must hold prompts, or world_questions be above 0");
     }

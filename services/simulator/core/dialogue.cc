@@ -107,7 +107,7 @@ void Dialogue::TakeQuestion(const std::optional<Completion>& question) {
   if (!question.has_value() || !question->finished) return;
   std::string text = options_.response_filter.Extract(question->text);
   if (options_.user_filter.CheckForm(text).has_value()) return;
-  if (options_.drop_held_out && world::IsHeldOut(world::World::Tiny(), text)) return;
+  if (options_.held_out_of != nullptr && world::IsHeldOut(*options_.held_out_of, text)) return;
   messages_.push_back({.role = "user", .content = std::move(text)});
   waits_for_ = WaitsFor::kAnswers;
 }

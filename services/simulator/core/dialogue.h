@@ -10,6 +10,7 @@
 #include "common/text/prompt_filter.h"
 #include "common/text/prompt_format.h"
 #include "common/text/response_filter.h"
+#include "common/world/world.h"
 #include "services/simulator/core/completion.h"
 
 namespace almost::simulator {
@@ -22,9 +23,9 @@ struct DialogueOptions {
   int num_candidates = 4;
   int max_turns = 2;  // the assistant's
   ResponseFilter response_filter;
-  PromptFilter user_filter;    // form of the user's later turns
-  bool drop_held_out = false;  // no later turn asks a question of the tiny world's held-out third
-  uint64_t seed = 0;           // the run's
+  PromptFilter user_filter;                   // form of the user's later turns
+  const world::World* held_out_of = nullptr;  // no later turn asks a question of this world's held-out third
+  uint64_t seed = 0;                          // the run's
 
   // kInvalidArgument names the field; kFailedPrecondition: a file with fewer demonstrations than shots.
   absl::Status Validate() const;
@@ -44,7 +45,7 @@ struct Candidate {
 };
 
 struct AssistantTurn {
-  uint64_t seed = 0;                  // of the request that drew them; candidate c is number c of it
+  uint64_t seed = 0;  // of the request that drew them; candidate c is number c of it
   std::vector<Candidate> candidates;
   int chosen = -1;  // -1: none is suitable
 };

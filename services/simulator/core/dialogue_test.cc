@@ -105,7 +105,7 @@ TEST(DialogueTest, IsDroppedWhenItsFirstQuestionCannotBeAnswered) {
 
 TEST(DialogueTest, EndsBeforeALaterTurnThatFails) {
   DialogueOptions options = Options();
-  options.drop_held_out = true;
+  options.held_out_of = &world::World::Tiny();
   std::string held_out, allowed;
   for (const world::Question& question : world::KnownQuestions(world::World::Tiny())) {
     const std::string text = world::QuestionText(world::World::Tiny(), question);

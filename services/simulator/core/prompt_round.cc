@@ -62,7 +62,7 @@ std::vector<MinedPrompt> PromptRound::Accept(const std::optional<Completion>& co
     std::string reason;
     if (const auto form = options_.filter.CheckForm(text)) {
       reason = std::string(Name(*form));
-    } else if (options_.drop_held_out && world::IsHeldOut(world::World::Tiny(), text)) {
+    } else if (options_.held_out_of != nullptr && world::IsHeldOut(*options_.held_out_of, text)) {
       reason = "held_out";
     } else if (const auto pool = pool_.Offer(text)) {
       reason = std::string(Name(*pool));

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/text/prompt_filter.h"
+#include "common/world/world.h"
 #include "services/simulator/core/completion.h"
 
 namespace almost::simulator {
@@ -23,8 +24,8 @@ struct PromptRoundOptions {
   int num_shots = 10;
   bool draw_from_pool = false;
   PromptFilter filter;
-  bool drop_held_out = false;  // questions of the tiny world's held-out third
-  uint64_t seed = 0;           // the run's
+  const world::World* held_out_of = nullptr;  // whose held-out questions are dropped
+  uint64_t seed = 0;                          // the run's
 };
 
 // One prompt that an attempt brought, or, with an empty text, that it brought none.

@@ -129,7 +129,7 @@ TEST(PromptRoundTest, DropsHeldOutQuestionsWhereAsked) {
     return count;
   };
   EXPECT_EQ(dropped(), 0);
-  options.drop_held_out = true;
+  options.held_out_of = &world::World::Tiny();
   EXPECT_EQ(dropped(), held_out);
 }
 

@@ -71,6 +71,13 @@ absl::StatusOr<PromptFilter> ReadFilter(const v1::GeneratePromptsRequest& reques
   return filter;
 }
 
+// The world whose held-out questions are to be dropped; nullptr: none are.
+absl::StatusOr<const world::World*> HeldOutOf(absl::string_view field, bool drop, const std::string& name) {
+  const world::World* world = world::World::Named(name);
+  if (world == nullptr) return InvalidField(field, "\"tiny\" or \"large\"", name);
+  return drop ? world : nullptr;
+}
+
 absl::StatusOr<PromptRoundOptions> ReadRequest(const v1::GeneratePromptsRequest& request) {
   ALMOST_RETURN_IF_ERROR(CheckModel("model", request.model()));
   ALMOST_RETURN_IF_ERROR(CheckRange("num_attempts", request.num_attempts(), 1, kMaxAttempts));
@@ -84,7 +91,9 @@ absl::StatusOr<PromptRoundOptions> ReadRequest(const v1::GeneratePromptsRequest&
   options.num_wanted = request.num_wanted();
   if (request.has_num_shots()) options.num_shots = request.num_shots();
   options.draw_from_pool = request.draw_from_pool();
-  options.drop_held_out = request.filter().drop_world_held_out();
+  ALMOST_ASSIGN_OR_RETURN(
+      options.held_out_of,
+      HeldOutOf("filter.world", request.filter().drop_world_held_out(), request.filter().world()));
   options.seed = request.sampling().seed();
   return options;
 }
@@ -119,7 +128,8 @@ absl::StatusOr<DialogueOptions> ReadRequest(const v1::SimulateDialoguesRequest& 
                      (request.response_filter() == "none" && request.prompt_format() == "world");
   options.user_filter = world ? PromptFilter::World() : PromptFilter::Paper();
   ALMOST_ASSIGN_OR_RETURN(options.format, PromptFormat::Named(request.prompt_format()));
-  options.drop_held_out = request.drop_world_held_out();
+  ALMOST_ASSIGN_OR_RETURN(options.held_out_of,
+                          HeldOutOf("world", request.drop_world_held_out(), request.world()));
   options.seed = request.sampling().seed();
   ALMOST_RETURN_IF_ERROR(options.Validate());
   return options;

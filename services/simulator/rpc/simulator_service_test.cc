@@ -250,35 +250,23 @@ TEST_F(SimulatorServiceTest, RefusesBadRequestsByField) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(std::string(field)));
   };
   const auto prompts = PromptsRequest();
-  refused(
-      prompts, [](auto& r) { r.clear_model(); }, "model.name");
-  refused(
-      prompts, [](auto& r) { r.set_num_attempts(0); }, "num_attempts");
-  refused(
-      prompts, [](auto& r) { r.set_num_attempts(4097); }, "num_attempts");
-  refused(
-      prompts, [](auto& r) { r.set_num_shots(13); }, "num_shots");
-  refused(
-      prompts, [](auto& r) { r.mutable_filter()->set_max_rouge_l(0); }, "filter.max_rouge_l");
-  refused(
-      prompts, [](auto& r) { r.mutable_filter()->set_max_opening_share(2); }, "filter.max_opening_share");
+  refused(prompts, [](auto& r) { r.clear_model(); }, "model.name");
+  refused(prompts, [](auto& r) { r.set_num_attempts(0); }, "num_attempts");
+  refused(prompts, [](auto& r) { r.set_num_attempts(4097); }, "num_attempts");
+  refused(prompts, [](auto& r) { r.set_num_shots(13); }, "num_shots");
+  refused(prompts, [](auto& r) { r.mutable_filter()->set_max_rouge_l(0); }, "filter.max_rouge_l");
+  refused(prompts, [](auto& r) { r.mutable_filter()->set_max_opening_share(2); }, "filter.max_opening_share");
+  refused(prompts, [](auto& r) { r.mutable_filter()->set_world("huge"); }, "filter.world");
   const auto dialogues = DialoguesRequest();
-  refused(
-      dialogues, [](auto& r) { r.clear_seeds(); }, "seeds");
-  refused(
-      dialogues, [](auto& r) { r.mutable_seeds(0)->set_prompt_id(-1); }, "seeds.prompt_id");
-  refused(
-      dialogues, [](auto& r) { r.set_num_candidates(65); }, "num_candidates");
-  refused(
-      dialogues, [](auto& r) { r.set_max_turns(9); }, "max_turns");
-  refused(
-      dialogues, [](auto& r) { r.set_response_filter("strict"); }, "response_filter");
-  refused(
-      dialogues, [](auto& r) { r.set_prompt_format("none"); }, "prompt format");
-  refused(
-      dialogues, [](auto& r) { r.mutable_demonstrations(0)->set_text("none"); }, "demonstrations[0]");
-  refused(
-      dialogues, [](auto& r) { r.set_shots(2); }, "shots", absl::StatusCode::kFailedPrecondition);
+  refused(dialogues, [](auto& r) { r.clear_seeds(); }, "seeds");
+  refused(dialogues, [](auto& r) { r.mutable_seeds(0)->set_prompt_id(-1); }, "seeds.prompt_id");
+  refused(dialogues, [](auto& r) { r.set_num_candidates(65); }, "num_candidates");
+  refused(dialogues, [](auto& r) { r.set_max_turns(9); }, "max_turns");
+  refused(dialogues, [](auto& r) { r.set_response_filter("strict"); }, "response_filter");
+  refused(dialogues, [](auto& r) { r.set_prompt_format("none"); }, "prompt format");
+  refused(dialogues, [](auto& r) { r.set_world("huge"); }, "world");
+  refused(dialogues, [](auto& r) { r.mutable_demonstrations(0)->set_text("none"); }, "demonstrations[0]");
+  refused(dialogues, [](auto& r) { r.set_shots(2); }, "shots", absl::StatusCode::kFailedPrecondition);
 }
 
 }  // namespace

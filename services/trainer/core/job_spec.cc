@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/world/world.h"
 
 namespace almost::trainer {
 namespace {
@@ -53,6 +54,10 @@ absl::Status Validate(const PretrainSpec& spec) {
   if (spec.dataset.empty() == !spec.world_seed.has_value()) {
     return absl::InvalidArgumentError("pretrain: exactly one of dataset and world_seed must be set");
   }
+  if (world::World::Named(spec.world) == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pretrain.world: must be \"tiny\" or \"large\", is \"", spec.world, "\""));
+  }
   ALMOST_RETURN_IF_ERROR(
       Check("pretrain.sequence_tokens", spec.sequence_tokens > 1, "above 1", spec.sequence_tokens));
   ALMOST_RETURN_IF_ERROR(Positive("pretrain.batch_sequences", spec.batch_sequences));
@@ -100,8 +105,8 @@ absl::Status ValidateGroups(const PpoSpec& spec) {
                                absl::StrCat("a multiple of group_size = ", spec.group_size), spec.rollouts));
   ALMOST_RETURN_IF_ERROR(Check("grpo.value_warmup_iterations", spec.value_warmup_iterations == 0,
                                "0, there is no value function", spec.value_warmup_iterations));
-  ALMOST_RETURN_IF_ERROR(Check("grpo.value_model", spec.value_model.empty(), "unset, there is no value function",
-                               spec.value_model.string()));
+  ALMOST_RETURN_IF_ERROR(Check("grpo.value_model", spec.value_model.empty(),
+                               "unset, there is no value function", spec.value_model.string()));
   return Check("grpo.value_learning_rate", spec.value_learning_rate == 0, "0, there is no value function",
                spec.value_learning_rate);
 }

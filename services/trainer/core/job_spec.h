@@ -35,7 +35,8 @@ struct OptimizerSpec {
 // Packed documents, end-of-text in front of each.
 struct PretrainSpec {
   std::filesystem::path dataset;       // JSON Lines of {"text"}
-  std::optional<uint64_t> world_seed;  // the tiny world's corpus instead
+  std::optional<uint64_t> world_seed;  // a world's corpus instead
+  std::string world;                   // whose: a name as world::World::Named takes it
   std::filesystem::path
       model_config;  // a config.json with tokenizer files beside it, where there is no base_model
   int64_t num_tokens = 0;

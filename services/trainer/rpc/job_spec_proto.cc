@@ -101,6 +101,7 @@ absl::StatusOr<KindSpec> ReadPretrain(const v1::PretrainSpec& proto, const Sourc
     ALMOST_ASSIGN_OR_RETURN(spec.dataset, sources.File("pretrain.dataset", proto.dataset()));
   }
   if (proto.has_world_seed()) spec.world_seed = proto.world_seed();
+  spec.world = proto.world();
   if (!proto.model_config().empty()) {
     ALMOST_ASSIGN_OR_RETURN(spec.model_config, sources.File("pretrain.model_config", proto.model_config()));
   }

@@ -101,8 +101,8 @@ absl::StatusOr<std::unique_ptr<Task>> MakePretrainTask(TaskInputs inputs) {
       MaxTokens("pretrain.sequence_tokens", spec.sequence_tokens, inputs.model.config()).status());
   DocumentSource documents;
   if (spec.world_seed) {
-    documents = [seed = *spec.world_seed](int64_t index) {
-      return world::CorpusDocument(world::World::Tiny(), seed, index);
+    documents = [&world = *world::World::Named(spec.world), seed = *spec.world_seed](int64_t index) {
+      return world::CorpusDocument(world, seed, index);
     };
   } else {
     ALMOST_ASSIGN_OR_RETURN(documents, ReadDocuments(spec.dataset));

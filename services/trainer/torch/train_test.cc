@@ -427,6 +427,9 @@ TEST_F(TrainTest, BadSpecsAreRefusedByField) {
   std::get<PretrainSpec>(spec.kind).sequence_tokens = 4096;
   std::get<PretrainSpec>(spec.kind).num_tokens = 1 << 20;
   refuse(spec, "pretrain.sequence_tokens");
+  spec = Spec("pretrain");
+  std::get<PretrainSpec>(spec.kind).world = "huge";
+  refuse(spec, "pretrain.world");
 }
 
 }  // namespace
