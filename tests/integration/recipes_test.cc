@@ -33,13 +33,22 @@ class SizedServices : public ScriptedServices {
       int32_t context;
     };
     static const std::map<std::string, Size> kSizes = {
-        // of their config.json
-        {"llama-7b", {6'738'415'616, 2048}},       {"llama-13b", {13'015'864'320, 2048}},
-        {"llama-30b", {32'528'943'616, 2048}},     {"pythia-1.4b", {1'414'647'808, 2048}},
-        {"pythia-6.9b", {6'857'302'016, 2048}},    {"pythia-12b", {11'846'072'320, 2048}},
-        {"Qwen2.5-0.5B", {494'032'768, 32768}},    {"Qwen2.5-1.5B", {1'543'714'304, 32768}},
-        {"Qwen2.5-7B", {7'615'616'512, 32768}},    {"common/world/models/S", {158'016, 512}},
-        {"common/world/models/M", {717'696, 512}}, {"common/world/models/L", {1'943'232, 512}}};
+        // of their config.json; S, M and L are the large world's
+        {"llama-7b", {6'738'415'616, 2048}},
+        {"llama-13b", {13'015'864'320, 2048}},
+        {"llama-30b", {32'528'943'616, 2048}},
+        {"pythia-1.4b", {1'414'647'808, 2048}},
+        {"pythia-6.9b", {6'857'302'016, 2048}},
+        {"pythia-12b", {11'846'072'320, 2048}},
+        {"Qwen2.5-0.5B", {494'032'768, 32768}},
+        {"Qwen2.5-1.5B", {1'543'714'304, 32768}},
+        {"Qwen2.5-7B", {7'615'616'512, 32768}},
+        {"common/world/models/S", {158'016, 512}},
+        {"common/world/models/M", {717'696, 512}},
+        {"common/world/models/L", {1'943'232, 512}},
+        {"S", {10'244'160, 1024}},
+        {"M", {29'893'120, 1024}},
+        {"L", {98'323'200, 1024}}};
     auto model = ScriptedServices::LoadModel(options, host, request);
     const auto size = kSizes.find(request.source());
     if (!model.ok() || size == kSizes.end()) return model;
@@ -58,7 +67,7 @@ class RecipesTest : public ::testing::Test {
     tree_ = fs::path(::testing::TempDir()) / "almost_recipes_test";
     fs::remove_all(tree_);
     fs::create_directories(tree_ / "common/world");
-    fs::copy(source / "common/world/data", tree_ / "common/world/data");
+    fs::copy(source / "common/world/data", tree_ / "common/world/data", fs::copy_options::recursive);
     fs::create_directories(tree_ / "deploy");
     fs::copy(source / "deploy/recipes", Recipes(), fs::copy_options::recursive);
     std::ofstream(Recipes() / "seed_prompts.txt") << "Write questions.\n\n" << Questions(12);
@@ -147,8 +156,7 @@ TEST_F(RecipesTest, EachIsForeseenAsItsModelsAre) {
   };
   for (const Wanted& wanted : {
            // All three at once, or one after the other, then the player alone, and the reward model as large
-           // as
-           // what it is trained from.
+           // as what it is trained from.
            Wanted{"llama.yaml", 65.1, 65.1, 13.5, 10'000 * (768 + 4 * 384), 20'000 * 768 * (2 * 4 + 1)},
            Wanted{"pythia.yaml", 40.2, 23.7, 2.8, 10'000 * (768 + 4 * 384), 20'000 * 768 * (2 * 4 + 1)},
            Wanted{"qwen2.5.yaml", 19.3, 15.2, 3.1, 10'000 * (768 + 4 * 384), 20'000 * 768 * (2 * 4 + 1)},
@@ -165,11 +173,28 @@ TEST_F(RecipesTest, EachIsForeseenAsItsModelsAre) {
     EXPECT_EQ(MostTokens(*run, "responses"), wanted.response_tokens) << wanted.recipe;
     EXPECT_EQ(MostTokens(*run, "demonstrations"), wanted.dialogue_tokens) << wanted.recipe;
   }
-  for (const char* const recipe : {"world.yaml", "world-smoke.yaml"}) {
+  for (const char* const recipe : {"world.yaml", "world-smoke.yaml", "world-large.yaml"}) {
     const auto run = DryRun(Checked(recipe).value());
     ASSERT_TRUE(run.ok()) << recipe << ": " << run.status();
     EXPECT_GT(BytesOn(*run, "responses", "generation"), 0) << recipe;
   }
+}
+
+TEST_F(RecipesTest, TheLargeWorldsDryRunChangesAmountsAlone) {
+  const auto whole = Checked("world-large.yaml");
+  const auto little = Checked("world-large.yaml", {Recipes() / "world-large-dry-run.yaml"});
+  ASSERT_TRUE(whole.ok() && little.ok()) << whole.status() << little.status();
+  EXPECT_TRUE(DryRun(*little).ok());
+  EXPECT_EQ(whole->prompts().filter().world(), "large");
+  EXPECT_EQ(little->prompts().filter().world(), "large");
+  EXPECT_EQ(little->evaluation().world(), "large");
+  EXPECT_EQ(little->models_size(), whole->models_size());
+  EXPECT_EQ(little->responses().configurations_size(), whole->responses().configurations_size());
+  EXPECT_EQ(little->evaluation().grid_size(), whole->evaluation().grid_size());
+  EXPECT_LT(MostTokens(*DryRun(*little), "responses"), MostTokens(*DryRun(*whole), "responses") / 100);
+  v1::Recipe unknown = *whole;
+  unknown.mutable_evaluation()->set_world("huge");
+  EXPECT_THAT(std::string(DryRun(unknown).status().message()), ::testing::HasSubstr("evaluation.world: "));
 }
 
 TEST_F(RecipesTest, WhatDoesNotFitAHostIsRefusedByItsStage) {
@@ -201,7 +226,7 @@ TEST_F(RecipesTest, WhatDoesNotFitAContextIsRefusedByItsField) {
 // What the files beside the recipes change; as_is_filter.yaml and the ablations have tests of their own.
 TEST_F(RecipesTest, EachTakesAnotherAlgorithm) {
   for (const char* const recipe :
-       {"world.yaml", "world-smoke.yaml", "llama.yaml", "pythia.yaml", "qwen2.5.yaml"}) {
+       {"world.yaml", "world-smoke.yaml", "world-large.yaml", "llama.yaml", "pythia.yaml", "qwen2.5.yaml"}) {
     const auto grpo = Checked(recipe, {Recipes() / "grpo.yaml"});
     ASSERT_TRUE(grpo.ok()) << recipe << ": " << grpo.status();
     EXPECT_EQ(grpo->rl().algorithm(), v1::RlStage::ALGORITHM_GRPO);
@@ -217,7 +242,8 @@ TEST_F(RecipesTest, EachIsComplete) {
   int count = 0;
   for (const auto& entry : fs::directory_iterator(Recipes())) {
     const fs::path& file = entry.path();
-    static const std::set<std::string> kChanges = {"as_is_filter.yaml", "dpo.yaml", "grpo.yaml"};
+    static const std::set<std::string> kChanges = {"as_is_filter.yaml", "dpo.yaml", "grpo.yaml",
+                                                   "world-large-dry-run.yaml"};
     if (file.extension() != ".yaml" || kChanges.contains(file.filename().string())) continue;
     const auto recipe = Checked(file.filename().string());
     ASSERT_TRUE(recipe.ok()) << file << ": " << recipe.status();
@@ -227,7 +253,7 @@ TEST_F(RecipesTest, EachIsComplete) {
         << file << " leaves a stage out";
     ++count;
   }
-  EXPECT_EQ(count, 5);
+  EXPECT_EQ(count, 6);
 }
 
 TEST_F(RecipesTest, EachAblationChangesTheWorldsRecipeAndNothingButWhatItSays) {
