@@ -7,8 +7,7 @@
 #include "absl/strings/string_view.h"
 
 // What a world consists of, as plain data: a world is its tables, and everything that asks, answers and
-// judges goes by them (world.h). tiny_content.cc and large_content.cc each
-// fill one in.
+// judges goes by them (world.h). tiny_content.cc and large_content.cc each fill one in.
 namespace almost::world {
 
 // A way to ask: what stands before and after that which is asked about, as in "What color is the " and "?".
