@@ -127,14 +127,10 @@ TEST(LargeWorldTest, OtherTextsAreNotItsQuestions) {
   const EntityKind& animals = kLarge.kind(0);
   const std::string animal = animals.entities[0].name, town = kLarge.kind(1).entities[0].name;
   for (const std::string& text : {
-           absl::StrCat("How tall is the ", animal,
-                        "ab26e4ccfb6b30486c7ae2920931755890bba288ff8c90bc517efbc29d685e7d"),  // of plants
-           absl::StrCat("Where is ", animal,
-                        "ab26e4ccfb6b30486c7ae2920931755890bba288ff8c90bc517efbc29d685e7d"),
-           absl::StrCat("How long is the river ", town,
-                        "ab26e4ccfb6b30486c7ae2920931755890bba288ff8c90bc517efbc29d685e7d"),
-           absl::StrCat("How long is the ", town,
-                        "ab26e4ccfb6b30486c7ae2920931755890bba288ff8c90bc517efbc29d685e7d"),
+           absl::StrCat("How tall is the ", animal, "?"),  // of plants
+           absl::StrCat("Where is ", animal, "?"),
+           absl::StrCat("How long is the river ", town, "?"),
+           absl::StrCat("How long is the ", town, "?"),
            std::string("What do you get for 3 times 4?"),
            std::string("What helps me to fly?"),
            std::string("Can you help me to fix a barn?"),
