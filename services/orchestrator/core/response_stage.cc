@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <map>
 #include <set>
 #include <utility>
 
@@ -27,15 +26,14 @@ class ResponseStage : public Stage {
     for (const std::string& model : models) {
       const int turn = recipe.responses().one_model_at_a_time() ? static_cast<int>(needs_.size()) : 0;
       needs_.push_back({.role = model, .recipe_model = model, .turn = turn});
-      turns_[model] = turn;
     }
   }
 
   absl::string_view id() const override { return "responses"; }
   std::vector<ModelNeed> models() const override { return needs_; }
-  int num_turns() const override { return needs_.empty() ? 1 : needs_.back().turn + 1; }
   int TurnOf(int64_t item) const override {
-    return turns_.find(configurations_[static_cast<size_t>(item / NumChunks())].model())->second;
+    const std::string& model = configurations_[static_cast<size_t>(item / NumChunks())].model();
+    return std::ranges::find(needs_, model, &ModelNeed::role)->turn;
   }
 
   absl::StatusOr<std::optional<StageIdentity>> Identity(StageContext& context) override {
@@ -165,7 +163,6 @@ class ResponseStage : public Stage {
   int64_t NumChunks() const { return NumPromptChunks(NumPrompts()); }
 
   std::vector<ModelNeed> needs_;
-  std::map<std::string, int, std::less<>> turns_;  // by model
   std::vector<std::string> prompts_;
   std::vector<FewShotConfiguration> configurations_;
   ResponseFilter filter_;

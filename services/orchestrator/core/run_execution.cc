@@ -367,7 +367,8 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index, bool following,
   Context context(this, index, following, stage_stop.get_token());
   environment_.observer->StageChanged(context.run_id(), shown);
   // The last turn first: what each model is has to be known, and in the end those of the first are in memory.
-  for (int turn = stage.num_turns() - 1; turn >= 0; --turn) {
+  const int num_turns = stage.num_turns();
+  for (int turn = num_turns - 1; turn >= 0; --turn) {
     ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, turn, context));
   }
   std::optional<StageIdentity> identity;
@@ -412,9 +413,9 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index, bool following,
     ALMOST_ASSIGN_OR_RETURN(const int64_t num_items, stage.NumItems(context, results));
     if (num_items <= announced) break;
     announced = num_items;
-    for (int turn = 0; turn < stage.num_turns(); ++turn) {
+    for (int turn = 0; turn < num_turns; ++turn) {
       if (!items.HasLeft(num_items, turn)) continue;
-      if (stage.num_turns() > 1) ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, turn, context));
+      if (num_turns > 1) ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, turn, context));
       ALMOST_RETURN_IF_ERROR(items.Run(num_items, turn));
     }
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -149,7 +150,11 @@ class Stage {
   virtual int64_t version() const { return 1; }
   virtual std::vector<ModelNeed> models() const { return {}; }
   // Items are done turn by turn, and only the models of the present one are in memory.
-  virtual int num_turns() const { return 1; }
+  int num_turns() const {
+    int turns = 1;
+    for (const ModelNeed& need : models()) turns = std::max(turns, need.turn + 1);
+    return turns;
+  }
   virtual int TurnOf(int64_t /*item*/) const { return 0; }
 
   // The stage just before it whose items it takes as they end, instead of waiting for what that stage
