@@ -236,11 +236,14 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
   }
 };
 
-// The queries, keys and values of one sample and key-value head, and scratch for a block of queries.
+// One head of a packed sample of T tokens: keys and values of all of them, queries of those after its prefix.
 class AttentionHead {
  public:
-  AttentionHead(int64_t head_dim, int64_t num_tokens)
-      : e_(head_dim), t_(num_tokens), stride_(RowStride(static_cast<int>(num_tokens))) {}
+  AttentionHead(int64_t head_dim, int64_t prefix_tokens, int64_t num_tokens)
+      : e_(head_dim),
+        prefix_(prefix_tokens),
+        t_(num_tokens),
+        stride_(RowStride(static_cast<int>(num_tokens))) {}
 
   // Of [T, E] rows: as what scores are products with, and in blocks as what sums over tokens are of.
   void PackForScores(Matrix rows, PackedMatrix& packed) const {
@@ -249,38 +252,42 @@ class AttentionHead {
   void PackForSums(Matrix rows, std::vector<PackedMatrix>& blocks) const {
     if (blocks.size() < static_cast<size_t>(NumBlocks())) blocks.resize(NumBlocks());
     for (int64_t b = 0; b < NumBlocks(); ++b) {
-      blocks[b].Assign(rows.From(b * kBlock).data, static_cast<int>(e_), static_cast<int>(RowsOfBlock(b)), 1,
-                       rows.stride);
+      blocks[b].Assign(rows.From(b * kBlock).data, static_cast<int>(e_),
+                       static_cast<int>(End(b) - b * kBlock), 1, rows.stride);
     }
   }
 
   int64_t NumBlocks() const { return (t_ + kBlock - 1) / kBlock; }
-  int64_t RowsOfBlock(int64_t b) const { return std::min(kBlock, t_ - b * kBlock); }
   int64_t End(int64_t b) const { return std::min((b + 1) * kBlock, t_); }
+  // Of the blocks' queries: which block has the first, and which tokens of a block are some.
+  int64_t FirstBlock() const { return prefix_ / kBlock; }
+  int64_t Begin(int64_t b) const { return std::max(b * kBlock, prefix_); }
+  int64_t NumQueries(int64_t b) const { return End(b) - Begin(b); }
   int64_t scores_stride() const { return stride_; }
 
-  // Products of the block's rows, which begin at `x`, with tokens up to the block's last one.
+  // Products of the block's queries, which begin at `x`, with tokens up to the block's last one.
   void Scores(Matrix x, int64_t b, const PackedMatrix& packed, Matrix out) const {
     const int panels = static_cast<int>((End(b) + PackedMatrix::kPanel - 1) / PackedMatrix::kPanel);
-    BestKernels().MatMul(x.data, x.stride, static_cast<int>(RowsOfBlock(b)), packed, 0, panels, false,
+    BestKernels().MatMul(x.data, x.stride, static_cast<int>(NumQueries(b)), packed, 0, panels, false,
                          out.data, out.stride);
   }
   // out = sum over tokens up to the block's last one of weights [·, t] · rows [t, E].
   void Sums(Matrix weights, int64_t b, const std::vector<PackedMatrix>& blocks, Matrix out) const {
     for (int64_t c = 0; c <= b; ++c) {
-      BestKernels().MatMul(weights.data + c * kBlock, weights.stride, static_cast<int>(RowsOfBlock(b)),
+      BestKernels().MatMul(weights.data + c * kBlock, weights.stride, static_cast<int>(NumQueries(b)),
                            blocks[c], 0, blocks[c].num_panels(), /*accumulate=*/c > 0, out.data, out.stride);
     }
   }
 
  private:
-  const int64_t e_, t_, stride_;
+  const int64_t e_, prefix_, t_, stride_;
 };
 
 class PackedAttentionFunction : public torch::autograd::Function<PackedAttentionFunction> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& rows_in, const Tensor& cos, const Tensor& sin,
-                        const std::vector<int64_t>& offsets, int64_t num_heads, int64_t num_kv_heads) {
+                        const std::vector<int64_t>& offsets, const std::vector<int64_t>& prefix_rows,
+                        const std::vector<int64_t>& prefix_tokens, int64_t num_heads, int64_t num_kv_heads) {
     const int64_t n = rows_in.size(0), h = num_heads, k = num_kv_heads, e = rows_in.size(1) / (h + 2 * k);
     const Tensor rows = rows_in.clone(torch::MemoryFormat::Contiguous);
     Turn(rows, cos, sin, h + k, e);
@@ -289,26 +296,30 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
     const float scale = 1.0f / std::sqrt(static_cast<float>(e));
     static thread_local PackedMatrix keys;
     static thread_local std::vector<PackedMatrix> values;
-    std::vector<float> scratch;
+    std::vector<float> scratch, whole;
     for (size_t s = 0; s + 1 < offsets.size(); ++s) {
-      const int64_t begin = offsets[s];
-      const AttentionHead head(e, offsets[s + 1] - begin);
+      const int64_t begin = offsets[s], own = offsets[s + 1] - begin, prefix = prefix_tokens[s];
+      const AttentionHead head(e, prefix, prefix + own);
       scratch.resize(kBlock * head.scores_stride());
       const Matrix scores{scratch.data(), head.scores_stride()};
       const std::vector<float> ones(head.scores_stride(), 1.0f);
       for (int64_t q = 0; q < h; ++q) {
         if (q % (h / k) == 0) {
-          head.PackForScores(HeadOf(rows, begin, h + q / (h / k), e), keys);
-          head.PackForSums(HeadOf(rows, begin, h + k + q / (h / k), e), values);
+          const auto all = [&](int64_t index) {
+            return Join(HeadOf(rows, prefix_rows[s], index, e), prefix, HeadOf(rows, begin, index, e), own, e,
+                        whole);
+          };
+          head.PackForScores(all(h + q / (h / k)), keys);
+          head.PackForSums(all(h + k + q / (h / k)), values);
         }
-        for (int64_t b = 0; b < head.NumBlocks(); ++b) {
-          const int64_t first = begin + b * kBlock;
+        for (int64_t b = head.FirstBlock(); b < head.NumBlocks(); ++b) {
+          const int64_t first = begin + head.Begin(b) - prefix;
           head.Scores(HeadOf(rows, first, q, e), b, keys, scores);
           const Matrix to = HeadOf(out, first, q, e);
-          std::vector<float> inverse(head.RowsOfBlock(b));
-          for (int64_t i = 0; i < head.RowsOfBlock(b); ++i) {
+          std::vector<float> inverse(head.NumQueries(b));
+          for (int64_t i = 0; i < head.NumQueries(b); ++i) {
             float* row = scores.From(i).data;
-            const int64_t seen = b * kBlock + i + 1;
+            const int64_t seen = head.Begin(b) + i + 1;
             float largest = row[0] * scale;
             for (int64_t j = 0; j < seen; ++j) largest = std::max(largest, row[j] *= scale);
             for (int64_t j = 0; j < seen; ++j) row[j] -= largest;
@@ -319,7 +330,7 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
             Data(log_sums)[(first + i) * h + q] = largest + std::log(sum);
           }
           head.Sums(scores, b, values, to);
-          for (int64_t i = 0; i < head.RowsOfBlock(b); ++i) {
+          for (int64_t i = 0; i < head.NumQueries(b); ++i) {
             for (int64_t d = 0; d < e; ++d) to.From(i).data[d] *= inverse[i];
           }
         }
@@ -327,6 +338,8 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
     }
     context->save_for_backward({rows, cos, sin, out, log_sums});
     context->saved_data["offsets"] = offsets;
+    context->saved_data["prefix_rows"] = prefix_rows;
+    context->saved_data["prefix_tokens"] = prefix_tokens;
     context->saved_data["num_heads"] = h;
     context->saved_data["num_kv_heads"] = k;
     return out;
@@ -335,7 +348,9 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
     const Tensor &rows = saved[0], &out = saved[3], &log_sums = saved[4], grad = grads[0].contiguous();
-    const std::vector<int64_t> offsets = context->saved_data["offsets"].toIntVector();
+    const std::vector<int64_t> offsets = context->saved_data["offsets"].toIntVector(),
+                               prefix_rows = context->saved_data["prefix_rows"].toIntVector(),
+                               prefix_tokens = context->saved_data["prefix_tokens"].toIntVector();
     const int64_t h = context->saved_data["num_heads"].toInt(),
                   k = context->saved_data["num_kv_heads"].toInt();
     const int64_t e = rows.size(1) / (h + 2 * k), group = h / k;
@@ -344,29 +359,34 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
     Tensor of_rows = torch::zeros_like(rows);
     static thread_local PackedMatrix keys, values, packed;
     static thread_local std::vector<PackedMatrix> key_blocks;
-    std::vector<float> weights, gradients, turned;
+    std::vector<float> weights, gradients, turned, whole;
     for (size_t s = 0; s + 1 < offsets.size(); ++s) {
-      const int64_t begin = offsets[s], t = offsets[s + 1] - begin;
-      const AttentionHead head(e, t);
+      const int64_t begin = offsets[s], own = offsets[s + 1] - begin, prefix = prefix_tokens[s];
+      const AttentionHead head(e, prefix, prefix + own);
       weights.resize(kBlock * head.scores_stride());
       gradients.resize(weights.size());
       const Matrix p{weights.data(), head.scores_stride()}, dp{gradients.data(), head.scores_stride()};
-      turned.resize(t * kBlock);
+      turned.resize((prefix + own) * kBlock);
       for (int64_t q = 0; q < h; ++q) {
         const int64_t key = h + q / group, value = h + k + q / group;
         if (q % group == 0) {
-          head.PackForScores(HeadOf(rows, begin, key, e), keys);
-          head.PackForScores(HeadOf(rows, begin, value, e), values);
-          head.PackForSums(HeadOf(rows, begin, key, e), key_blocks);
+          const auto all = [&](int64_t index) {
+            return Join(HeadOf(rows, prefix_rows[s], index, e), prefix, HeadOf(rows, begin, index, e), own, e,
+                        whole);
+          };
+          head.PackForScores(all(value), values);
+          const Matrix all_keys = all(key);
+          head.PackForScores(all_keys, keys);
+          head.PackForSums(all_keys, key_blocks);
         }
-        for (int64_t b = 0; b < head.NumBlocks(); ++b) {
-          const int64_t first = begin + b * kBlock, count = head.RowsOfBlock(b), end = head.End(b);
+        for (int64_t b = head.FirstBlock(); b < head.NumBlocks(); ++b) {
+          const int64_t first = begin + head.Begin(b) - prefix, count = head.NumQueries(b), end = head.End(b);
           const Matrix query = HeadOf(rows, first, q, e), g = HeadOf(grad, first, q, e);
           head.Scores(query, b, keys, p);
           head.Scores(g, b, values, dp);
           for (int64_t i = 0; i < count; ++i) {
             float *row = p.From(i).data, *of_row = dp.From(i).data;
-            const int64_t seen = b * kBlock + i + 1;
+            const int64_t seen = head.Begin(b) + i + 1;
             const float log_sum = Data(log_sums)[(first + i) * h + q];
             for (int64_t j = 0; j < seen; ++j) row[j] = row[j] * scale - log_sum;
             BestKernels().Exp(row, static_cast<int>(seen));
@@ -375,14 +395,17 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
             std::fill(row + seen, row + end, 0.0f);
             std::fill(of_row + seen, of_row + end, 0.0f);
           }
-          // What queries, keys and values get: dp · keys, dpᵀ · queries, pᵀ · gradient.
+          // What queries, keys and values get: dp · keys, dpᵀ · queries, pᵀ · gradient. What a prefix gets is
+          // a sum over the samples that have it, in their order.
           head.Sums(dp, b, key_blocks, HeadOf(of_rows, first, q, e));
           const auto add = [&](Matrix from, Matrix x, int64_t to) {
             for (int64_t i = 0; i < count; ++i) {
               for (int64_t j = 0; j < end; ++j) turned[j * kBlock + i] = from.From(i).data[j];
             }
             packed.Assign(x.data, width, static_cast<int>(count), 1, x.stride);
-            Multiply(HeadOf(of_rows, begin, to, e), {turned.data(), kBlock}, end, packed, true);
+            const Matrix x_of_key{turned.data(), kBlock};
+            Multiply(HeadOf(of_rows, prefix_rows[s], to, e), x_of_key, prefix, packed, true);
+            Multiply(HeadOf(of_rows, begin, to, e), x_of_key.From(prefix), end - prefix, packed, true);
           };
           add(dp, query, key);
           add(p, g, value);
@@ -390,10 +413,20 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
       }
     }
     Turn(of_rows, saved[1], -saved[2], h + k, e);
-    return {of_rows, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {of_rows, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 
  private:
+  // The rows of a prefix, then a sample's own: without a prefix where they are, else copied to `whole`.
+  static Matrix Join(Matrix prefix, int64_t num_prefix, Matrix rows, int64_t num_rows, int64_t e,
+                     std::vector<float>& whole) {
+    if (num_prefix == 0) return rows;
+    whole.resize((num_prefix + num_rows) * e);
+    float* to = whole.data();
+    for (int64_t i = 0; i < num_prefix; ++i) to = std::copy_n(prefix.From(i).data, e, to);
+    for (int64_t i = 0; i < num_rows; ++i) to = std::copy_n(rows.From(i).data, e, to);
+    return {whole.data(), e};
+  }
   // Rows from `first` on of one head of [N, heads · E].
   static Matrix HeadOf(const Tensor& rows, int64_t first, int64_t head, int64_t e) {
     return Matrix{Data(rows) + head * e, rows.size(1)}.From(first);
@@ -465,8 +498,10 @@ Tensor KernelRmsNorm(const Tensor& x, const Tensor& weight, double eps) {
 }
 
 Tensor PackedAttention(const Tensor& rows, const Tensor& cos, const Tensor& sin,
-                       const std::vector<int64_t>& offsets, int64_t num_heads, int64_t num_kv_heads) {
-  return PackedAttentionFunction::apply(rows, cos, sin, offsets, num_heads, num_kv_heads);
+                       const std::vector<int64_t>& offsets, const std::vector<int64_t>& prefix_rows,
+                       const std::vector<int64_t>& prefix_tokens, int64_t num_heads, int64_t num_kv_heads) {
+  return PackedAttentionFunction::apply(rows, cos, sin, offsets, prefix_rows, prefix_tokens, num_heads,
+                                        num_kv_heads);
 }
 
 }  // namespace almost

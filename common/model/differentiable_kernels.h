@@ -11,8 +11,8 @@
 // backward pass finds less of the forward one. One thread each; several threads may call side by side. No
 // second derivatives. Other dtypes and devices: LibTorch's operators.
 //
-// Shapes: N packed tokens, M rows, D hidden size, F intermediate size, H heads, K key-value heads, E head
-// dimension, R dimensions of it that turn.
+// Shapes: N packed tokens, S samples, M rows, D hidden size, F intermediate size, H heads, K key-value heads,
+// E head dimension, R dimensions of it that turn.
 namespace almost {
 
 // Whether what follows takes tensors like this one.
@@ -44,10 +44,13 @@ torch::Tensor KernelRmsNorm(const torch::Tensor& x, const torch::Tensor& weight,
 
 // Causal softmax attention (Vaswani et al. 2017) of each sample by itself, of rows [N, (H + 2K) · E] that
 // hold a token's queries, keys and values; its first R dimensions of queries and keys are turned by the
-// angles of `cos` and `sin` [N, R/2]. Sample s is rows [offsets[s], offsets[s + 1]). Returns [N, H · E]. A
-// backward pass finds the turned rows, the result and one number a head and row; probabilities are computed
-// again (Dao et al. 2022, arXiv 2205.14135).
+// angles of `cos` and `sin` [N, R/2]. Sample s is the prefix_tokens[s] rows from prefix_rows[s] on, which are
+// another sample's own, and then its own, [offsets[s], offsets[s + 1]); both [S]. Returns [N, H · E], with
+// the bits that the same sample has with all rows its own. A backward pass finds the turned rows, the result
+// and one number a head and row; probabilities are computed again (Dao et al. 2022, arXiv 2205.14135).
 torch::Tensor PackedAttention(const torch::Tensor& rows, const torch::Tensor& cos, const torch::Tensor& sin,
-                              const std::vector<int64_t>& offsets, int64_t num_heads, int64_t num_kv_heads);
+                              const std::vector<int64_t>& offsets, const std::vector<int64_t>& prefix_rows,
+                              const std::vector<int64_t>& prefix_tokens, int64_t num_heads,
+                              int64_t num_kv_heads);
 
 }  // namespace almost

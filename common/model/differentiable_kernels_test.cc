@@ -120,7 +120,8 @@ struct Heads {
 };
 
 Tensor Attend(const Tensor& rows, const Tensor& angles, const std::vector<int64_t>& offsets, Heads heads) {
-  return PackedAttention(rows, angles.cos(), angles.sin(), offsets, heads.queries, heads.keys);
+  const std::vector<int64_t> none(offsets.size() - 1);
+  return PackedAttention(rows, angles.cos(), angles.sin(), offsets, none, none, heads.queries, heads.keys);
 }
 
 // Sample by sample and head by head, by the definition.
@@ -159,6 +160,59 @@ TEST(DifferentiableKernels, AttentionIsThatOfItsDefinition) {
                    [&](const auto& all) { return Attend(all[0], angles.to(torch::kFloat32), offsets, heads); }),
                WithGradients(inputs, torch::kFloat64,
                    [&](const auto& all) { return AttendPlainly(all[0], angles, offsets, heads); }));
+  }
+}
+
+// Prefixes that end within a block, at its end and after several; answers of one token, and longer than a
+// block.
+TEST(DifferentiableKernels, AttentionToASharedPrefixHasTheBitsOfThatToItsCopy) {
+  struct Group {
+    int64_t prompt;
+    std::vector<int64_t> answers;
+  };
+  const std::vector<Group> groups = {{5, {3}}, {70, {90, 1, 20}}, {64, {64, 7}}, {200, {10, 130, 40, 1}}};
+  std::vector<int64_t> offsets = {0}, prefix_rows, prefix_tokens, whole_offsets = {0}, row_of_whole, kept;
+  for (const auto& [prompt, answers] : groups) {
+    const int64_t begin = offsets.back();
+    for (size_t i = 0; i < answers.size(); ++i) {
+      prefix_rows.push_back(begin);
+      prefix_tokens.push_back(i == 0 ? 0 : prompt);
+      for (int64_t t = 0; t < prompt; ++t) {
+        if (i == 0) kept.push_back(static_cast<int64_t>(row_of_whole.size()));
+        row_of_whole.push_back(begin + t);
+      }
+      const int64_t first = offsets.back() + (i == 0 ? prompt : 0);
+      for (int64_t t = 0; t < answers[i]; ++t) {
+        kept.push_back(static_cast<int64_t>(row_of_whole.size()));
+        row_of_whole.push_back(first + t);
+      }
+      offsets.push_back(first + answers[i]);
+      whole_offsets.push_back(static_cast<int64_t>(row_of_whole.size()));
+    }
+  }
+  const Tensor to_whole = torch::tensor(row_of_whole), to_kept = torch::tensor(kept);
+  for (const Heads heads : {Heads{2, 2, 32, 32}, Heads{4, 2, 16, 8}, Heads{3, 1, 20, 20}}) {
+    const Tensor angles = Some({offsets.back(), heads.turned / 2}, 5).to(torch::kFloat64);
+    const std::vector<Tensor> inputs = {
+        Some({offsets.back(), (heads.queries + 2 * heads.keys) * heads.dim}, 6)};
+    const auto shared = [&](const std::vector<Tensor>& all) {
+      const Tensor turned = angles.to(torch::kFloat32);
+      return PackedAttention(all[0], turned.cos(), turned.sin(), offsets, prefix_rows, prefix_tokens,
+                             heads.queries, heads.keys);
+    };
+    const auto copied = [&](const std::vector<Tensor>& all) {
+      return Attend(all[0].index_select(0, to_whole), angles.to(torch::kFloat32).index_select(0, to_whole),
+                    whole_offsets, heads)
+          .index_select(0, to_kept);
+    };
+    const auto plain = [&](const std::vector<Tensor>& all) {
+      return AttendPlainly(all[0].index_select(0, to_whole), angles.index_select(0, to_whole), whole_offsets,
+                           heads)
+          .index_select(0, to_kept);
+    };
+    const auto found = WithGradients(inputs, torch::kFloat32, shared);
+    EXPECT_TRUE(found[0].equal(WithGradients(inputs, torch::kFloat32, copied)[0]));
+    ExpectNear(found, WithGradients(inputs, torch::kFloat64, plain));
   }
 }
 

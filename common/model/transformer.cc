@@ -117,24 +117,29 @@ Tensor Rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
 }
 
 // Attention by LibTorch's operators runs over groups of samples of similar length as [samples, T] squares,
-// padded on the right; a causal mask keeps padding from real tokens. One group of one length needs no index.
+// padded on the right; a causal mask keeps padding from real tokens. A prefix that samples share is copied to
+// the places of each. One group of one length needs no index.
 struct Squares {
   struct Group {
     int64_t num_samples;
     int64_t length;
   };
   std::vector<Group> groups;
-  Tensor square_P;    // int64: the token at each place of all squares; any token where there is none
-  Tensor is_real_P1;  // bool
-  Tensor place_N;     // int64: each token's place in the squares
+  Tensor square_P;   // int64: the token at each place of all squares; any token where there is none
+  Tensor is_own_P1;  // bool: whether it is there, and no copy
+  Tensor place_N;    // int64: each token's place in the squares, where it is no copy
+  Tensor copied_C, copy_places_C;  // int64: tokens that are copied, and to where
 
-  Squares(const std::vector<int64_t>& offsets, torch::Device device);
+  Squares(const PackedSamples& samples, torch::Device device);
 };
 
-Squares::Squares(const std::vector<int64_t>& offsets, torch::Device device) {
-  std::vector<size_t> by_length(offsets.size() - 1);
+Squares::Squares(const PackedSamples& samples, torch::Device device) {
+  const std::vector<int64_t>& offsets = samples.offsets;
+  std::vector<size_t> by_length(samples.num_samples());
   std::iota(by_length.begin(), by_length.end(), size_t{0});
-  const auto length_of = [&](size_t sample) { return offsets[sample + 1] - offsets[sample]; };
+  const auto length_of = [&](size_t sample) {
+    return samples.prefix_tokens[sample] + offsets[sample + 1] - offsets[sample];
+  };
   std::stable_sort(by_length.begin(), by_length.end(),
                    [&](size_t a, size_t b) { return length_of(a) > length_of(b); });
   std::vector<std::vector<size_t>> members;
@@ -149,39 +154,52 @@ Squares::Squares(const std::vector<int64_t>& offsets, torch::Device device) {
   }
   if (groups.size() == 1 && groups[0].length * groups[0].num_samples == offsets.back()) return;
 
-  std::vector<int64_t> square;
+  std::vector<int64_t> square, copied, copy_places;
   std::vector<int64_t> place(offsets.back());
-  std::vector<char> is_real;
+  std::vector<char> is_own;
   for (size_t g = 0; g < members.size(); ++g) {
     for (const size_t sample : members[g]) {
-      const int64_t begin = offsets[sample], end = offsets[sample + 1];
+      const int64_t begin = offsets[sample], end = offsets[sample + 1],
+                    prefix = samples.prefix_tokens[sample];
       for (int64_t t = 0; t < groups[g].length; ++t) {
-        const bool real = begin + t < end;
-        if (real) place[begin + t] = static_cast<int64_t>(square.size());
-        square.push_back(real ? begin + t : begin);
-        is_real.push_back(real);
+        const auto here = static_cast<int64_t>(square.size());
+        const bool is_copy = t < prefix, own = !is_copy && begin + t - prefix < end;
+        square.push_back(is_copy ? samples.prefix_rows[sample] + t : own ? begin + t - prefix : begin);
+        is_own.push_back(own);
+        if (own) place[square.back()] = here;
+        if (!is_copy) continue;
+        copied.push_back(square.back());
+        copy_places.push_back(here);
       }
     }
   }
-  square_P = torch::tensor(square, torch::kInt64).to(device);
-  place_N = torch::tensor(place, torch::kInt64).to(device);
-  is_real_P1 = torch::from_blob(is_real.data(), {static_cast<int64_t>(is_real.size()), 1}, torch::kBool)
-                   .to(device, torch::kBool, /*non_blocking=*/false, /*copy=*/true);
+  const auto there = [&](const std::vector<int64_t>& values) {
+    return torch::tensor(values, torch::kInt64).to(device);
+  };
+  square_P = there(square);
+  place_N = there(place);
+  copied_C = there(copied);
+  copy_places_C = there(copy_places);
+  is_own_P1 = torch::from_blob(is_own.data(), {static_cast<int64_t>(is_own.size()), 1}, torch::kBool)
+                  .to(device, torch::kBool, /*non_blocking=*/false, /*copy=*/true);
 }
 
 // Rows of the packed tokens into squares and back. Autograd's own backward of an index adds row by row; here
-// every real row has one place, so a backward pass is an index again.
+// every row has one place besides copies, so a backward pass is an index again, and adds up those alone.
 class ToSquares : public torch::autograd::Function<ToSquares> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x_NC,
                         const Squares& squares) {
-    context->save_for_backward({squares.place_N});
+    context->save_for_backward({squares.place_N, squares.copied_C, squares.copy_places_C});
     return x_NC.index_select(0, squares.square_P);
   }
   // Padding is not seen by any real token, so its gradient is zero and has nowhere to go.
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grads) {
-    return {grads[0].index_select(0, context->get_saved_variables()[0]), Tensor()};
+    const torch::autograd::variable_list saved = context->get_saved_variables();
+    Tensor sum_NC = grads[0].index_select(0, saved[0]);
+    if (saved[1].size(0) > 0) sum_NC.index_add_(0, saved[1], grads[0].index_select(0, saved[2]));
+    return {sum_NC, Tensor()};
   }
 };
 
@@ -189,7 +207,7 @@ class FromSquares : public torch::autograd::Function<FromSquares> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x_PC,
                         const Squares& squares) {
-    context->save_for_backward({squares.square_P, squares.is_real_P1});
+    context->save_for_backward({squares.square_P, squares.is_own_P1});
     return x_PC.index_select(0, squares.place_N);
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -201,13 +219,23 @@ class FromSquares : public torch::autograd::Function<FromSquares> {
 
 }  // namespace
 
-PackedSamples PackedSamples::Pack(std::span<const std::vector<int32_t>> samples, torch::Device device) {
+PackedSamples PackedSamples::Pack(std::span<const std::vector<int32_t>> samples, torch::Device device,
+                                  std::span<const int64_t> prompt_tokens) {
   PackedSamples packed;
   packed.offsets.push_back(0);
   std::vector<int64_t> tokens, positions;
-  for (const std::vector<int32_t>& sample : samples) {
-    tokens.insert(tokens.end(), sample.begin(), sample.end());
-    for (size_t i = 0; i < sample.size(); ++i) positions.push_back(static_cast<int64_t>(i));
+  std::map<std::vector<int32_t>, int64_t> rows_of_prompts;
+  for (size_t s = 0; s < samples.size(); ++s) {
+    const std::vector<int32_t>& sample = samples[s];
+    const auto row = static_cast<int64_t>(tokens.size());
+    const int64_t prompt = prompt_tokens.empty() ? 0 : prompt_tokens[s];
+    const auto [known, is_new] = rows_of_prompts.try_emplace({sample.begin(), sample.begin() + prompt}, row);
+    packed.prefix_rows.push_back(known->second);
+    packed.prefix_tokens.push_back(is_new ? 0 : prompt);
+    for (auto t = packed.prefix_tokens.back(); t < static_cast<int64_t>(sample.size()); ++t) {
+      tokens.push_back(sample[t]);
+      positions.push_back(t);
+    }
     packed.offsets.push_back(static_cast<int64_t>(tokens.size()));
   }
   packed.tokens_N = torch::tensor(tokens, torch::kInt64).to(device);
@@ -410,7 +438,8 @@ Tensor Transformer::Attention(const Layer& layer, const Tensor& x_ND, const Pass
   if (!pass.squares) {
     const auto wide = [](const Tensor& tensor) { return tensor.to(torch::kFloat32); };
     const Tensor y = PackedAttention(wide(qkv.view({n, (h + 2 * k) * e})), wide(pass.cos.squeeze(1)),
-                                     wide(pass.sin.squeeze(1)), pass.samples.offsets, h, k);
+                                     wide(pass.sin.squeeze(1)), pass.samples.offsets,
+                                     pass.samples.prefix_rows, pass.samples.prefix_tokens, h, k);
     return layer.output(y.to(x_ND.scalar_type()));
   }
   const Squares& squares = *pass.squares;
@@ -527,8 +556,7 @@ Tensor Transformer::Hidden(const PackedSamples& samples) const {
   const bool on_kernels = device().is_cpu() && dtype != torch::kFloat64 && Kernels::Best() != nullptr;
   const auto pass = std::make_shared<const Pass>(
       samples, table(angles.cos()), table(angles.sin()),
-      on_kernels ? std::optional<Squares>()
-                 : std::optional<Squares>(std::in_place, samples.offsets, device()));
+      on_kernels ? std::optional<Squares>() : std::optional<Squares>(std::in_place, samples, device()));
 
   Tensor x_ND = torch::embedding(embedding_, samples.tokens_N);
   if (recompute_ && torch::GradMode::is_enabled()) {

@@ -23,15 +23,20 @@
 // K key-value heads, E head dimension, R dimensions of it that turn, F intermediate size, V vocabulary.
 namespace almost {
 
-// Samples packed end to end: no padding, no attention across samples, positions from 0 in each.
+// Samples packed end to end: no padding, no attention across samples, positions from 0 in each. Those that
+// begin alike may share their first tokens: only the first of them has these, the others attend to its rows.
 struct PackedSamples {
   torch::Tensor tokens_N;        // int64
   torch::Tensor positions_N;     // int64
-  std::vector<int64_t> offsets;  // [S + 1]: where samples begin and the last one ends
+  std::vector<int64_t> offsets;  // [S + 1]: where samples' own tokens begin and the last one's end
+  // [S]: sample s begins with the tokens of rows [prefix_rows[s], prefix_rows[s] + prefix_tokens[s]), which
+  // are those that an earlier sample begins with, and goes on with its own.
+  std::vector<int64_t> prefix_rows, prefix_tokens;
 
-  // Its tensors on the device. No sample may be empty.
-  static PackedSamples Pack(std::span<const std::vector<int32_t>> samples,
-                            torch::Device device = torch::kCPU);
+  // Its tensors on the device. No sample may be empty. `prompt_tokens` [S], or none: how many tokens of a
+  // sample, fewer than all, are shared with those samples that have the same ones as their prompt.
+  static PackedSamples Pack(std::span<const std::vector<int32_t>> samples, torch::Device device = torch::kCPU,
+                            std::span<const int64_t> prompt_tokens = {});
   int64_t num_samples() const { return static_cast<int64_t>(offsets.size()) - 1; }
   int64_t num_tokens() const { return offsets.back(); }
   // The packed index of each sample's last token, int64 [S].

@@ -6,7 +6,10 @@
 
 Parts: llama-sft, llama-reward_model, llama-dpo (a Llama of 134M random weights, samples of 24 to 640 tokens, about 190 on
 average), m-sft, m-reward_model, m-dpo and m-ppo (the tiny world's M on its own short dialogues); llama-sft-bf16: the first in
-bfloat16 beside TRL's mixed precision. Each takes minutes; run them one after the other, with nothing else.
+bfloat16 beside TRL's mixed precision; -hh after a part of pairs: prompts of 50 to 500 tokens and answers of 20 to 200, as those of
+human preferences are. Each takes minutes; run them one after the other, with nothing else.
+
+Tokens are those of samples, each with its prompt: we compute a prompt once for both answers, and TRL for each.
 
 Both sides have the same samples, batch sizes, hyperparameters and threads, every run a process of its own, in turns; a run's rate
 is over its steps without the first, a figure the median of the runs. TRL runs as it comes (`padded`), with its batches
@@ -52,19 +55,22 @@ def answer(draw, model):
     return " ".join(sentence(draw) for _ in range(sentences))
 
 
-def write_data(path, model, kind, count):
+def write_data(path, model, kind, count, hh=False):
     draw = random.Random(3)
     with open(path, "w") as file:
         for _ in range(count):
             question = f"What is {draw.randint(1, 6)} plus {draw.randint(1, 6)}?"
             chosen, rejected = answer(draw, model), answer(draw, model)
+            if hh:
+                question, chosen, rejected = (" ".join(sentence(draw) for _ in range(draw.randint(*sentences)))
+                                              for sentences in ((5, 55), (2, 22), (2, 22)))
             line = {"prompt": question, "chosen": chosen, "rejected": rejected}
             if kind == "sft":
                 line = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": chosen}]}
             file.write(json.dumps(line) + "\n")
 
 
-def write_model(folder, model, kind):
+def write_model(folder, model, kind, hh=False):
     import torch
     from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -82,6 +88,9 @@ def write_model(folder, model, kind):
     for file in source.iterdir():
         if not (folder / file.name).exists() and file.name != "model.safetensors" or kind != "reward_model" and model == "m":
             (folder / file.name).write_bytes(file.read_bytes())
+    if hh and model == "m":  # whose samples are longer than its context
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
 
 
 def lines(command, folder, **environment):
@@ -137,15 +146,15 @@ def figures(run, kind):
 
 def run(part, runs):
     model, kind, *rest = part.split("-")
-    bf16 = rest == ["bf16"]
+    bf16, hh = "bf16" in rest, "hh" in rest
     batch, steps = SIZES[model][kind]
     ways = ["padded"] if kind == "ppo" else ["padded", "grouped"] + (["padding_free"] if kind != "reward_model" else [])
     kept = {}
     with tempfile.TemporaryDirectory(prefix="almost-trl-bench-") as name:
         folder = pathlib.Path(name) / model
         folder.mkdir()
-        write_data(folder / "data.jsonl", model, kind, batch * steps)
-        write_model(folder / "model", model, kind)
+        write_data(folder / "data.jsonl", model, kind, batch * steps, hh)
+        write_model(folder / "model", model, kind, hh)
         if kind == "ppo":
             write_model(folder / "reward", model, "reward_model")
         for _ in range(runs):

@@ -116,6 +116,11 @@ absl::StatusOr<Sample> Encode(const std::vector<Message>& messages, const Encodi
 
 int64_t Sample::num_targets() const { return std::count(is_target.begin(), is_target.end(), true); }
 
+int64_t Sample::num_prompt_tokens() const {
+  const auto first = std::find(is_target.begin(), is_target.end(), true);
+  return first == is_target.end() ? 0 : std::max<int64_t>(0, first - is_target.begin() - 1);
+}
+
 absl::StatusOr<Dialogues> ReadDialogues(const std::filesystem::path& file, const Encoding& encoding) {
   Dialogues dialogues;
   const auto whole = [encoding](const ordered_json& line) -> absl::StatusOr<Sample> {

@@ -22,6 +22,9 @@ struct Sample {
   std::vector<int32_t> ids;
   std::vector<bool> is_target;  // as long as ids; never the first, which nothing predicts
   int64_t num_targets() const;
+  // How many tokens come before the one that predicts the first target; 0 where nothing is to be learned. All
+  // that samples with one prompt have to compute alike.
+  int64_t num_prompt_tokens() const;
 };
 
 struct PreferencePair {
@@ -76,8 +79,8 @@ absl::Status CheckDataset(const KindSpec& kind);
 absl::StatusOr<Sample> EncodeResponse(const std::string& prompt, const std::string& response,
                                       const Encoding& encoding);
 
-// Whether a prompt, of Comparisons::prompts, belongs to the share held out: a function of the prompt alone, so
-// that every pair of a prompt is on the same side.
+// Whether a prompt, of Comparisons::prompts, belongs to the share held out: a function of the prompt alone,
+// so that every pair of a prompt is on the same side.
 bool IsHeldOut(uint64_t prompt, double fraction);
 uint64_t HashOfPrompt(const std::string& prompt);
 

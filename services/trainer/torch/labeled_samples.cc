@@ -8,22 +8,24 @@ using torch::Tensor;
 
 LabeledSamples LabeledSamples::Pack(std::span<const Sample* const> samples, torch::Device device) {
   std::vector<std::vector<int32_t>> ids;
-  std::vector<int64_t> rows, targets, owners;
-  int64_t begin = 0;
+  std::vector<int64_t> prompts, rows, targets, owners;
   for (const Sample* sample : samples) {
-    for (size_t t = 1; t < sample->ids.size(); ++t) {
-      if (!sample->is_target[t]) continue;
-      rows.push_back(begin + static_cast<int64_t>(t) - 1);
-      targets.push_back(sample->ids[t]);
-      owners.push_back(static_cast<int64_t>(ids.size()));
-    }
     ids.push_back(sample->ids);
-    begin += static_cast<int64_t>(sample->ids.size());
+    prompts.push_back(sample->num_prompt_tokens());
+  }
+  PackedSamples packed = PackedSamples::Pack(ids, device, prompts);
+  for (size_t s = 0; s < samples.size(); ++s) {
+    for (size_t t = 1; t < ids[s].size(); ++t) {
+      if (!samples[s]->is_target[t]) continue;
+      rows.push_back(packed.offsets[s] - packed.prefix_tokens[s] + static_cast<int64_t>(t) - 1);
+      targets.push_back(ids[s][t]);
+      owners.push_back(static_cast<int64_t>(s));
+    }
   }
   const auto there = [&](const std::vector<int64_t>& values) {
     return torch::tensor(values, torch::kInt64).to(device);
   };
-  return {.packed = PackedSamples::Pack(ids, device),
+  return {.packed = std::move(packed),
           .rows_M = there(rows),
           .targets_M = there(targets),
           .sample_M = there(owners)};

@@ -10,7 +10,8 @@
 
 namespace almost::trainer {
 
-// Packed samples and the tokens to be predicted in them. Shapes: S samples, N tokens, M targets.
+// Packed samples and the tokens to be predicted in them; what samples with one prompt have before their
+// targets is there once. Shapes: S samples, N tokens, M targets.
 struct LabeledSamples {
   PackedSamples packed;
   torch::Tensor rows_M;     // int64: where each target is predicted from, one before where it stands

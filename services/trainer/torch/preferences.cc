@@ -38,33 +38,42 @@ class PreferenceTask : public Task {
         memory_(inputs.spec.memory),
         seed_(inputs.spec.seed),
         pairs_(std::move(comparisons.pairs)),
+        prompts_(std::move(comparisons.prompts)),
         trained_(std::move(trained)),
         learner_(std::move(inputs.model), optimizer_, inputs.spec.num_threads, *inputs.group),
         whole_prompts_(whole_prompts),
-        groups_(Groups(trained_, comparisons.prompts, whole_prompts)),
+        groups_(Groups(trained_, prompts_, whole_prompts)),
         batches_(BatchesOfGroups(seed_, Sizes(groups_), epochs, batch_size)) {}
 
   int64_t num_steps() const override { return static_cast<int64_t>(batches_.size()); }
 
   absl::StatusOr<Metrics> Step(int64_t step) override {
     std::vector<std::vector<PreferencePair>> groups;
-    std::vector<int64_t> lengths;
+    // Groups with one prompt are one item, as far as a micro-batch takes it, so that the prompt is read once.
+    std::vector<Pairs> items;
+    std::map<uint64_t, size_t> item_of_prompt;
     double count = 0;
     for (const size_t group : batches_[step]) {
       ALMOST_ASSIGN_OR_RETURN(groups.emplace_back(), pairs_.Read(groups_[group]));
-      lengths.push_back(0);
-      for (const Sample* sample : SamplesOf(PointersTo(groups.back()))) {
-        lengths.back() += static_cast<int64_t>(sample->ids.size());
+      const Pairs own = PointersTo(groups.back());
+      const auto [item, is_new] = item_of_prompt.try_emplace(prompts_[groups_[group][0]], items.size());
+      Pairs joined = is_new ? Pairs() : items[item->second];
+      joined.insert(joined.end(), own.begin(), own.end());
+      if (is_new || TokensOf(joined) > memory_.micro_batch_tokens) {
+        item->second = items.size();
+        items.push_back(own);
+      } else {
+        items[item->second] = joined;
       }
-      count += static_cast<double>(groups.back().size());
+      count += static_cast<double>(own.size());
     }
-    const auto cut = CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens);
+    std::vector<int64_t> item_tokens;
+    for (const Pairs& pairs : items) item_tokens.push_back(TokensOf(pairs));
+    const auto cut = CutMicroBatches(item_tokens, learner_.num_workers(), memory_.micro_batch_tokens);
     std::vector<PackedPairs> parts;
-    for (const std::vector<size_t>& items : cut) {
+    for (const std::vector<size_t>& chosen : cut) {
       Pairs pairs;
-      for (const size_t item : items) {
-        for (const PreferencePair& pair : groups[item]) pairs.push_back(&pair);
-      }
+      for (const size_t item : chosen) pairs.insert(pairs.end(), items[item].begin(), items[item].end());
       parts.push_back(Pack(pairs));
     }
     std::vector<double> losses(cut.size()), correct(cut.size()), margins(cut.size());
@@ -77,23 +86,25 @@ class PreferenceTask : public Task {
       return margin.losses_P.sum() / count;
     });
     for (std::vector<double>* values : {&losses, &correct, &margins}) learner_.Merge(*values);
-    lengths.clear();
-    double tokens = 0;
+    std::vector<int64_t> lengths, shared;
     int64_t targets = 0;
-    for (const std::vector<PreferencePair>& group : groups) {
-      for (const Sample* sample : SamplesOf(PointersTo(group))) {
-        lengths.push_back(static_cast<int64_t>(sample->ids.size()));
-        tokens += static_cast<double>(lengths.back());
-        targets += sample->num_targets();
+    for (const PackedPairs& part : parts) {
+      const PackedSamples& packed = part.samples.packed;
+      for (int64_t s = 0; s < packed.num_samples(); ++s) {
+        lengths.push_back(packed.prefix_tokens[s] + packed.offsets[s + 1] - packed.offsets[s]);
+        shared.push_back(packed.prefix_tokens[s]);
       }
+      targets += part.samples.targets_M.size(0);
     }
+    // Of the samples as they are, however little of them had to be computed.
+    const auto tokens = static_cast<double>(std::accumulate(lengths.begin(), lengths.end(), int64_t{0}));
     return Metrics{{"loss", Sum(losses)},
                    {"accuracy", Sum(correct)},
                    {"margin", Sum(margins)},
                    {"grad_norm", norm},
                    {"learning_rate", optimizer_.learning_rate * factor},
                    {"tokens", tokens},
-                   {"model_flops", StepFlops(lengths, targets)}};
+                   {"model_flops", StepFlops(lengths, targets) - StepFlops(shared, 0)}};
   }
 
   std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }
@@ -170,6 +181,16 @@ class PreferenceTask : public Task {
     return samples;
   }
 
+  // Of pairs with one prompt, which is packed once.
+  int64_t TokensOf(const Pairs& pairs) const {
+    const std::vector<const Sample*> samples = SamplesOf(pairs);
+    int64_t tokens = samples[0]->num_prompt_tokens();
+    for (const Sample* sample : samples) {
+      tokens += static_cast<int64_t>(sample->ids.size()) - sample->num_prompt_tokens();
+    }
+    return tokens;
+  }
+
   PackedPairs Pack(const Pairs& pairs) const {
     std::vector<int64_t> places;
     std::vector<double> margins;
@@ -187,7 +208,8 @@ class PreferenceTask : public Task {
   const MemorySpec memory_;
   const uint64_t seed_;
   const Dataset<PreferencePair> pairs_;
-  const std::vector<size_t> trained_;  // places of pairs; the rest are held out
+  const std::vector<uint64_t> prompts_;  // by pair
+  const std::vector<size_t> trained_;    // places of pairs; the rest are held out
   Learner learner_;
   const bool whole_prompts_;
   const std::vector<std::vector<size_t>> groups_;   // places of pairs
@@ -325,9 +347,7 @@ class RewardModelTask : public PreferenceTask {
 
   std::vector<double> ScoresOf(const std::vector<PreferencePair>& pairs) {
     std::vector<int64_t> lengths;
-    for (const PreferencePair& pair : pairs) {
-      lengths.push_back(static_cast<int64_t>(pair.chosen.ids.size() + pair.rejected.ids.size()));
-    }
+    for (const PreferencePair& pair : pairs) lengths.push_back(TokensOf({&pair}));
     const auto cut = CutMicroBatches(lengths, learner_.num_workers(), memory_.micro_batch_tokens);
     std::vector<double> scores(2 * pairs.size());
     learner_.ForEach(cut.size(), [&](size_t i) {
