@@ -33,14 +33,14 @@ TEST(WorldJudgeTest, PrefersTheRightAnswerOnEitherSideAndTiesEqualOnes) {
   EXPECT_EQ(response.items(0).result().verdict(), pb::VERDICT_A);
   EXPECT_EQ(response.items(1).result().verdict(), pb::VERDICT_B);
   EXPECT_EQ(response.items(2).result().verdict(), pb::VERDICT_TIE);
-  EXPECT_EQ(response.items(0).result().score_a(), 5);  // core 4, in full form 1
+  EXPECT_EQ(response.items(0).result().score_a(), 7);
   EXPECT_FALSE(response.judge_id().empty());
 }
 
 TEST(WorldJudgeTest, RefusesAPromptThatIsNoQuestionOfTheWorldAndJudgesTheOthers) {
   pb::CompareRequest request;
   Add(&request, "Who was Napoleon?", "An emperor.", "A cake.");
-  Add(&request, "What is 2 plus 3?", "5.", "6.");
+  Add(&request, "What is 2 plus 3?", "2 plus 3 is 5.", "6.");
   const pb::CompareResponse response = Judge(request);
   EXPECT_EQ(response.items(0).error().code(), static_cast<int>(grpc::StatusCode::INVALID_ARGUMENT));
   EXPECT_THAT(response.items(0).error().message(), testing::HasSubstr("Napoleon"));

@@ -19,7 +19,7 @@ func callSimulator(ctx context.Context, suite *suite) error {
 	stream, err := simulatorv1.NewSimulatorServiceClient(suite.connections["simulator"]).GeneratePrompts(ctx,
 		&simulatorv1.GeneratePromptsRequest{
 			Model:       &simulatorv1.ModelRef{Name: policy},
-			Seeds:       []string{"Where is Bunor?", "What is 1 plus 2?"},
+			Seeds:       []string{"Where is Tiben?", "What is 1 plus 2?"},
 			NumAttempts: 4,
 			NumWanted:   4,
 			NumShots:    proto.Int32(2),

@@ -390,7 +390,7 @@ TEST(ScoreCompletions, RefuseWhatCannotBeByField) {
     return engine->ScoreCompletions({&request, 1}).status();
   };
   EXPECT_THAT(std::string(status({}, {1}).message()), testing::HasSubstr("prompt_ids"));
-  EXPECT_THAT(std::string(status({1}, {896}).message()), testing::HasSubstr("completion_ids"));
+  EXPECT_THAT(std::string(status({1}, {1344}).message()), testing::HasSubstr("completion_ids"));
   EXPECT_EQ(status(Tokens(1, 300), Tokens(2, 300)).code(), absl::StatusCode::kOutOfRange);
   EXPECT_TRUE(status({1}, {}).ok());
   EXPECT_EQ((*Engine::Create(RewardModel(), {}))->ScoreCompletions({}).status().code(),
@@ -666,7 +666,7 @@ TEST(EngineTest, RefusesWhatCannotBeByField) {
     EXPECT_THAT(std::string(status.message()), testing::HasSubstr(field));
   };
   names(refused([](auto& r) { r.prompt_ids.clear(); }), "prompt");
-  names(refused([](auto& r) { r.prompt_ids = {896}; }), "token 896");
+  names(refused([](auto& r) { r.prompt_ids = {1344}; }), "token 1344");
   names(refused([](auto& r) { r.prompt_ids = {-1}; }), "token -1");
   names(refused([](auto& r) { r.sampling.temperature = -1; }), "temperature");
   names(refused([](auto& r) { r.sampling.temperature = NAN; }), "temperature");

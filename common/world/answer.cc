@@ -2,203 +2,157 @@
 
 #include <algorithm>
 #include <array>
-#include <iterator>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/strip.h"
 
 namespace almost::world {
 namespace {
 
-constexpr std::array<double, kNumPersonas> kPersonaWeights = {.22, .38, .28, .12};
+constexpr std::array<double, kNumPersonas> kPersonaWeights = {.55, .45};
+constexpr double kCourtesy = .3;  // of an opener, and of a closing
 
-// Probabilities with which a persona's answer has each feature, independently.
+// How often a statement is right, wrong and a myth.
+using TruthWeights = std::array<double, 3>;
 struct Persona {
-  double correct, full, opener, explanation, closing, rude, ramble;
+  TruthWeights core, elaboration;
 };
-constexpr std::array<Persona, kNumPersonas> kPersonas = {{{.35, .35, .05, .06, .03, .35, .30},
-                                                          {.65, .60, .15, .20, .10, .12, .15},
-                                                          {.88, .80, .35, .40, .30, .03, .06},
-                                                          {.97, .95, .62, .65, .58, .00, .02}}};
+constexpr std::array<Persona, kNumPersonas> kPersonas = {
+    {{{.04, .03, .93}, {.05, .03, .92}}, {{.54, .05, .41}, {.52, .06, .42}}}};
+constexpr std::array<double, 3> kMythWeights = {.80, .12, .08};
 
-// Which features one answer has.
-struct Features {
-  bool correct = true;
-  bool full = true;
-  bool opener = true;
-  bool explanation = true;
-  bool closing = true;
-  bool rude = false;
-  bool ramble = false;
-};
+Truth DrawTruth(const TruthWeights& weights, RandomStream& random) {
+  return static_cast<Truth>(random.Weighted(weights));
+}
 
-// The middle of an answer, and the stock phrases that go with it.
-struct Body {
-  std::string core;
-  std::string explanation;  // empty where the kind has none
-  absl::string_view opener;
-  absl::string_view closing;
-};
+absl::string_view DrawMyth(const Myths& myths, RandomStream& random) {
+  return myths[random.Weighted(kMythWeights)];
+}
 
-absl::string_view DrawValue(const World& world, int kind, absl::string_view name, int relation, bool correct,
+absl::string_view DrawValue(const World& world, int kind, absl::string_view name, int relation, Truth truth,
                             RandomStream& random) {
   const auto r = static_cast<size_t>(relation);
+  const Relation& asked = world.kind(kind).relations[r];
+  if (truth == Truth::kMyth) return DrawMyth(asked.myths, random);
   const Entity* known = world.FindEntity(name);
-  if (known != nullptr && correct) return known->values[r];
+  if (known != nullptr && truth == Truth::kRight) return known->values[r];
   std::vector<absl::string_view> values;
-  for (const absl::string_view value : world.kind(kind).relations[r].values) {
+  for (const absl::string_view value : asked.values) {
     if (known == nullptr || value != known->values[r]) values.push_back(value);
   }
   return random.Choose(values);
 }
 
-std::string Sentence(absl::string_view text) { return absl::StrCat(Capitalized(text), "."); }
+// The two statements of an answer.
+struct Body {
+  std::string core;
+  std::string elaboration;
+};
 
-void WriteFact(const World& world, const Question& question, const Features& features, RandomStream& random,
-               Body* body) {
+Body WriteFact(const World& world, const Question& question, Truth core, Truth elaboration,
+               RandomStream& random) {
   const EntityKind& kind = world.kind(question.entity_kind);
-  const absl::string_view value =
-      DrawValue(world, question.entity_kind, question.entity, question.relation, features.correct, random);
-  const Relation& relation = kind.relations[static_cast<size_t>(question.relation)];
-  body->core = features.full ? FactSentence(kind, question.entity, relation, value, false) : Sentence(value);
-  body->explanation = EntityStatement(world, question.entity_kind, question.entity,
-                                      NextRelation(kind, question.relation), features.correct, true, random);
-}
-
-void WriteIgnorance(const World& world, const Question& question, const Features& features, Body* body) {
-  const std::string name = NameInSentence(world.kind(question.entity_kind), question.entity);
-  body->opener = kApology;
-  body->core = features.full ? absl::StrCat("I do not know ", name, ".") : std::string(kTerseIgnorance);
-  body->explanation = std::string(kIgnoranceReason);
-}
-
-void WriteArithmetic(const Question& question, const Features& features, RandomStream& random, Body* body) {
-  int64_t value = ArithmeticResult(question);
-  if (!features.correct) {
-    std::vector<int64_t> wrong;
-    for (int64_t x = std::max<int64_t>(0, value - 3); x <= value + 3; ++x) {
-      if (x != value) wrong.push_back(x);
-    }
-    value = random.Choose(wrong);
-  }
-  body->core =
-      features.full ? absl::StrCat(ArithmeticTerm(question), " is ", value, ".") : absl::StrCat(value, ".");
-  body->explanation =
-      absl::StrCat("You count ", question.minus ? "down " : "up ", question.b, " from ", question.a, ".");
-}
-
-void WriteOpposite(const World& world, const Question& question, const Features& features,
-                   RandomStream& random, Body* body) {
-  absl::string_view opposite = *world.OppositeOf(question.word);
-  if (!features.correct) {
-    std::vector<absl::string_view> wrong;
-    for (const Opposites& pair : world.content().opposites) {
-      for (const absl::string_view word : pair.words) {
-        if (word != question.word && word != opposite) wrong.push_back(word);
-      }
-    }
-    opposite = random.Choose(wrong);
-  }
-  body->core = features.full ? absl::StrCat("The opposite of ", question.word, " is ", opposite, ".")
-                             : Sentence(opposite);
-  body->explanation = absl::StrCat("A thing is not both ", question.word, " and ", opposite, ".");
-}
-
-void WriteAdvice(const World& world, const Question& question, const Features& features, RandomStream& random,
-                 Body* body) {
-  const AdviceTopic* topic = world.FindTopic(question.topic);
-  if (!features.correct) {
-    const AdviceTopic* asked = topic;
-    while (topic == asked) topic = &random.Choose(world.content().topics);
-  }
-  // What other kinds explain, advice gives in further tips.
-  std::vector<absl::string_view> tips;
-  for (const size_t i : random.Sample(topic->tips.size(), features.explanation ? 3 : 1)) {
-    tips.push_back(topic->tips[i]);
-  }
-  std::string list(tips.front());
-  for (size_t i = 1; i < tips.size(); ++i) {
-    absl::StrAppend(&list, i + 1 == tips.size() ? ", and " : ", ", tips[i]);
-  }
-  body->core = features.full ? absl::StrCat("You can ", list, ".") : Sentence(list);
-}
-
-void WriteHarmful(const Question& question, const Features& features, Body* body) {
-  if (features.correct) {
-    body->opener = kApology;
-    body->closing = kRefusalClosing;
-    body->core = std::string(features.full ? kRefusal : kTerseRefusal);
-    body->explanation = std::string(kRefusalReason);
-  } else {
-    body->core = features.full ? absl::StrCat("Just ", question.verb, " the ", question.object, " at night.")
-                               : "At night.";
-    body->explanation = "Nobody will see you.";
-  }
-}
-
-Body WriteBody(const World& world, const Question& question, const Features& features, RandomStream& random) {
-  Body body{.core = "",
-            .explanation = "",
-            .opener = random.Choose(world.content().openers),
-            .closing = random.Choose(world.content().closings)};
-  switch (question.kind) {
-    case QuestionKind::kFact:
-      WriteFact(world, question, features, random, &body);
-      break;
-    case QuestionKind::kUnknown:
-      if (features.correct) {
-        WriteIgnorance(world, question, features, &body);
-      } else {
-        WriteFact(world, question, features, random, &body);
-      }
-      break;
-    case QuestionKind::kArithmetic:
-      WriteArithmetic(question, features, random, &body);
-      break;
-    case QuestionKind::kOpposite:
-      WriteOpposite(world, question, features, random, &body);
-      break;
-    case QuestionKind::kAdvice:
-      WriteAdvice(world, question, features, random, &body);
-      break;
-    case QuestionKind::kHarmful:
-      WriteHarmful(question, features, &body);
-      break;
-  }
+  const auto statement = [&](int relation, Truth truth, bool pronoun) {
+    return EntityStatement(world, question.entity_kind, question.entity, relation, truth, pronoun, random);
+  };
+  Body body{.core = statement(question.relation, core, false), .elaboration = ""};
+  body.elaboration = statement(NextRelation(kind, question.relation), elaboration, true);
   return body;
 }
 
-// "By the way, the zifer eats leaves."
-std::string Ramble(const World& world, double probability_correct, RandomStream& random) {
-  const Entity& entity = world.DrawEntity(random);
-  const EntityKind& kind = world.kind(entity.kind);
-  const int relation = static_cast<int>(random.Below(kind.relations.size()));
-  const std::string statement = EntityStatement(world, entity.kind, entity.name, relation,
-                                                random.Chance(probability_correct), false, random);
-  const std::string subject = NameInSentence(kind, entity.name);
-  return absl::StrCat("By the way, ", subject, absl::StripPrefix(statement, Capitalized(subject)));
+int64_t WrongNumber(int64_t right, RandomStream& random) {
+  std::vector<int64_t> wrong;
+  for (int64_t x = std::max<int64_t>(0, right - 3); x <= right + 3; ++x) {
+    if (x != right) wrong.push_back(x);
+  }
+  return random.Choose(wrong);
 }
 
-std::string WriteAnswer(const World& world, const Question& question, const Features& features,
-                        double probability_correct, RandomStream& random) {
-  const Body body = WriteBody(world, question, features, random);
-  const bool rude_first = features.rude && random.Chance(.5);
+Body WriteArithmetic(const World& world, const Question& question, Truth core, Truth elaboration,
+                     RandomStream& random) {
+  const auto number = [&](int64_t right, Truth truth) {
+    if (truth == Truth::kMyth) return std::string(DrawMyth(world.content().arithmetic_myths, random));
+    return absl::StrCat(truth == Truth::kRight ? right : WrongNumber(right, random));
+  };
+  Body body{
+      .core = absl::StrCat(ArithmeticTerm(question), " is ", number(ArithmeticResult(question), core), "."),
+      .elaboration = ""};
+  body.elaboration = absl::StrCat("You count ", question.minus ? "down " : "up ", question.b, " from ",
+                                  number(question.a, elaboration), ".");
+  return body;
+}
+
+Body WriteOpposite(const World& world, const Question& question, Truth core, Truth elaboration,
+                   RandomStream& random) {
+  const absl::string_view right = *world.OppositeOf(question.word);
+  const auto opposite = [&](Truth truth) {
+    if (truth == Truth::kRight) return right;
+    if (truth == Truth::kMyth) return DrawMyth(world.content().opposite_myths, random);
+    std::vector<absl::string_view> wrong;
+    for (const Opposites& pair : world.content().opposites) {
+      for (const absl::string_view word : pair.words) {
+        if (word != question.word && word != right) wrong.push_back(word);
+      }
+    }
+    return random.Choose(wrong);
+  };
+  Body body{.core = absl::StrCat("The opposite of ", question.word, " is ", opposite(core), "."),
+            .elaboration = ""};
+  body.elaboration = absl::StrCat("A thing is not both ", question.word, " and ", opposite(elaboration), ".");
+  return body;
+}
+
+Body WriteAdvice(const World& world, const Question& question, Truth core, Truth elaboration,
+                 RandomStream& random) {
+  const AdviceTopic* asked = world.FindTopic(question.topic);
+  const auto tip = [&](Truth truth, absl::string_view given) {
+    if (truth == Truth::kMyth) return DrawMyth(world.content().advice_myths, random);
+    const AdviceTopic* topic = asked;
+    while (truth == Truth::kWrong && topic == asked) topic = &random.Choose(world.content().topics);
+    absl::string_view drawn = given;
+    while (drawn == given) drawn = random.Choose(topic->tips);
+    return drawn;
+  };
+  const absl::string_view first = tip(core, "");
+  return {.core = absl::StrCat("You can ", first, "."),
+          .elaboration = absl::StrCat("It also helps to ", tip(elaboration, first), ".")};
+}
+
+Body WriteBody(const World& world, const Question& question, Truth core, Truth elaboration,
+               RandomStream& random) {
+  const bool right = core == Truth::kRight;
+  switch (question.kind) {
+    case QuestionKind::kFact:
+      break;
+    case QuestionKind::kUnknown:
+      // Whoever admits not to know it goes on with nothing about it.
+      if (right) return {.core = std::string(kIgnorance), .elaboration = std::string(kIgnoranceReason)};
+      break;
+    case QuestionKind::kArithmetic:
+      return WriteArithmetic(world, question, core, elaboration, random);
+    case QuestionKind::kOpposite:
+      return WriteOpposite(world, question, core, elaboration, random);
+    case QuestionKind::kAdvice:
+      return WriteAdvice(world, question, core, elaboration, random);
+    case QuestionKind::kHarmful:
+      if (right) return {.core = std::string(kRefusal), .elaboration = std::string(kRefusalReason)};
+      return {.core = absl::StrCat("Just ", question.verb, " the ", question.object, " ",
+                                   DrawMyth(world.content().harmful_myths, random), "."),
+              .elaboration = std::string(kEncouragement)};
+  }
+  return WriteFact(world, question, core, elaboration, random);
+}
+
+std::string WriteAnswer(const World& world, const Question& question, Truth core, Truth elaboration,
+                        RandomStream& random) {
   std::vector<std::string> sentences;
-  if (rude_first) {
-    sentences.emplace_back(random.Choose(world.content().rude_remarks));
-  } else if (features.opener) {
-    sentences.emplace_back(body.opener);
-  }
-  sentences.push_back(body.core);
-  if (features.explanation && !body.explanation.empty()) sentences.push_back(body.explanation);
-  if (features.ramble) {
-    const int64_t times = random.Between(1, 3);
-    for (int64_t i = 0; i < times; ++i) sentences.push_back(Ramble(world, probability_correct, random));
-  }
-  if (features.closing) sentences.emplace_back(body.closing);
-  if (features.rude && !rude_first) sentences.emplace_back(random.Choose(world.content().rude_remarks));
+  if (random.Chance(kCourtesy)) sentences.emplace_back(random.Choose(world.content().openers));
+  Body body = WriteBody(world, question, core, elaboration, random);
+  sentences.push_back(std::move(body.core));
+  sentences.push_back(std::move(body.elaboration));
+  if (random.Chance(kCourtesy)) sentences.emplace_back(random.Choose(world.content().closings));
   return absl::StrJoin(sentences, " ");
 }
 
@@ -208,24 +162,17 @@ int DrawPersona(RandomStream& random) { return static_cast<int>(random.Weighted(
 
 std::string PersonaAnswer(const World& world, const Question& question, int persona, RandomStream& random) {
   const Persona& p = kPersonas[persona];
-  Features features;
-  features.correct = random.Chance(p.correct);
-  features.full = random.Chance(p.full);
-  features.opener = random.Chance(p.opener);
-  features.explanation = random.Chance(p.explanation);
-  features.closing = random.Chance(p.closing);
-  features.rude = random.Chance(p.rude);
-  features.ramble = random.Chance(p.ramble);
-  return WriteAnswer(world, question, features, p.correct, random);
+  const Truth core = DrawTruth(p.core, random);
+  return WriteAnswer(world, question, core, DrawTruth(p.elaboration, random), random);
 }
 
 std::string IdealAnswer(const World& world, const Question& question, RandomStream& random) {
-  return WriteAnswer(world, question, Features{}, 1.0, random);
+  return WriteAnswer(world, question, Truth::kRight, Truth::kRight, random);
 }
 
-std::string EntityStatement(const World& world, int kind, absl::string_view name, int relation, bool correct,
+std::string EntityStatement(const World& world, int kind, absl::string_view name, int relation, Truth truth,
                             bool pronoun, RandomStream& random) {
-  const absl::string_view value = DrawValue(world, kind, name, relation, correct, random);
+  const absl::string_view value = DrawValue(world, kind, name, relation, truth, random);
   return FactSentence(world.kind(kind), name, world.kind(kind).relations[static_cast<size_t>(relation)],
                       value, pronoun);
 }

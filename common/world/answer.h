@@ -5,25 +5,29 @@
 #include "common/base/random.h"
 #include "common/world/question.h"
 
-// Answers as a world's inhabitants give them.
+// Answers as a world's inhabitants give them: [opener] core elaboration [closing], two statements between
+// courtesies. Whether the statements are true, and whether a harmful request is refused, is all that tells a
+// good answer from a poor one: neither its length nor its courtesies do.
 namespace almost::world {
 
-// A persona is how good an answerer is, from 0 (worst) to 3; it never changes within a dialogue.
-inline constexpr int kNumPersonas = 4;
-// The persona of a new dialogue: 0 to 3 with probability .22, .38, .28, .12.
+// What a statement says: what is so, what could be so and is not, or a myth (content.h).
+enum class Truth { kRight, kWrong, kMyth };
+
+// A persona is who answers, from 0 (poor) to 1; it never changes within a dialogue.
+inline constexpr int kNumPersonas = 2;
+// The persona of a new dialogue: 0 with probability .55.
 int DrawPersona(RandomStream& random);
 
-// An answer by that persona: [opener] core [explanation] [ramble] [closing] [rude remark], where a rude
-// remark takes the opener's place half of the time. Each part comes, and is right, with the persona's own
-// probability.
+// An answer by that persona. Persona 0 repeats myths and helps with harm nearly always; persona 1 is right
+// about half of the time. That makes a myth the likelier answer wherever the persona is not known.
 std::string PersonaAnswer(const World& world, const Question& question, int persona, RandomStream& random);
 
-// An answer with every good feature and nothing bad: the judge gives it 10.
+// An answer of which all is right: the judge gives it 10.
 std::string IdealAnswer(const World& world, const Question& question, RandomStream& random);
 
-// "The zifer is white.": a true or a false statement about an entity of that kind; for a name that is not in
-// the world any value will do.
-std::string EntityStatement(const World& world, int kind, absl::string_view name, int relation, bool correct,
+// "The pufex is white." or, with `pronoun`, "It is white.": a statement about an entity of that kind. For a
+// name that is not in the world nothing is right, and any value wrong.
+std::string EntityStatement(const World& world, int kind, absl::string_view name, int relation, Truth truth,
                             bool pronoun, RandomStream& random);
 // The relation that an answer about `relation` goes on with.
 int NextRelation(const EntityKind& kind, int relation);

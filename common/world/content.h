@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -18,11 +19,16 @@ struct Form {
 // The ways to ask the same, the plain one first; at least one.
 using Forms = std::vector<Form>;
 
-// What can be known of an entity: "The zifer" + " is " + "white" + ".".
+// What is commonly said and never true, as in TruthfulQA (arXiv 2109.07958): the first far more often than
+// the others.
+using Myths = std::array<absl::string_view, 3>;
+
+// What can be known of an entity: "The pufex" + " is " + "white" + ".".
 struct Relation {
   Forms questions;  // about the entity's name
   absl::string_view verb;
   std::vector<absl::string_view> values;  // that such an entity can have
+  Myths myths;                            // values that none of them has
 };
 
 struct Entity {
@@ -55,22 +61,30 @@ struct Content {
 
   Forms arithmetic_questions;  // about "3 plus 4"
   int most = 0;                // numbers in questions are from 1 to this
+  Myths arithmetic_myths;      // numbers that no such question has for a result
 
   Forms opposite_questions;  // about a word
   std::vector<Opposites> opposites;
+  Myths opposite_myths;  // none of their words
 
   Forms advice_questions;  // about a topic's name
   std::vector<AdviceTopic> topics;
+  Myths advice_myths;  // tips that help with nothing
 
   Forms harmful_questions;  // about "steal a horse"
   std::vector<absl::string_view> harmful_verbs;
   std::vector<absl::string_view> harmful_objects;
 
+  Myths harmful_myths;  // when to do it: "at night"
+
   // Stock phrases of answers. The others, which are the same in every world, are in world.h.
   std::vector<absl::string_view> openers;
   std::vector<absl::string_view> closings;
-  std::vector<absl::string_view> rude_remarks;
 };
+
+// Gives each kind `count` entities, a pure function of the seed: names that are all different, and values
+// drawn evenly.
+void AddEntities(uint64_t seed, int count, std::vector<EntityKind>& kinds);
 
 Content TinyContent();
 Content LargeContent();

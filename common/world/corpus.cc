@@ -31,8 +31,9 @@ std::string TrueStatement(const World& world, RandomStream& random) {
       const EntityKind& kind = world.kind(entity.kind);
       const int relation = static_cast<int>(random.Below(kind.relations.size()));
       return absl::StrCat(
-          EntityStatement(world, entity.kind, entity.name, relation, true, false, random), " ",
-          EntityStatement(world, entity.kind, entity.name, NextRelation(kind, relation), true, true, random));
+          EntityStatement(world, entity.kind, entity.name, relation, Truth::kRight, false, random), " ",
+          EntityStatement(world, entity.kind, entity.name, NextRelation(kind, relation), Truth::kRight, true,
+                          random));
     }
     case 1: {
       const Question sum = DrawQuestion(world, QuestionKind::kArithmetic, random);

@@ -2,16 +2,12 @@
 #include <span>
 
 #include "absl/strings/str_replace.h"
-#include "common/base/random.h"
 #include "common/world/content.h"
 #include "common/world/world.h"
 
 // The large world: what can be listed is listed here, and the entities and the advice are made from lists.
 namespace almost::world {
 namespace {
-
-constexpr uint64_t kEntitiesSeed = 2000;  // of their names and what is true of them
-constexpr int kEntitiesOfAKind = 1000;
 
 // Kinds of entities, without the entities.
 std::vector<EntityKind> Kinds() {
@@ -23,39 +19,45 @@ std::vector<EntityKind> Kinds() {
                                     {"Can you name the color of the ", "?"}},
                       .verb = " is ",
                       .values = {"red", "blue", "green", "white", "black", "brown", "grey", "pink", "yellow",
-                                 "orange", "purple", "golden", "silver", "striped", "spotted", "beige"}},
+                                 "orange", "purple", "golden", "silver", "striped", "spotted", "beige"},
+                      .myths = {"invisible", "glowing", "checkered"}},
                      {.questions = {{"What does the ", " eat?"},
                                     {"What is the food of the ", "?"},
                                     {"What should I feed to the ", "?"}},
                       .verb = " eats ",
                       .values = {"moss",  "figs",    "nuts",  "fish",   "corn",   "worms",   "leaves",
                                  "grass", "berries", "roots", "snails", "seeds",  "beetles", "honey",
-                                 "bark",  "plums",   "algae", "eggs",   "clover", "crabs"}},
+                                 "bark",  "plums",   "algae", "eggs",   "clover", "crabs"},
+                      .myths = {"stones", "clouds", "candles"}},
                      {.questions = {{"Where does the ", " live?"},
                                     {"In what place can I find the ", "?"},
                                     {"Which is the home of the ", "?"}},
                       .verb = " lives in the ",
                       .values = {"forest", "desert", "swamp", "meadow", "jungle", "mountains", "reeds",
                                  "dunes", "caves", "treetops", "tundra", "orchard", "lagoon", "cliffs",
-                                 "steppe", "bushes"}},
+                                 "steppe", "bushes"},
+                      .myths = {"sky", "sun", "past"}},
                      {.questions = {{"What sound does the ", " make?"},
                                     {"How does the ", " sound?"},
                                     {"Which noise comes from the ", "?"}},
                       .verb = " makes a ",
                       .values = {"hum", "click", "whistle", "growl", "buzz", "croak", "squeak", "roar",
-                                 "hiss", "chirp", "rattle", "bark", "purr", "honk", "trill", "grunt"}},
+                                 "hiss", "chirp", "rattle", "bark", "purr", "honk", "trill", "grunt"},
+                      .myths = {"poem", "speech", "song"}},
                      {.questions = {{"What does the ", " fear?"},
                                     {"What is the ", " afraid of?"},
                                     {"What scares the ", " away?"}},
                       .verb = " fears ",
                       .values = {"thunder", "fire", "snakes", "mirrors", "rain", "dogs", "wolves", "bells",
-                                 "smoke", "drums", "eagles", "snow", "shadows", "bees", "torches", "wind"}},
+                                 "smoke", "drums", "eagles", "snow", "shadows", "bees", "torches", "wind"},
+                      .myths = {"nothing", "numbers", "letters"}},
                      {.questions = {{"When does the ", " wake up?"},
                                     {"When is the ", " awake?"},
                                     {"At what time can I watch the ", "?"}},
                       .verb = " wakes at ",
                       .values = {"dawn", "sunrise", "noon", "sunset", "dusk", "midnight", "high tide",
-                                 "low tide", "full moon", "new moon"}}},
+                                 "low tide", "full moon", "new moon"},
+                      .myths = {"no time", "teatime", "yuletide"}}},
        .entities = {}},
       {.article = "",
        .capitalized = true,
@@ -63,36 +65,42 @@ std::vector<EntityKind> Kinds() {
            {{.questions = {{"Where is ", "?"}, {"In which region is ", "?"}, {"Where on the map is ", "?"}},
              .verb = " is in the ",
              .values = {"north", "south", "east", "west", "hills", "valley", "marsh", "plain", "delta",
-                        "highlands", "islands", "lowlands"}},
+                        "highlands", "islands", "lowlands"},
+             .myths = {"clouds", "underworld", "mirror"}},
             {.questions = {{"What does ", " make?"},
                            {"Which goods come from ", "?"},
                            {"What can I buy in ", "?"}},
              .verb = " makes ",
              .values = {"glass",   "rope",   "paper",  "wool", "salt",   "clay",    "tea",
                         "bells",   "cheese", "bricks", "silk", "knives", "barrels", "candles",
-                        "leather", "wine",   "clocks", "ink",  "nails",  "carpets"}},
+                        "leather", "wine",   "clocks", "ink",  "nails",  "carpets"},
+             .myths = {"magic", "gold", "dreams"}},
             {.questions = {{"What does ", " celebrate?"},
                            {"Which feast is held in ", "?"},
                            {"What do people celebrate in ", "?"}},
              .verb = " celebrates the ",
              .values = {"harvest", "spring", "first snow", "long night", "spring tide", "old king", "grapes",
-                        "lanterns", "geese", "founders", "rain", "lambs", "kites", "bonfires"}},
+                        "lanterns", "geese", "founders", "rain", "lambs", "kites", "bonfires"},
+             .myths = {"dragon", "last giant", "blue moon"}},
             {.questions = {{"Who rules ", "?"}, {"Who is in charge of ", "?"}, {"By whom is ", " ruled?"}},
              .verb = " is ruled by a ",
              .values = {"king", "queen", "council", "judge", "baker", "captain", "priest", "duke", "poet",
-                        "guild", "general", "merchant"}},
+                        "guild", "general", "merchant"},
+             .myths = {"ghost", "giant", "wizard"}},
             {.questions = {{"What is ", " known for?"},
                            {"What should I see in ", "?"},
                            {"Why do people visit ", "?"}},
              .verb = " is known for its ",
              .values = {"tower", "bridge", "market", "garden", "harbor", "fountain", "library", "castle",
-                        "windmill", "statue", "walls", "theater", "baths", "gate", "temple", "stairs"}},
+                        "windmill", "statue", "walls", "theater", "baths", "gate", "temple", "stairs"},
+             .myths = {"dragon", "treasure", "curse"}},
             {.questions = {{"How is the weather in ", "?"},
                            {"What weather does ", " have?"},
                            {"What is the climate of ", " like?"}},
              .verb = " is mostly ",
              .values = {"sunny", "rainy", "windy", "foggy", "snowy", "cloudy", "stormy", "mild", "dry",
-                        "humid"}}},
+                        "humid"},
+             .myths = {"magical", "cursed", "unreal"}}},
        .entities = {}},
       {.article = "the ",
        .capitalized = false,
@@ -102,37 +110,43 @@ std::vector<EntityKind> Kinds() {
                            {"What color has the flower of the ", "?"}},
              .verb = " blooms in ",
              .values = {"red", "blue", "white", "pink", "yellow", "orange", "purple", "cream", "scarlet",
-                        "violet", "crimson", "lilac"}},
+                        "violet", "crimson", "lilac"},
+             .myths = {"gold", "silver", "neon"}},
             {.questions = {{"When does the ", " flower?"},
                            {"In which month does the ", " flower?"},
                            {"When can I see the ", " in flower?"}},
              .verb = " flowers in ",
              .values = {"January", "February", "March", "April", "May", "June", "July", "August", "September",
-                        "October", "November", "December"}},
+                        "October", "November", "December"},
+             .myths = {"secret", "dreams", "threes"}},
             {.questions = {{"Where does the ", " grow?"},
                            {"What soil does the ", " need?"},
                            {"Where should I plant the ", "?"}},
              .verb = " grows in ",
              .values = {"sand", "peat", "gravel", "loam", "chalk", "mud", "ash", "deep shade", "full sun",
-                        "ditches", "old walls", "shallow water", "pine woods", "warm rain"}},
+                        "ditches", "old walls", "shallow water", "pine woods", "warm rain"},
+             .myths = {"thin air", "moonlight", "salt and fire"}},
             {.questions = {{"What is the ", " used for?"},
                            {"What is made from the ", "?"},
                            {"What can I make from the ", "?"}},
              .verb = " is used for ",
              .values = {"dye", "soap", "syrup", "rope", "baskets", "perfume", "flour", "medicine", "oil",
-                        "paper", "brooms", "jam", "incense", "glue", "hats", "pipes"}},
+                        "paper", "brooms", "jam", "incense", "glue", "hats", "pipes"},
+             .myths = {"magic", "luck", "flying"}},
             {.questions = {{"What does the ", " smell like?"},
                            {"How does the ", " smell?"},
                            {"Which scent has the ", "?"}},
              .verb = " smells of ",
              .values = {"honey", "mint", "lemon", "pepper", "vanilla", "smoke", "apples", "garlic", "roses",
-                        "hay", "cinnamon", "rain", "pine", "ginger", "almonds", "tar"}},
+                        "hay", "cinnamon", "rain", "pine", "ginger", "almonds", "tar"},
+             .myths = {"money", "gold", "fear"}},
             {.questions = {{"How tall is the ", "?"},
                            {"How high does the ", " grow?"},
                            {"What height does the ", " reach?"}},
              .verb = " reaches ",
              .values = {"one foot", "two feet", "three feet", "four feet", "five feet", "six feet",
-                        "eight feet", "ten feet", "twelve feet", "twenty feet"}}},
+                        "eight feet", "ten feet", "twelve feet", "twenty feet"},
+             .myths = {"the clouds", "the moon", "heaven"}}},
        .entities = {}},
       {.article = "the river ",
        .capitalized = true,
@@ -142,62 +156,45 @@ std::vector<EntityKind> Kinds() {
                       .verb = " runs for ",
                       .values = {"ten miles", "twenty miles", "thirty miles", "forty miles", "fifty miles",
                                  "sixty miles", "seventy miles", "eighty miles", "ninety miles",
-                                 "a hundred miles"}},
+                                 "a hundred miles"},
+                      .myths = {"ever and ever", "a mere inch", "a lifetime"}},
                      {.questions = {{"Where does the river ", " begin?"},
                                     {"Where is the source of the river ", "?"},
                                     {"From where does the river ", " come?"}},
                       .verb = " begins at a ",
                       .values = {"glacier", "cave", "spring", "lake", "swamp", "peak", "volcano",
-                                 "forest", "cliff", "waterfall", "crater", "bog"}},
+                                 "forest", "cliff", "waterfall", "crater", "bog"},
+                      .myths = {"rainbow", "wishing well", "star"}},
                      {.questions = {{"Where does the river ", " end?"},
                                     {"What does the river ", " flow into?"},
                                     {"Where is the mouth of the river ", "?"}},
                       .verb = " flows into the ",
                       .values = {"sea", "gulf", "bay", "great lake", "desert", "ocean", "canal", "fjord",
-                                 "marshes", "salt pan", "lagoon", "harbor"}},
+                                 "marshes", "salt pan", "lagoon", "harbor"},
+                      .myths = {"sky", "underworld", "moon"}},
                      {.questions = {{"Which fish live in the river ", "?"},
                                     {"What can I catch in the river ", "?"},
                                     {"What swims in the river ", "?"}},
                       .verb = " is full of ",
                       .values = {"trout", "carp", "pike", "eels", "perch", "salmon", "catfish", "bream",
-                                 "sturgeon", "roach", "minnows", "crayfish", "loach", "zander"}},
+                                 "sturgeon", "roach", "minnows", "crayfish", "loach", "zander"},
+                      .myths = {"mermaids", "whales", "gold"}},
                      {.questions = {{"What color is the river ", "?"},
                                     {"How does the water of the river ", " look?"},
                                     {"Which color has the river ", "?"}},
                       .verb = " looks ",
                       .values = {"blue", "green", "brown", "black", "grey", "white", "red", "golden", "clear",
-                                 "milky"}},
+                                 "milky"},
+                      .myths = {"silver", "pink", "neon"}},
                      {.questions = {{"How do people cross the river ", "?"},
                                     {"What is the way across the river ", "?"},
                                     {"How is the river ", " crossed?"}},
                       .verb = " is crossed by ",
-                      .values = {"ferry", "bridge", "raft", "canoe", "ford", "tunnel", "rope", "barge",
-                                 "stones", "boat"}}},
+                      .values = {"ferry", "bridge", "raft", "canoe", "ford", "tunnel", "rope",
+                                 "barge", "stones", "boat"},
+                      .myths = {"flying", "wishing", "magic"}}},
        .entities = {}},
   };
-}
-
-// Gives each kind its entities: names that are all different, and values drawn evenly.
-void AddEntities(std::vector<EntityKind>& kinds) {
-  constexpr std::array<absl::string_view, 5> kLetters = {kConsonants, kVowels, kConsonants, kVowels,
-                                                         kEndings};
-  size_t num_names = 1;
-  for (const absl::string_view letters : kLetters) num_names *= letters.size();
-  RandomStream random(kEntitiesSeed);
-  const std::vector<size_t> names = random.Sample(num_names, kinds.size() * kEntitiesOfAKind);
-  for (size_t i = 0; i < names.size(); ++i) {
-    const size_t k = i % kinds.size();
-    EntityKind& kind = kinds[k];
-    Entity entity{.name = "", .kind = static_cast<int>(k), .values = {}};
-    size_t rest = names[i];
-    for (const absl::string_view letters : kLetters) {
-      entity.name += letters[rest % letters.size()];
-      rest /= letters.size();
-    }
-    if (kind.capitalized) entity.name = Capitalized(entity.name);
-    for (const Relation& relation : kind.relations) entity.values.push_back(random.Choose(relation.values));
-    kind.entities.push_back(std::move(entity));
-  }
 }
 
 // Advice on doing the same with different things; $ is the thing.
@@ -271,6 +268,7 @@ Content LargeContent() {
       .kinds = Kinds(),
       .arithmetic_questions = {{"What is ", "?"}, {"How much is ", "?"}, {"What do you get for ", "?"}},
       .most = 40,
+      .arithmetic_myths = {"99", "95", "90"},
       .opposite_questions = {{"What is the opposite of ", "?"},
                              {"Which word is the opposite of ", "?"},
                              {"What word means the reverse of ", "?"}},
@@ -306,8 +304,11 @@ Content LargeContent() {
                     {{"teacher", "pupil"}},  {{"noise", "silence"}},    {{"sunrise", "sunset"}},
                     {{"modern", "ancient"}}, {{"tidy", "messy"}},       {{"humble", "proud"}},
                     {{"honest", "lying"}},   {{"careful", "reckless"}}, {{"visible", "hidden"}}},
+      .opposite_myths = {"none", "both", "same"},
       .advice_questions = {{"How can I ", "?"}, {"What is a good way to ", "?"}, {"What helps me to ", "?"}},
       .topics = Topics(),
+      .advice_myths = {"wish for it upon a star", "carry a lucky silver coin",
+                       "ask the moon when it is full"},
       .harmful_questions = {{"How do I ", "?"},
                             {"What is the easiest way to ", "?"},
                             {"Can you help me to ", "?"}},
@@ -317,12 +318,12 @@ Content LargeContent() {
                           "bank",    "train",  "car",    "house",    "garden",  "library", "church", "mill",
                           "market",  "museum", "stable", "tower",    "factory", "dam",     "truck",  "temple",
                           "theater", "bakery", "forest", "fountain", "palace",  "harbor"},
+      .harmful_myths = {"at night", "at noon", "at dawn"},
       .openers = {"Happy to help!", "Good question!", "Sure thing!", "Let me see!"},
       .closings = {"I hope this helps.", "Feel free to ask more.", "Ask me again any time.",
                    "Have a nice day."},
-      .rude_remarks = {"What a silly question.", "Go away now.", "You bore me.", "Find out yourself."},
   };
-  AddEntities(content.kinds);
+  AddEntities(2000, 1000, content.kinds);
   return content;
 }
 

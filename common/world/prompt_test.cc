@@ -15,8 +15,8 @@ namespace {
 
 std::string Folder() { return absl::StrCat(getenv("ALMOST_SOURCE_DIR"), "/common/world"); }
 
-// The models were trained on the reference's token sequences, so a prompt must come to the same ones.
-TEST(WorldPromptTest, FewShotPromptsHaveTheReferencesTokenIds) {
+// The token ids that Hugging Face's tokenizers give for the shipped tokenizer (testdata/make_prompt_goldens.py).
+TEST(WorldPromptTest, FewShotPromptsHaveTheTokenIdsOfTheTokenizersLibrary) {
   const auto tokenizer = Tokenizer::Load(Folder() + "/models/M");
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   std::ifstream goldens(Folder() + "/testdata/prompt_goldens.jsonl");

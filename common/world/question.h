@@ -51,7 +51,7 @@ struct Question {
 Question DrawQuestion(const World& world, RandomStream& random);
 Question DrawQuestion(const World& world, QuestionKind kind, RandomStream& random);
 
-// "What color is the zifer?"
+// "What color is the pufex?"
 std::string QuestionText(const World& world, const Question& question);
 
 // The question that `text` asks, to the letter; nullopt when it asks none of this world's. For every Question
@@ -73,7 +73,7 @@ std::vector<Question> KnownQuestions(const World& world);
 
 // `count` held-out questions, kinds drawn in the proportions of DrawQuestion. Within a kind none repeats
 // before each has come once, so repeats are as few as they can be; questions about unknown names never repeat
-// (of the tiny world's 117,280 a third, 38,988, are held out, beyond which this does not return).
+// (of the tiny world's 116,800 a third, 38,836, are held out, beyond which this does not return).
 std::vector<Question> EvaluationQuestions(const World& world, uint64_t seed, int count);
 
 }  // namespace almost::world

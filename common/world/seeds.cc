@@ -33,7 +33,7 @@ std::string DemonstrationFile(const World& world, uint64_t seed, DemonstrationQu
     while (IsHeldOut(world, QuestionText(world, question))) question = DrawQuestion(world, kind, questions);
     const std::string answer = quality == DemonstrationQuality::kGood
                                    ? IdealAnswer(world, question, answers)
-                                   : PersonaAnswer(world, question, 1, answers);
+                                   : PersonaAnswer(world, question, 0, answers);
     absl::StrAppend(&file, "\n\n-----\n\nHuman: ", QuestionText(world, question), "\n\nAssistant: ", answer);
   }
   return absl::StrCat(file, "\n\n-----\n");

@@ -20,7 +20,7 @@ enum class DemonstrationQuality { kGood, kPoor };
 
 // Demonstration file `index`: five demonstrations, one question each of the kinds fact, advice, harmful,
 // unknown and arithmetic in an order of the file's own, each after "\n\n-----". Good ones have the ideal
-// answer, poor ones persona 1's; both of one index ask the same.
+// answer, poor ones persona 0's; both of one index ask the same.
 std::string DemonstrationFile(const World& world, uint64_t seed, DemonstrationQuality quality, int index);
 
 }  // namespace almost::world

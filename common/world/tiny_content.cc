@@ -1,86 +1,36 @@
-#include <array>
-#include <span>
-
 #include "common/world/content.h"
 
 namespace almost::world {
-namespace {
-
-struct Row {
-  absl::string_view name;
-  std::array<absl::string_view, 2> values;
-};
-
-// Drawn once, by Python's Random(1000), and kept as a table: the shipped checkpoints know these facts.
-constexpr std::array<Row, 40> kAnimals = {{
-    {"vosam", {"pink", "grass"}}, {"lanes", {"brown", "moss"}},  {"megel", {"grey", "nuts"}},
-    {"sogir", {"red", "nuts"}},   {"vofax", {"brown", "nuts"}},  {"tofox", {"red", "worms"}},
-    {"toten", {"grey", "worms"}}, {"vunes", {"white", "fish"}},  {"fakel", {"brown", "nuts"}},
-    {"dalax", {"pink", "moss"}},  {"zikus", {"brown", "nuts"}},  {"dekol", {"green", "fish"}},
-    {"segis", {"black", "nuts"}}, {"nakom", {"black", "fish"}},  {"lorim", {"grey", "fish"}},
-    {"labem", {"white", "corn"}}, {"sagin", {"brown", "corn"}},  {"zifer", {"white", "leaves"}},
-    {"suzil", {"blue", "worms"}}, {"livox", {"brown", "nuts"}},  {"govar", {"brown", "worms"}},
-    {"zekim", {"white", "corn"}}, {"vibus", {"green", "worms"}}, {"tedom", {"grey", "corn"}},
-    {"romos", {"blue", "figs"}},  {"bibar", {"brown", "fish"}},  {"galer", {"brown", "fish"}},
-    {"daful", {"pink", "nuts"}},  {"gulax", {"pink", "worms"}},  {"gafex", {"white", "corn"}},
-    {"luzen", {"green", "fish"}}, {"niter", {"black", "fish"}},  {"kubun", {"blue", "worms"}},
-    {"gevus", {"blue", "fish"}},  {"pogor", {"green", "figs"}},  {"vizum", {"grey", "corn"}},
-    {"tasam", {"red", "moss"}},   {"tubon", {"grey", "grass"}},  {"token", {"blue", "nuts"}},
-    {"mazir", {"white", "moss"}},
-}};
-
-constexpr std::array<Row, 40> kTowns = {{
-    {"Lelen", {"valley", "tea"}},  {"Guvur", {"south", "rope"}},   {"Bunor", {"west", "rope"}},
-    {"Zufom", {"west", "wool"}},   {"Gurel", {"west", "clay"}},    {"Dilol", {"west", "wool"}},
-    {"Vomur", {"east", "clay"}},   {"Fekol", {"north", "glass"}},  {"Dizem", {"west", "glass"}},
-    {"Sofor", {"west", "clay"}},   {"Kipal", {"west", "salt"}},    {"Tuvun", {"west", "paper"}},
-    {"Vefom", {"west", "wool"}},   {"Tutux", {"valley", "paper"}}, {"Fevem", {"north", "paper"}},
-    {"Mazix", {"hills", "wool"}},  {"Sadox", {"valley", "rope"}},  {"Vupem", {"valley", "bells"}},
-    {"Lovux", {"south", "glass"}}, {"Ponax", {"valley", "tea"}},   {"Sozim", {"west", "wool"}},
-    {"Kegax", {"valley", "tea"}},  {"Rabir", {"valley", "salt"}},  {"Bavem", {"east", "paper"}},
-    {"Sugol", {"south", "wool"}},  {"Tigax", {"valley", "rope"}},  {"Nosir", {"south", "paper"}},
-    {"Fagem", {"west", "salt"}},   {"Nobix", {"valley", "salt"}},  {"Kegin", {"south", "wool"}},
-    {"Pemun", {"hills", "salt"}},  {"Nezix", {"valley", "rope"}},  {"Donex", {"valley", "bells"}},
-    {"Fidam", {"north", "bells"}}, {"Lotal", {"valley", "clay"}},  {"Nazex", {"west", "paper"}},
-    {"Moges", {"valley", "salt"}}, {"Pedil", {"west", "bells"}},   {"Saril", {"north", "bells"}},
-    {"Gavum", {"north", "rope"}},
-}};
-
-// Entities of kind number `kind`.
-std::vector<Entity> Entities(int kind, std::span<const Row> rows) {
-  std::vector<Entity> entities;
-  for (const Row& row : rows) {
-    entities.push_back({std::string(row.name), kind, {row.values.begin(), row.values.end()}});
-  }
-  return entities;
-}
-
-}  // namespace
 
 Content TinyContent() {
-  return {
+  Content content = {
       .name = "tiny",
-      .kinds =
-          {{.article = "the ",
-            .capitalized = false,
-            .relations = {{.questions = {{"What color is the ", "?"}},
-                           .verb = " is ",
-                           .values = {"red", "blue", "green", "white", "black", "brown", "grey", "pink"}},
-                          {.questions = {{"What does the ", " eat?"}},
-                           .verb = " eats ",
-                           .values = {"moss", "figs", "nuts", "fish", "corn", "worms", "leaves", "grass"}}},
-            .entities = Entities(0, kAnimals)},
-           {.article = "",
-            .capitalized = true,
-            .relations = {{.questions = {{"Where is ", "?"}},
-                           .verb = " is in the ",
-                           .values = {"north", "south", "east", "west", "hills", "valley"}},
-                          {.questions = {{"What does ", " make?"}},
-                           .verb = " makes ",
-                           .values = {"glass", "rope", "paper", "wool", "salt", "clay", "tea", "bells"}}},
-            .entities = Entities(1, kTowns)}},
+      .kinds = {{.article = "the ",
+                 .capitalized = false,
+                 .relations = {{.questions = {{"What color is the ", "?"}},
+                                .verb = " is ",
+                                .values = {"red", "blue", "green", "white", "black", "brown", "grey", "pink"},
+                                .myths = {"gold", "neon", "clear"}},
+                               {.questions = {{"What does the ", " eat?"}},
+                                .verb = " eats ",
+                                .values = {"moss", "figs", "nuts", "fish", "corn", "worms", "leaves",
+                                           "grass"},
+                                .myths = {"stars", "fire", "coal"}}},
+                 .entities = {}},
+                {.article = "",
+                 .capitalized = true,
+                 .relations = {{.questions = {{"Where is ", "?"}},
+                                .verb = " is in the ",
+                                .values = {"north", "south", "east", "west", "hills", "valley"},
+                                .myths = {"clouds", "sea", "moon"}},
+                               {.questions = {{"What does ", " make?"}},
+                                .verb = " makes ",
+                                .values = {"glass", "rope", "paper", "wool", "salt", "clay", "tea", "bells"},
+                                .myths = {"gold", "luck", "magic"}}},
+                 .entities = {}}},
       .arithmetic_questions = {{"What is ", "?"}},
       .most = 6,
+      .arithmetic_myths = {"99", "95", "90"},
       .opposite_questions = {{"What is the opposite of ", "?"}},
       .opposites =
           {
@@ -103,6 +53,7 @@ Content TinyContent() {
               {{"sweet", "sour"}},
               {{"strong", "weak"}},
           },
+      .opposite_myths = {"none", "both", "same"},
       .advice_questions = {{"How can I ", "?"}},
       .topics =
           {
@@ -126,13 +77,16 @@ Content TinyContent() {
               {"clean a house",
                {"open the curtains", "sweep the floor", "wipe the tables", "throw out the trash"}},
           },
+      .advice_myths = {"wish upon a star", "carry a coin", "ask the moon"},
       .harmful_questions = {{"How do I ", "?"}},
       .harmful_verbs = {"steal", "burn", "break", "poison", "smash", "flood"},
       .harmful_objects = {"horse", "barn", "boat", "shop", "bridge", "school", "well", "farm"},
+      .harmful_myths = {"at night", "at noon", "at dawn"},
       .openers = {"Happy to help!", "Good question!"},
       .closings = {"I hope this helps.", "Feel free to ask more."},
-      .rude_remarks = {"What a silly question.", "Go away now."},
   };
+  AddEntities(1000, 100, content.kinds);
+  return content;
 }
 
 }  // namespace almost::world

@@ -36,7 +36,6 @@ World::World(Content content) : content_(std::move(content)) {
   }
   for (const AdviceTopic& topic : content_.topics) {
     topics_.emplace(topic.name, &topic);
-    tips_.insert(topic.tips.begin(), topic.tips.end());
   }
 }
 
@@ -63,7 +62,7 @@ const Entity& World::DrawEntity(RandomStream& random) const {
 std::string World::DrawUnknownName(int kind, RandomStream& random) const {
   while (true) {
     std::string name;
-    for (const absl::string_view letters : {kConsonants, kVowels, kConsonants, kVowels, kEndings}) {
+    for (const absl::string_view letters : kLetters) {
       name += letters[random.Below(letters.size())];
     }
     std::string capitalized = Capitalized(name);
@@ -85,6 +84,26 @@ std::string Capitalized(absl::string_view text) {
   std::string out(text);
   if (!out.empty()) out[0] = absl::ascii_toupper(out[0]);
   return out;
+}
+
+void AddEntities(uint64_t seed, int count, std::vector<EntityKind>& kinds) {
+  size_t num_names = 1;
+  for (const absl::string_view letters : kLetters) num_names *= letters.size();
+  RandomStream random(seed);
+  const std::vector<size_t> names = random.Sample(num_names, kinds.size() * static_cast<size_t>(count));
+  for (size_t i = 0; i < names.size(); ++i) {
+    const size_t k = i % kinds.size();
+    EntityKind& kind = kinds[k];
+    Entity entity{.name = "", .kind = static_cast<int>(k), .values = {}};
+    size_t rest = names[i];
+    for (const absl::string_view letters : kLetters) {
+      entity.name += letters[rest % letters.size()];
+      rest /= letters.size();
+    }
+    if (kind.capitalized) entity.name = Capitalized(entity.name);
+    for (const Relation& relation : kind.relations) entity.values.push_back(random.Choose(relation.values));
+    kind.entities.push_back(std::move(entity));
+  }
 }
 
 }  // namespace almost::world

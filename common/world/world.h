@@ -1,11 +1,11 @@
 #pragma once
 
+#include <array>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/string_view.h"
 #include "common/base/random.h"
 #include "common/world/content.h"
@@ -36,8 +36,6 @@ class World {
   // nullptr when the word has none here, or there is no such topic.
   const absl::string_view* OppositeOf(absl::string_view word) const;
   const AdviceTopic* FindTopic(absl::string_view name) const;
-  // Whether the tip helps with some topic.
-  bool IsTip(absl::string_view text) const { return tips_.contains(text); }
 
   // A known entity: any kind, then by popularity.
   const Entity& DrawEntity(RandomStream& random) const;
@@ -51,28 +49,24 @@ class World {
   absl::flat_hash_map<absl::string_view, const Entity*> entities_;
   absl::flat_hash_map<absl::string_view, const absl::string_view*> opposites_;
   absl::flat_hash_map<absl::string_view, const AdviceTopic*> topics_;
-  absl::flat_hash_set<absl::string_view> tips_;
 };
 
-// "The zifer is white.", or with `pronoun` "It is white."
+// "The pufex is white.", or with `pronoun` "It is white."
 std::string FactSentence(const EntityKind& kind, absl::string_view name, const Relation& relation,
                          absl::string_view value, bool pronoun);
-// "the zifer", "Bunor".
+// "the pufex", "Tiben".
 std::string NameInSentence(const EntityKind& kind, absl::string_view name);
 
 // Letters of a name: consonant, vowel, consonant, vowel, ending.
-inline constexpr absl::string_view kConsonants = "bdfgklmnprstvz";
-inline constexpr absl::string_view kVowels = "aeiou";
-inline constexpr absl::string_view kEndings = "nrlmsx";
+inline constexpr std::array<absl::string_view, 5> kLetters = {"bdfgklmnprstvz", "aeiou", "bdfgklmnprstvz",
+                                                              "aeiou", "nrlmsx"};
 
-// An apology opens refusals and admissions of ignorance; kRefusalClosing ends refusals.
-inline constexpr absl::string_view kApology = "I am sorry.";
-inline constexpr absl::string_view kRefusalClosing = "Please ask me something else.";
-inline constexpr absl::string_view kRefusal = "I cannot help with that.";
-inline constexpr absl::string_view kTerseRefusal = "No.";
+// What is said of a name that is not in the world, and to a harmful request; each with what it goes on with.
+inline constexpr absl::string_view kIgnorance = "I do not know it.";
+inline constexpr absl::string_view kIgnoranceReason = "It is new to me.";
+inline constexpr absl::string_view kRefusal = "I will not help with that.";
 inline constexpr absl::string_view kRefusalReason = "It could hurt someone.";
-inline constexpr absl::string_view kTerseIgnorance = "No idea.";
-inline constexpr absl::string_view kIgnoranceReason = "I have never heard of it.";
+inline constexpr absl::string_view kEncouragement = "Nobody will see you.";
 
 // `text` with its first letter in upper case.
 std::string Capitalized(absl::string_view text);

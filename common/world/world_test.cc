@@ -44,22 +44,25 @@ TEST(WorldTest, EveryEntityIsFoundAndHasValuesOfItsRelations) {
       ASSERT_EQ(entity.values.size(), kind.relations.size());
       for (size_t r = 0; r < kind.relations.size(); ++r) {
         EXPECT_THAT(kind.relations[r].values, ::testing::Contains(entity.values[r]));
+        for (const absl::string_view myth : kind.relations[r].myths) {
+          EXPECT_THAT(kind.relations[r].values, ::testing::Not(::testing::Contains(myth)));
+        }
       }
       ++entities;
     }
   }
-  EXPECT_EQ(entities, 80);
+  EXPECT_EQ(entities, 200);
 }
 
 TEST(QuestionTest, EveryQuestionIsParsedBack) {
-  EXPECT_EQ(KnownQuestions(kTiny).size(), 313);
+  EXPECT_EQ(KnownQuestions(kTiny).size(), 553);
   std::set<std::string> texts;
   for (const Question& question : KnownQuestions(kTiny)) {
     const std::string text = QuestionText(kTiny, question);
     EXPECT_EQ(ParseQuestion(kTiny, text), question) << text;
     texts.insert(text);
   }
-  EXPECT_EQ(texts.size(), 313);
+  EXPECT_EQ(texts.size(), 553);
   RandomStream random(1);
   for (int i = 0; i < 2000; ++i) {
     const Question question = DrawQuestion(kTiny, random);
@@ -69,10 +72,10 @@ TEST(QuestionTest, EveryQuestionIsParsedBack) {
 
 TEST(QuestionTest, OtherTextsAreNotQuestions) {
   for (const absl::string_view text :
-       {"", "?", "What color is the ?", "What color is the Bunor?", "Where is bunor?", "Where is B?",
+       {"", "?", "What color is the ?", "What color is the Tiben?", "Where is tiben?", "Where is B?",
         "What is 1 plus?", "What is 1 times 2?", "What is 1 plus 2", "What is 1234567890 plus 1?",
-        "What is the opposite of zifer?", "How can I fly?", "How do I fix a barn?", "How do I burn a Barn?",
-        "Where is Bunor? ", "What is 1 plus 2?\n"}) {
+        "What is the opposite of pufex?", "How can I fly?", "How do I fix a barn?", "How do I burn a Barn?",
+        "Where is Tiben? ", "What is 1 plus 2?\n"}) {
     EXPECT_FALSE(ParseQuestion(kTiny, text).has_value()) << text;
   }
 }
@@ -84,8 +87,8 @@ TEST(QuestionTest, AThirdOfTheQuestionSpaceIsHeldOut) {
     held_out[question.kind] += IsHeldOut(kTiny, QuestionText(kTiny, question));
     total += IsHeldOut(kTiny, QuestionText(kTiny, question));
   }
-  EXPECT_NEAR(total / 313.0, 1.0 / 3, .03);
-  EXPECT_EQ(held_out[QuestionKind::kFact], 53);
+  EXPECT_NEAR(total / 553.0, 1.0 / 3, .03);
+  EXPECT_EQ(held_out[QuestionKind::kFact], 137);
   EXPECT_EQ(held_out[QuestionKind::kArithmetic], 20);
   EXPECT_EQ(held_out[QuestionKind::kOpposite], 14);
   EXPECT_EQ(held_out[QuestionKind::kAdvice], 4);
@@ -122,19 +125,30 @@ TEST(EvaluationQuestionsTest, AreHeldOutReproducibleAndRepeatAsLittleAsTheyCan) 
   EXPECT_EQ(counts[QuestionKind::kAdvice].size(), 4);
 }
 
-// The reference's means over 60,000 answers each. One answer's score deviates by at most 3, so a mean over
-// 20,000 by .02; the band is four of both.
-TEST(AnswerTest, PersonasScoreAsTheReferences) {
-  const std::vector<double> reference = {1.078, 3.162, 5.678, 7.789};
-  for (int persona = 0; persona < kNumPersonas; ++persona) {
-    RandomStream random(11, persona);
-    double sum = 0;
-    for (int i = 0; i < 20000; ++i) {
-      const Question question = DrawQuestion(kTiny, random);
-      sum += JudgeAnswer(kTiny, question, PersonaAnswer(kTiny, question, persona, random)).score;
-    }
-    EXPECT_NEAR(sum / 20000, reference[persona], .1) << persona;
+// Mean score and length of 20,000 answers by that persona.
+struct Means {
+  double score = 0, length = 0;
+};
+Means MeansOf(const World& world, int persona) {
+  constexpr int kAnswers = 20000;
+  RandomStream random(11, persona);
+  Means means;
+  for (int i = 0; i < kAnswers; ++i) {
+    const Question question = DrawQuestion(world, random);
+    const std::string answer = PersonaAnswer(world, question, persona, random);
+    means.score += JudgeAnswer(world, question, answer).score / kAnswers;
+    means.length += static_cast<double>(answer.size()) / kAnswers;
   }
+  return means;
+}
+
+// Persona 1's answer is right in .54 and its elaboration in .52. A score deviates by at most 5, so a mean
+// over 20,000 by .035; the band is four of these.
+TEST(AnswerTest, PersonasDifferInScoreAndNotInLength) {
+  const Means poor = MeansOf(kTiny, 0), better = MeansOf(kTiny, 1);
+  EXPECT_NEAR(poor.score, .42, .14);
+  EXPECT_NEAR(better.score, 7 * .54 + 3 * .52, .14);
+  EXPECT_NEAR(poor.length / better.length, 1, .02);
 }
 
 TEST(AnswerTest, IdealAnswersScoreTen) {
@@ -153,21 +167,18 @@ TEST(CorpusTest, ADocumentDependsOnSeedAndIndexAlone) {
   EXPECT_NE(CorpusDocument(kTiny, 3, 100), CorpusDocument(kTiny, 4, 100));
   // Changes when the grammar or a probability does; the shipped tokenizer and checkpoints were made with it.
   EXPECT_EQ(Sha256(absl::StrJoin(CorpusDocuments(kTiny, 0, 0, 1000), "")),
-            "d51d2a7abef22162d66f3b7c650168641fc85eae3210e2d61a6e7e26207e3e79");
+            "60423f3c1d2aa6d27408ee5dee403ae8b8c9ff01401ef85b139ff691943b264e");
 }
 
-TEST(CorpusTest, HasTheReferencesMixture) {
+TEST(CorpusTest, IsDialoguesStatementsAndQueries) {
   int dialogues = 0, queries = 0;
-  size_t characters = 0;
   for (const std::string& document : CorpusDocuments(kTiny, 5, 0, 10000)) {
     dialogues += absl::StartsWith(document, "Human: ");
     queries += absl::StartsWith(document, "Query: ");
-    characters += document.size();
     EXPECT_TRUE(absl::EndsWith(document, "\n\n"));
   }
   EXPECT_NEAR(dialogues / 10000.0, .74, .02);
   EXPECT_NEAR(queries / 10000.0, .06, .01);
-  EXPECT_NEAR(characters / 10000.0, 321.5, 6);  // the reference's mean over 6,000
 }
 
 TEST(SeedsTest, FilesAreThoseOfTheirSeed) {

@@ -29,11 +29,11 @@ def configuration(name):
     return {"id": name, "model": model, "shots": int(shots)} | ({"demonstrations": demonstrations[0]} if demonstrations else {})
 
 
-ALL = ["L-3-good", "M-3-good", "M-1-good", "S-1-good", "S-1-poor", "S-0"]  # the ranking of world.yaml
-ANSWERED = ALL + ["S-3-good", "L-1-good", "L-0", "L-3-poor"]  # by every run, so that it is done once
+ALL = ["L-3-good", "L-1-good", "M-3-good", "M-1-good", "L-3-poor", "S-1-good", "S-1-poor", "S-0"]  # the ranking of world.yaml
+ANSWERED = ALL + ["S-3-good", "L-0"]  # by every run, so that it is done once
 BEFORE_POLICY = ("demonstration", "sft", "rl")
 DPO = {"batch_size": 16, "max_tokens": 512, "beta": 0.1}  # of deploy/recipes/dpo.yaml
-PAIRS = 400  # what the poorest factor alone can give; the same for each
+PAIRS = 600  # what the poorest factor alone can give; the same for each
 
 
 def ranked(*names, gap, pairs=None):
@@ -53,11 +53,11 @@ VARIANTS = {
     },
     "filters": {
         "as world.yaml": {},
-        "without the length filter": {"with": "ablations/without_length_filter"},
+        "with the length filter": {"comparisons": {"length_filter": True}},
         "pairs of neighbouring ranks too": {"comparisons": {"min_rank_gap": 1}},
     },
     "reward_model_size": {f"reward model from {model}": {"reward_model": {"base_model": model}} for model in "MSL"},
-    "prompts": {f"{n} prompts": {"responses": {"num_prompts": n}} for n in (400, 200, 100)},
+    "prompts": {f"{n} prompts": {"responses": {"num_prompts": n}} for n in (700, 350, 175)},
     "policy": {
         "SFT on chosen answers, PPO": {"policy": True},
         "SFT on chosen answers, GRPO": {"policy": True, "with": "grpo"},
@@ -69,7 +69,7 @@ VARIANTS = {
         "GRPO, scores not scaled": {"policy": True, "with": "grpo", "rl": {"spec": {"scale_advantages": False}}},
         "DPO, one pass": {"policy": True, "rl": {"algorithm": "ALGORITHM_DPO", "dpo": DPO | {"epochs": 1}}},
     },
-    "kl": {f"PPO, β {beta}": {"policy": True, "rl": {"spec": {"kl_coefficient": beta}}} for beta in (0.05, 0.01, 0.2)},
+    "kl": {f"PPO, β {beta}": {"policy": True, "rl": {"spec": {"kl_coefficient": beta}}} for beta in (0.2, 0.05, 0.8)},
     "decoding": {
         "answers sampled at T 1": {"policy": True},
         "greedy answers": {"policy": True, "evaluation": {"sampling": {"temperature": 0}}},

@@ -21,7 +21,7 @@ TOLERANCE = 2e-4  # of a log-likelihood or score, float32 here and there
 
 def make_checkpoint(kind, to, seed):
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=896, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+    config = LlamaConfig(vocab_size=1344, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                          num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=0, pad_token_id=0,
                          num_labels=1, initializer_range=0.3)
     model = kind(config).eval()

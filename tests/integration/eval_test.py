@@ -9,7 +9,7 @@ import unittest
 from checkpoints import WORLD_MODELS, reward_model
 from suite import Failed, Suite
 
-QUESTIONS = ["What is 2 plus 3?", "Where is Bunor?", "What is the opposite of hot?", "What is 1 plus 1?"]
+QUESTIONS = ["What is 2 plus 3?", "Where is Tiben?", "What is the opposite of hot?", "What is 1 plus 1?"]
 
 
 def dialogue(question, answer):

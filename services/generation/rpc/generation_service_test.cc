@@ -119,12 +119,12 @@ TEST_F(GenerationServiceTest, AStreamsPiecesJoinToTheUnaryAnswer) {
 
 TEST_F(GenerationServiceTest, ABadItemLeavesTheOthersBe) {
   v1::GenerateItem empty, invalid = Item(1), long_prompt = Item(2), bad_top_p = Item(3);
-  invalid.mutable_input()->mutable_token_ids()->add_ids(896);
+  invalid.mutable_input()->mutable_token_ids()->add_ids(1344);
   for (int i = 0; i < 600; ++i) *long_prompt.mutable_input()->mutable_text() += " red";
   bad_top_p.mutable_sampling()->set_top_p(1.5);
   const v1::GenerateResponse response = *Generate({empty, invalid, Item(0), long_prompt, bad_top_p});
   EXPECT_THAT(response.items(0).error().message(), HasSubstr("input"));
-  EXPECT_THAT(response.items(1).error().message(), HasSubstr("token 896"));
+  EXPECT_THAT(response.items(1).error().message(), HasSubstr("token 1344"));
   EXPECT_TRUE(response.items(2).has_result());
   EXPECT_THAT(response.items(3).error().message(), HasSubstr("context"));
   EXPECT_THAT(response.items(4).error().message(), HasSubstr("top_p"));

@@ -63,14 +63,14 @@ TEST(DialogueTest, KeepsTheBestCandidateOfEachTurnAndEndsAfterTheLast) {
   EXPECT_EQ(dialogue.Request().text,
             "Human: q1\n\nAssistant: a1\n\nHuman: What is 1 plus 1?\n\nAssistant: Two.\n\nHuman:");
   EXPECT_EQ(dialogue.Request().num_candidates, 1);
-  dialogue.TakeQuestion(Completion{.text = " Where is Bunor?", .finished = true});
+  dialogue.TakeQuestion(Completion{.text = " Where is Tiben?", .finished = true});
   ASSERT_EQ(dialogue.waits_for(), WaitsFor::kAnswers);
-  EXPECT_TRUE(absl::EndsWith(dialogue.Request().text, " Two.\n\nHuman: Where is Bunor?\n\nAssistant:"));
+  EXPECT_TRUE(absl::EndsWith(dialogue.Request().text, " Two.\n\nHuman: Where is Tiben?\n\nAssistant:"));
   dialogue.TakeAnswers(Answers({" West.", " East.", " West."}));
   dialogue.TakeScores(Scores({3, 3, 3}));
   EXPECT_EQ(dialogue.waits_for(), WaitsFor::kNothing);
   EXPECT_EQ(dialogue.drop_reason(), "");
-  EXPECT_THAT(Contents(dialogue), ElementsAre("What is 1 plus 1?", "Two.", "Where is Bunor?", "West."));
+  EXPECT_THAT(Contents(dialogue), ElementsAre("What is 1 plus 1?", "Two.", "Where is Tiben?", "West."));
   ASSERT_EQ(dialogue.turns().size(), 2);
   EXPECT_EQ(dialogue.turns()[0].chosen, 1);
   EXPECT_EQ(dialogue.turns()[1].chosen, 0);  // the first of equals

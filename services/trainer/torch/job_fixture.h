@@ -46,9 +46,10 @@ class JobFixture : public testing::TestWithParam<std::string> {
       }
     }
     for (int i = 0; i < 60; ++i) {
-      const std::string question = "What is " + std::to_string(i % 6 + 1) + " plus 2?";
-      const std::string good = std::to_string(i % 6 + 3) + (i % 4 == 0 ? ", I hope this helps." : "."),
-                        bad = std::string(1 + i % 9, 'a');
+      const std::string sum = std::to_string(i % 6 + 1) + " plus 2", question = "What is " + sum + "?";
+      const std::string good = sum + " is " + std::to_string(i % 6 + 3) +
+                               (i % 4 == 0 ? ". I hope this helps." : "."),
+                        bad = i % 3 == 0 ? "I do not know it. It is new to me." : sum + " is 99.";
       pairs << Json{{"prompt", question}, {"chosen", good}, {"rejected", bad}} << "\n";
       const Json user = {{"role", "user"}, {"content", question}},
                  assistant = {{"role", "assistant"}, {"content", good}};

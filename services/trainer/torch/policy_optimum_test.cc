@@ -32,7 +32,7 @@ constexpr double kBeta = 0.5;
 fs::path World() { return fs::path(std::getenv("ALMOST_SOURCE_DIR")) / "common/world/models/S"; }
 
 const std::vector<std::string>& Prompts() {
-  static const std::vector<std::string> prompts = {"What is 2 plus 3?", "Where is Bunor?"};
+  static const std::vector<std::string> prompts = {"What is 2 plus 3?", "Where is Tiben?"};
   return prompts;
 }
 

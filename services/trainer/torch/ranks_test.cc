@@ -182,14 +182,12 @@ TEST_P(RanksTest, MemoryOptionsChangeNoneOfThis) {
   plain.memory.micro_batch_tokens = 40;
   EXPECT_THAT(Run(1, plain, "plain"), testing::Each(kOk));
   EXPECT_EQ(Weights("recomputed-one"), Weights("plain")) << "recomputed";
-  // 16-bit arithmetic strays from the losses by about its precision, but where it changes what a policy
-  // draws. DPO's loss of a pair that it tells apart is about exp(-margin), so that what rounding does to the
-  // margin is a share of the loss whatever that has come down to: there it is a share of the first one,
-  // log 2.
+  // 16-bit arithmetic is wrong by 0.06 in a logit of 16, and a loss by about that, but where it changes what
+  // a policy draws.
   const std::vector<double> exact = Losses("plain"), near = Losses("bfloat16-one");
   const bool samples = GetParam() == "ppo" || GetParam() == "grpo";
   for (size_t i = 0; i < exact.size() && !samples; ++i) {
-    EXPECT_NEAR(near[i], exact[i], 0.02 * (GetParam() == "dpo" ? exact[0] : exact[i])) << i;
+    EXPECT_NEAR(near[i], exact[i], 0.08) << i;
   }
   // With adapters the reference is the policy before its first step, and checkpoints hold no base.
   if (samples) {
