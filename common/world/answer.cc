@@ -45,7 +45,7 @@ absl::string_view DrawValue(const World& world, int kind, absl::string_view name
   return random.Choose(values);
 }
 
-// The two statements of an answer.
+// The two statements of an answer, drawn in this order.
 struct Body {
   std::string core;
   std::string elaboration;
@@ -57,9 +57,8 @@ Body WriteFact(const World& world, const Question& question, Truth core, Truth e
   const auto statement = [&](int relation, Truth truth, bool pronoun) {
     return EntityStatement(world, question.entity_kind, question.entity, relation, truth, pronoun, random);
   };
-  Body body{.core = statement(question.relation, core, false), .elaboration = ""};
-  body.elaboration = statement(NextRelation(kind, question.relation), elaboration, true);
-  return body;
+  return {.core = statement(question.relation, core, false),
+          .elaboration = statement(NextRelation(kind, question.relation), elaboration, true)};
 }
 
 int64_t WrongNumber(int64_t right, RandomStream& random) {
@@ -76,12 +75,10 @@ Body WriteArithmetic(const World& world, const Question& question, Truth core, T
     if (truth == Truth::kMyth) return std::string(DrawMyth(world.content().arithmetic_myths, random));
     return absl::StrCat(truth == Truth::kRight ? right : WrongNumber(right, random));
   };
-  Body body{
+  return {
       .core = absl::StrCat(ArithmeticTerm(question), " is ", number(ArithmeticResult(question), core), "."),
-      .elaboration = ""};
-  body.elaboration = absl::StrCat("You count ", question.minus ? "down " : "up ", question.b, " from ",
-                                  number(question.a, elaboration), ".");
-  return body;
+      .elaboration = absl::StrCat("You count ", question.minus ? "down " : "up ", question.b, " from ",
+                                  number(question.a, elaboration), ".")};
 }
 
 Body WriteOpposite(const World& world, const Question& question, Truth core, Truth elaboration,
@@ -98,10 +95,9 @@ Body WriteOpposite(const World& world, const Question& question, Truth core, Tru
     }
     return random.Choose(wrong);
   };
-  Body body{.core = absl::StrCat("The opposite of ", question.word, " is ", opposite(core), "."),
-            .elaboration = ""};
-  body.elaboration = absl::StrCat("A thing is not both ", question.word, " and ", opposite(elaboration), ".");
-  return body;
+  return {.core = absl::StrCat("The opposite of ", question.word, " is ", opposite(core), "."),
+          .elaboration =
+              absl::StrCat("A thing is not both ", question.word, " and ", opposite(elaboration), ".")};
 }
 
 Body WriteAdvice(const World& world, const Question& question, Truth core, Truth elaboration,

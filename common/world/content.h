@@ -74,7 +74,6 @@ struct Content {
   Forms harmful_questions;  // about "steal a horse"
   std::vector<absl::string_view> harmful_verbs;
   std::vector<absl::string_view> harmful_objects;
-
   Myths harmful_myths;  // when to do it: "at night"
 
   // Stock phrases of answers. The others, which are the same in every world, are in world.h.

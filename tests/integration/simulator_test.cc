@@ -166,7 +166,7 @@ TEST_F(SimulatorOnTheWorld, PlaysDialoguesOfTheQualityThatTheModelHasAndRepeatsT
     }
     second_turns += dialogue.messages_size() == 4;
   }
-  // L with three shots has 4.6 in the mean of four runs (common/world/README.md). One answer deviates by
+  // L with three shots has 4.6 in the mean of seven runs (common/world/README.md). One answer deviates by
   // about 4.2, and answers to one question go together.
   EXPECT_NEAR(sum / answers, 4.6, 1.0);
   EXPECT_GT(second_turns, 32);

@@ -46,10 +46,9 @@ class JobFixture : public testing::TestWithParam<std::string> {
       }
     }
     for (int i = 0; i < 60; ++i) {
-      const std::string sum = std::to_string(i % 6 + 1) + " plus 2", question = "What is " + sum + "?";
-      const std::string good = sum + " is " + std::to_string(i % 6 + 3) +
-                               (i % 4 == 0 ? ". I hope this helps." : "."),
-                        bad = i % 3 == 0 ? "I do not know it. It is new to me." : sum + " is 99.";
+      const std::string question = "What is " + std::to_string(i % 6 + 1) + " plus 2?";
+      const std::string good = std::to_string(i % 6 + 3) + (i % 4 == 0 ? ", I hope this helps." : "."),
+                        bad = std::string(1 + i % 9, 'a');
       pairs << Json{{"prompt", question}, {"chosen", good}, {"rejected", bad}} << "\n";
       const Json user = {{"role", "user"}, {"content", question}},
                  assistant = {{"role", "assistant"}, {"content", good}};
@@ -84,7 +83,7 @@ class JobFixture : public testing::TestWithParam<std::string> {
                                   .evaluation_steps = 2,
                                   .patience = 100};
     } else if (kind == "dpo") {
-      spec.kind = DpoSpec{.dataset = root_ / "pairs.jsonl", .epochs = 1, .batch_size = 6};
+      spec.kind = DpoSpec{.dataset = root_ / "pairs.jsonl", .epochs = 1, .batch_size = 6, .beta = 0.05};
     } else {
       PpoSpec ppo{.dataset = root_ / "pairs.jsonl",
                   .num_iterations = 10,

@@ -182,12 +182,14 @@ TEST_P(RanksTest, MemoryOptionsChangeNoneOfThis) {
   plain.memory.micro_batch_tokens = 40;
   EXPECT_THAT(Run(1, plain, "plain"), testing::Each(kOk));
   EXPECT_EQ(Weights("recomputed-one"), Weights("plain")) << "recomputed";
-  // 16-bit arithmetic is wrong by 0.06 in a logit of 16, and a loss by about that, but where it changes what
-  // a policy draws.
+  // 16-bit arithmetic strays from the losses by about its precision, but where it changes what a policy
+  // draws. DPO's loss of a pair that it tells apart is about exp(-margin), so that what rounding does to the
+  // margin is a share of the loss whatever that has come down to: there it is a share of the first one,
+  // log 2.
   const std::vector<double> exact = Losses("plain"), near = Losses("bfloat16-one");
   const bool samples = GetParam() == "ppo" || GetParam() == "grpo";
   for (size_t i = 0; i < exact.size() && !samples; ++i) {
-    EXPECT_NEAR(near[i], exact[i], 0.08) << i;
+    EXPECT_NEAR(near[i], exact[i], 0.02 * (GetParam() == "dpo" ? exact[0] : exact[i])) << i;
   }
   // With adapters the reference is the policy before its first step, and checkpoints hold no base.
   if (samples) {
@@ -224,8 +226,11 @@ TEST_F(RanksTest, MoreRanksAndThreads) {
   EXPECT_THAT(Run(3, Spec("sft", 1), "three"), testing::Each(kOk));
   EXPECT_EQ(Weights("three"), Weights("one"));
   // Two threads a rank add up in another order than four of one process do.
-  EXPECT_THAT(Run(1, Spec("sft", 4), "four threads"), testing::Each(kOk));
-  EXPECT_THAT(Run(2, Spec("sft", 2), "two by two"), testing::Each(kOk));
+  JobSpec of_four = Spec("sft", 4), of_two = Spec("sft", 2);
+  // A step amplifies what rounding does to the gradient; at this rate it stays rounding for ten of them.
+  of_four.optimizer.learning_rate = of_two.optimizer.learning_rate = 3e-4;
+  EXPECT_THAT(Run(1, of_four, "four threads"), testing::Each(kOk));
+  EXPECT_THAT(Run(2, of_two, "two by two"), testing::Each(kOk));
   const std::vector<double> four = Losses("four threads"), two_by_two = Losses("two by two");
   ASSERT_EQ(four.size(), 10);
   for (size_t i = 0; i < four.size(); ++i) EXPECT_NEAR(two_by_two[i], four[i], 1e-6 * four[i]) << i;
