@@ -133,19 +133,24 @@ void CpuModel::Normalize(const float* x, const Weights::Norm& norm, float* out) 
   }
 }
 
-// One pass of chunks through the layers. Rows are the chunks' tokens, one after the other.
+// One pass of chunks through the layers. Rows are the chunks' tokens, one after the other, until the last
+// layer's keys and values are there: from then on those of which hidden states are wanted.
 class ForwardPass {
  public:
   ForwardPass(const CpuModel& model, std::span<const SequenceChunk> chunks, KvCache& cache,
               Workspace& workspace)
       : model_(model), c_(model.config_), kernels_(*model.kernels_), cache_(cache), ws_(workspace) {
     for (const SequenceChunk& chunk : chunks) {
+      const size_t others = chunk.tokens.size() - chunk.num_outputs;
       for (size_t t = 0; t < chunk.tokens.size(); ++t) {
-        rows_.push_back({chunk.tokens[t], chunk.first_position + static_cast<int>(t), chunk.blocks.data()});
+        rows_.push_back({chunk.tokens[t], chunk.first_position + static_cast<int>(t), chunk.blocks.data(),
+                         /*is_wanted=*/t >= others});
       }
+      wanted_.push_back({chunk.tokens.subspan(others), chunk.first_position + static_cast<int>(others),
+                         chunk.blocks, chunk.num_outputs});
       longest_ = std::max(longest_, chunk.first_position + static_cast<int>(chunk.tokens.size()));
     }
-    groups_ = GroupRows(chunks, std::min(kMaxRowsPerGroup, kernels_.QueriesAtOnce()));
+    Group(chunks);
     const size_t rows = rows_.size();
     Resize(ws_.x, rows * x_stride_);
     Resize(ws_.normed, rows * x_stride_);
@@ -165,6 +170,8 @@ class ForwardPass {
       Normalize(layer.input_norm);
       Multiply(layer.qkv, layer.qkv_bias, ws_.qkv, qkv_stride_);
       StoreKeysAndValues(l, layer);
+      if (l == c_.num_layers - 1) KeepWantedRows();
+      if (rows_.empty()) return;
       Attend(l);
       if (c_.parallel_residual) Normalize(layer.post_attention_norm);
       AddProduct(ws_.attended, attended_stride_, layer.output, layer.output_bias);
@@ -176,6 +183,7 @@ class ForwardPass {
     }
   }
 
+  int num_rows() const { return static_cast<int>(rows_.size()); }
   // The residual stream of a row.
   const float* x(int row) const { return ws_.x.data() + row * x_stride_; }
 
@@ -184,9 +192,29 @@ class ForwardPass {
     int32_t token;
     int position;
     const int* blocks;
+    bool is_wanted;
   };
 
-  int num_rows() const { return static_cast<int>(rows_.size()); }
+  void Group(std::span<const SequenceChunk> chunks) {
+    groups_ = GroupRows(chunks, std::min(kMaxRowsPerGroup, kernels_.QueriesAtOnce()));
+  }
+
+  // The others have nothing more to do.
+  void KeepWantedRows() {
+    size_t kept = 0;
+    for (size_t row = 0; row < rows_.size(); ++row) {
+      if (!rows_[row].is_wanted) continue;
+      if (row != kept) {
+        std::copy_n(ws_.x.data() + row * x_stride_, x_stride_, ws_.x.data() + kept * x_stride_);
+        std::copy_n(ws_.qkv.data() + row * qkv_stride_, qkv_stride_, ws_.qkv.data() + kept * qkv_stride_);
+        rows_[kept] = rows_[row];
+      }
+      ++kept;
+    }
+    if (kept == rows_.size()) return;
+    rows_.resize(kept);
+    Group(wanted_);
+  }
 
   // body(row) for every row, by all threads where it pays.
   template <typename Body>
@@ -234,7 +262,7 @@ class ForwardPass {
     const int half = c_.rotary.num_dims() / 2, q_width = c_.num_heads * c_.head_dim,
               kv_width = c_.num_kv_heads * c_.head_dim;
     ForRows(q_width + 2 * kv_width, [&](int row) {
-      const auto& [token, position, blocks] = rows_[row];
+      const int position = rows_[row].position;
       float* qkv = ws_.qkv.data() + row * qkv_stride_;
       for (int h = 0; h < c_.num_heads + c_.num_kv_heads; ++h) {
         float* head = qkv + h * c_.head_dim;
@@ -245,7 +273,7 @@ class ForwardPass {
         kernels_.Rotate(head, model_.cosines_.data() + size_t(position) * half,
                         model_.sines_.data() + size_t(position) * half, 2 * half);
       }
-      const int block = blocks[position / kBlockTokens], slot = position % kBlockTokens;
+      const int block = rows_[row].blocks[position / kBlockTokens], slot = position % kBlockTokens;
       for (int h = 0; h < c_.num_kv_heads; ++h) {
         const float* key = qkv + q_width + h * c_.head_dim;
         float* keys = cache_.keys(l, block, h);
@@ -304,6 +332,7 @@ class ForwardPass {
   KvCache& cache_;
   Workspace& ws_;
   std::vector<Row> rows_;
+  std::vector<SequenceChunk> wanted_;  // what the chunks' wanted hidden states are of
   std::vector<AttentionGroup> groups_;
   int longest_ = 0;
   const size_t x_stride_ = RowStride(c_.hidden_size);
@@ -318,14 +347,9 @@ void CpuModel::Forward(std::span<const SequenceChunk> chunks, KvCache& cache, Wo
   ForwardPass pass(*this, chunks, cache, workspace);
   pass.Run();
   const size_t width = config_.hidden_size;
-  hidden.clear();
-  int end = 0;
-  for (const SequenceChunk& chunk : chunks) {
-    end += static_cast<int>(chunk.tokens.size());
-    for (int row = end - chunk.num_outputs; row < end; ++row) {
-      hidden.resize(hidden.size() + width);
-      Normalize(pass.x(row), final_norm_, hidden.data() + hidden.size() - width);
-    }
+  hidden.resize(pass.num_rows() * width);
+  for (int row = 0; row < pass.num_rows(); ++row) {
+    Normalize(pass.x(row), final_norm_, hidden.data() + row * width);
   }
 }
 

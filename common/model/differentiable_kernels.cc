@@ -236,12 +236,12 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
   }
 };
 
-// One head of a packed sample of T tokens: keys and values of all of them, queries of those after its prefix.
+// One head of a packed sample of T tokens: keys and values of all of them, queries of those from one on.
 class AttentionHead {
  public:
-  AttentionHead(int64_t head_dim, int64_t prefix_tokens, int64_t num_tokens)
+  AttentionHead(int64_t head_dim, int64_t first_query, int64_t num_tokens)
       : e_(head_dim),
-        prefix_(prefix_tokens),
+        first_query_(first_query),
         t_(num_tokens),
         stride_(RowStride(static_cast<int>(num_tokens))) {}
 
@@ -260,8 +260,8 @@ class AttentionHead {
   int64_t NumBlocks() const { return (t_ + kBlock - 1) / kBlock; }
   int64_t End(int64_t b) const { return std::min((b + 1) * kBlock, t_); }
   // Of the blocks' queries: which block has the first, and which tokens of a block are some.
-  int64_t FirstBlock() const { return prefix_ / kBlock; }
-  int64_t Begin(int64_t b) const { return std::max(b * kBlock, prefix_); }
+  int64_t FirstBlock() const { return first_query_ / kBlock; }
+  int64_t Begin(int64_t b) const { return std::max(b * kBlock, first_query_); }
   int64_t NumQueries(int64_t b) const { return End(b) - Begin(b); }
   int64_t scores_stride() const { return stride_; }
 
@@ -280,14 +280,15 @@ class AttentionHead {
   }
 
  private:
-  const int64_t e_, prefix_, t_, stride_;
+  const int64_t e_, first_query_, t_, stride_;
 };
 
 class PackedAttentionFunction : public torch::autograd::Function<PackedAttentionFunction> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& rows_in, const Tensor& cos, const Tensor& sin,
                         const std::vector<int64_t>& offsets, const std::vector<int64_t>& prefix_rows,
-                        const std::vector<int64_t>& prefix_tokens, int64_t num_heads, int64_t num_kv_heads) {
+                        const std::vector<int64_t>& prefix_tokens, const std::vector<int64_t>& first_queries,
+                        int64_t num_heads, int64_t num_kv_heads) {
     const int64_t n = rows_in.size(0), h = num_heads, k = num_kv_heads, e = rows_in.size(1) / (h + 2 * k);
     const Tensor rows = rows_in.clone(torch::MemoryFormat::Contiguous);
     Turn(rows, cos, sin, h + k, e);
@@ -299,7 +300,8 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
     std::vector<float> scratch, whole;
     for (size_t s = 0; s + 1 < offsets.size(); ++s) {
       const int64_t begin = offsets[s], own = offsets[s + 1] - begin, prefix = prefix_tokens[s];
-      const AttentionHead head(e, prefix, prefix + own);
+      if (first_queries[s] == prefix + own) continue;
+      const AttentionHead head(e, first_queries[s], prefix + own);
       scratch.resize(kBlock * head.scores_stride());
       const Matrix scores{scratch.data(), head.scores_stride()};
       const std::vector<float> ones(head.scores_stride(), 1.0f);
@@ -340,6 +342,7 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
     context->saved_data["offsets"] = offsets;
     context->saved_data["prefix_rows"] = prefix_rows;
     context->saved_data["prefix_tokens"] = prefix_tokens;
+    context->saved_data["first_queries"] = first_queries;
     context->saved_data["num_heads"] = h;
     context->saved_data["num_kv_heads"] = k;
     return out;
@@ -350,7 +353,8 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
     const Tensor &rows = saved[0], &out = saved[3], &log_sums = saved[4], grad = grads[0].contiguous();
     const std::vector<int64_t> offsets = context->saved_data["offsets"].toIntVector(),
                                prefix_rows = context->saved_data["prefix_rows"].toIntVector(),
-                               prefix_tokens = context->saved_data["prefix_tokens"].toIntVector();
+                               prefix_tokens = context->saved_data["prefix_tokens"].toIntVector(),
+                               first_queries = context->saved_data["first_queries"].toIntVector();
     const int64_t h = context->saved_data["num_heads"].toInt(),
                   k = context->saved_data["num_kv_heads"].toInt();
     const int64_t e = rows.size(1) / (h + 2 * k), group = h / k;
@@ -362,7 +366,8 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
     std::vector<float> weights, gradients, turned, whole;
     for (size_t s = 0; s + 1 < offsets.size(); ++s) {
       const int64_t begin = offsets[s], own = offsets[s + 1] - begin, prefix = prefix_tokens[s];
-      const AttentionHead head(e, prefix, prefix + own);
+      if (first_queries[s] == prefix + own) continue;
+      const AttentionHead head(e, first_queries[s], prefix + own);
       weights.resize(kBlock * head.scores_stride());
       gradients.resize(weights.size());
       const Matrix p{weights.data(), head.scores_stride()}, dp{gradients.data(), head.scores_stride()};
@@ -413,7 +418,9 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
       }
     }
     Turn(of_rows, saved[1], -saved[2], h + k, e);
-    return {of_rows, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    variable_list found(9);
+    found[0] = of_rows;
+    return found;
   }
 
  private:
@@ -499,8 +506,10 @@ Tensor KernelRmsNorm(const Tensor& x, const Tensor& weight, double eps) {
 
 Tensor PackedAttention(const Tensor& rows, const Tensor& cos, const Tensor& sin,
                        const std::vector<int64_t>& offsets, const std::vector<int64_t>& prefix_rows,
-                       const std::vector<int64_t>& prefix_tokens, int64_t num_heads, int64_t num_kv_heads) {
-  return PackedAttentionFunction::apply(rows, cos, sin, offsets, prefix_rows, prefix_tokens, num_heads,
+                       const std::vector<int64_t>& prefix_tokens, const std::vector<int64_t>& first_queries,
+                       int64_t num_heads, int64_t num_kv_heads) {
+  return PackedAttentionFunction::apply(rows, cos, sin, offsets, prefix_rows, prefix_tokens,
+                                        first_queries.empty() ? prefix_tokens : first_queries, num_heads,
                                         num_kv_heads);
 }
 

@@ -46,11 +46,13 @@ torch::Tensor KernelRmsNorm(const torch::Tensor& x, const torch::Tensor& weight,
 // hold a token's queries, keys and values; its first R dimensions of queries and keys are turned by the
 // angles of `cos` and `sin` [N, R/2]. Sample s is the prefix_tokens[s] rows from prefix_rows[s] on, which are
 // another sample's own, and then its own, [offsets[s], offsets[s + 1]); both [S]. Returns [N, H · E], with
-// the bits that the same sample has with all rows its own. A backward pass finds the turned rows, the result
+// the bits that the same sample has with all rows its own; with `first_queries` [S], which are no tokens of a
+// prefix, a sample's rows before that token hold anything. A backward pass finds the turned rows, the result
 // and one number a head and row; probabilities are computed again (Dao et al. 2022, arXiv 2205.14135).
 torch::Tensor PackedAttention(const torch::Tensor& rows, const torch::Tensor& cos, const torch::Tensor& sin,
                               const std::vector<int64_t>& offsets, const std::vector<int64_t>& prefix_rows,
-                              const std::vector<int64_t>& prefix_tokens, int64_t num_heads,
+                              const std::vector<int64_t>& prefix_tokens,
+                              const std::vector<int64_t>& first_queries, int64_t num_heads,
                               int64_t num_kv_heads);
 
 }  // namespace almost

@@ -121,7 +121,7 @@ struct Heads {
 
 Tensor Attend(const Tensor& rows, const Tensor& angles, const std::vector<int64_t>& offsets, Heads heads) {
   const std::vector<int64_t> none(offsets.size() - 1);
-  return PackedAttention(rows, angles.cos(), angles.sin(), offsets, none, none, heads.queries, heads.keys);
+  return PackedAttention(rows, angles.cos(), angles.sin(), offsets, none, none, {}, heads.queries, heads.keys);
 }
 
 // Sample by sample and head by head, by the definition.
@@ -197,7 +197,7 @@ TEST(DifferentiableKernels, AttentionToASharedPrefixHasTheBitsOfThatToItsCopy) {
         Some({offsets.back(), (heads.queries + 2 * heads.keys) * heads.dim}, 6)};
     const auto shared = [&](const std::vector<Tensor>& all) {
       const Tensor turned = angles.to(torch::kFloat32);
-      return PackedAttention(all[0], turned.cos(), turned.sin(), offsets, prefix_rows, prefix_tokens,
+      return PackedAttention(all[0], turned.cos(), turned.sin(), offsets, prefix_rows, prefix_tokens, {},
                              heads.queries, heads.keys);
     };
     const auto copied = [&](const std::vector<Tensor>& all) {

@@ -217,6 +217,41 @@ class FromSquares : public torch::autograd::Function<FromSquares> {
   }
 };
 
+// Distinct rows of x. Autograd's own backward of an index adds row by row.
+class SelectRowsFunction : public torch::autograd::Function<SelectRowsFunction> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x_ND, const Tensor& rows_M) {
+    context->save_for_backward({rows_M});
+    context->saved_data["rows"] = x_ND.size(0);
+    return x_ND.index_select(0, rows_M);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    Tensor sum_ND = torch::zeros({context->saved_data["rows"].toInt(), grads[0].size(1)}, grads[0].options());
+    sum_ND.index_copy_(0, context->get_saved_variables()[0], grads[0]);
+    return {sum_ND, Tensor()};
+  }
+};
+
+Tensor SelectRows(const Tensor& x_ND, const Tensor& rows_M) {
+  return SelectRowsFunction::apply(x_ND, rows_M);
+}
+
+// By sample: its first token that is one of the rows, or its length.
+std::vector<int64_t> FirstQueries(const PackedSamples& samples, const Tensor& rows_M) {
+  const std::vector<int64_t>& offsets = samples.offsets;
+  std::vector<int64_t> first;
+  for (int64_t s = 0; s < samples.num_samples(); ++s) {
+    first.push_back(samples.prefix_tokens[s] + offsets[s + 1] - offsets[s]);
+  }
+  const Tensor rows = rows_M.to(torch::kCPU).contiguous();
+  for (const int64_t row : std::span(rows.data_ptr<int64_t>(), rows.numel())) {
+    const auto s = std::upper_bound(offsets.begin(), offsets.end(), row) - offsets.begin() - 1;
+    first[s] = std::min(first[s], samples.prefix_tokens[s] + row - offsets[s]);
+  }
+  return first;
+}
+
 }  // namespace
 
 PackedSamples PackedSamples::Pack(std::span<const std::vector<int32_t>> samples, torch::Device device,
@@ -422,11 +457,13 @@ Tensor Transformer::QueriesKeysValues(const Layer& layer, const Tensor& x_ND) co
 // What one forward pass is about, besides weights.
 struct Transformer::Pass {
   PackedSamples samples;
+  Tensor rows_M;                   // whose hidden states are wanted; undefined: all
   Tensor cos, sin;                 // [N, 1, R/2]
   std::optional<Squares> squares;  // where attention is LibTorch's
 };
 
-Tensor Transformer::Attention(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
+Tensor Transformer::Attention(const Layer& layer, const Tensor& x_ND, const Pass& pass,
+                              const std::vector<int64_t>& first_queries) const {
   const int64_t n = x_ND.size(0), h = config_.num_heads, k = config_.num_kv_heads, e = config_.head_dim;
   Tensor qkv = QueriesKeysValues(layer, x_ND);
   if (config_.qk_norm) {
@@ -437,10 +474,10 @@ Tensor Transformer::Attention(const Layer& layer, const Tensor& x_ND, const Pass
   }
   if (!pass.squares) {
     const auto wide = [](const Tensor& tensor) { return tensor.to(torch::kFloat32); };
-    const Tensor y = PackedAttention(wide(qkv.view({n, (h + 2 * k) * e})), wide(pass.cos.squeeze(1)),
-                                     wide(pass.sin.squeeze(1)), pass.samples.offsets,
-                                     pass.samples.prefix_rows, pass.samples.prefix_tokens, h, k);
-    return layer.output(y.to(x_ND.scalar_type()));
+    const Tensor y = PackedAttention(
+        wide(qkv.view({n, (h + 2 * k) * e})), wide(pass.cos.squeeze(1)), wide(pass.sin.squeeze(1)),
+        pass.samples.offsets, pass.samples.prefix_rows, pass.samples.prefix_tokens, first_queries, h, k);
+    return y.to(x_ND.scalar_type());
   }
   const Squares& squares = *pass.squares;
   const Tensor turned = Rotate(qkv.narrow(1, 0, h + k), pass.cos, pass.sin);
@@ -462,9 +499,8 @@ Tensor Transformer::Attention(const Layer& layer, const Tensor& x_ND, const Pass
                                                         0.0, /*is_causal=*/true);
     attended.push_back(out.transpose(1, 2).reshape({s * t, h * e}));
   }
-  Tensor y = attended.size() == 1 ? attended[0] : torch::cat(attended);
-  if (indexed) y = FromSquares::apply(y, squares);
-  return layer.output(y);
+  const Tensor y = attended.size() == 1 ? attended[0] : torch::cat(attended);
+  return indexed ? FromSquares::apply(y, squares) : y;
 }
 
 Tensor Transformer::Mlp(const Layer& layer, const Tensor& x_ND) const {
@@ -481,20 +517,22 @@ Tensor Transformer::Mlp(const Layer& layer, const Tensor& x_ND) const {
   return layer.down(RunsOnKernels(up) ? KernelGelu(up, by_tanh) : at::gelu(up, by_tanh ? "tanh" : "none"));
 }
 
-Tensor Transformer::Forward(const Layer& layer, const Tensor& x_ND, const Pass& pass) const {
-  const Tensor attended = Attention(layer, Normalize(x_ND, layer.input_norm), pass);
-  if (config_.parallel_residual) {
-    return x_ND + attended + Mlp(layer, Normalize(x_ND, layer.post_attention_norm));
-  }
-  const Tensor y_ND = x_ND + attended;
-  return y_ND + Mlp(layer, Normalize(y_ND, layer.post_attention_norm));
+Tensor Transformer::Forward(size_t number, const Tensor& x_ND, const Pass& pass) const {
+  const Layer& layer = layers_[number];
+  const bool selects = number + 1 == layers_.size() && pass.rows_M.defined();
+  const auto select = [&](const Tensor& rows) { return selects ? SelectRows(rows, pass.rows_M) : rows; };
+  const Tensor heads =
+      select(Attention(layer, Normalize(x_ND, layer.input_norm), pass,
+                       selects ? FirstQueries(pass.samples, pass.rows_M) : std::vector<int64_t>()));
+  const Tensor x = select(x_ND), y = x + layer.output(heads);
+  return y + Mlp(layer, Normalize(config_.parallel_residual ? x : y, layer.post_attention_norm));
 }
 
 // What a backward pass computes a layer again from, besides its input.
 struct Transformer::Recomputation : torch::CustomClassHolder {
   Recomputation(std::shared_ptr<const Transformer> of, size_t number, std::shared_ptr<const Pass> in)
       : model(std::move(of)), layer(number), pass(std::move(in)) {}
-  Tensor operator()(const Tensor& x_ND) const { return model->Forward(model->layers_[layer], x_ND, *pass); }
+  Tensor operator()(const Tensor& x_ND) const { return model->Forward(layer, x_ND, *pass); }
 
   const std::shared_ptr<const Transformer> model;
   const size_t layer;
@@ -541,7 +579,7 @@ class Transformer::RecomputedLayer : public torch::autograd::Function<Recomputed
   }
 };
 
-Tensor Transformer::Hidden(const PackedSamples& samples) const {
+Tensor Transformer::Hidden(const PackedSamples& samples, const Tensor& rows_M) const {
   // As transformers: the angle is rounded to float32 (double weights: not) before its cosine is taken.
   const torch::ScalarType dtype = embedding_.scalar_type();
   const torch::ScalarType angle_dtype = dtype == torch::kFloat64 ? dtype : torch::kFloat32;
@@ -555,7 +593,7 @@ Tensor Transformer::Hidden(const PackedSamples& samples) const {
   // In 16 bits too, whose attention LibTorch does not run on every processor that is held to AVX2.
   const bool on_kernels = device().is_cpu() && dtype != torch::kFloat64 && Kernels::Best() != nullptr;
   const auto pass = std::make_shared<const Pass>(
-      samples, table(angles.cos()), table(angles.sin()),
+      samples, rows_M, table(angles.cos()), table(angles.sin()),
       on_kernels ? std::optional<Squares>() : std::optional<Squares>(std::in_place, samples, device()));
 
   Tensor x_ND = torch::embedding(embedding_, samples.tokens_N);
@@ -566,13 +604,13 @@ Tensor Transformer::Hidden(const PackedSamples& samples) const {
                                     c10::make_intrusive<Recomputation>(model, i, pass));
     }
   } else {
-    for (const Layer& layer : layers_) x_ND = Forward(layer, x_ND, *pass);
+    for (size_t i = 0; i < layers_.size(); ++i) x_ND = Forward(i, x_ND, *pass);
   }
   return Normalize(x_ND, final_norm_);
 }
 
-Tensor Transformer::Rewards(const Tensor& hidden_ND, const PackedSamples& samples) const {
-  const Tensor rewards_S = almost::Linear(hidden_ND.index_select(0, samples.LastTokens()), head_).squeeze(1);
+Tensor Transformer::Rewards(const PackedSamples& samples) const {
+  const Tensor rewards_S = almost::Linear(Hidden(samples, samples.LastTokens()), head_).squeeze(1);
   return rewards_S.to(torch::promoteTypes(rewards_S.scalar_type(), torch::kFloat32));
 }
 

@@ -69,12 +69,13 @@ class Transformer {
   // input alone, and computes the rest again, to the same bits.
   void RecomputeLayers() { recompute_ = true; }
 
-  // After the final norm, [N, D].
-  torch::Tensor Hidden(const PackedSamples& samples) const;
+  // After the final norm, of the rows `rows_M`, which are distinct, [M, D]; undefined: of all, [N, D]. Of the
+  // others the last layer computes keys and values alone.
+  torch::Tensor Hidden(const PackedSamples& samples, const torch::Tensor& rows_M = {}) const;
   // The language-model head, [V, D]: the embedding where they are tied.
   const torch::Tensor& HeadWeight() const { return head_; }
   // The reward head on each sample's last token, [S]; float32 where weights are bfloat16.
-  torch::Tensor Rewards(const torch::Tensor& hidden_ND, const PackedSamples& samples) const;
+  torch::Tensor Rewards(const PackedSamples& samples) const;
 
   // Same storage, own gradients: for a backward pass on another thread.
   Transformer Replica() const;
@@ -119,9 +120,13 @@ class Transformer {
   torch::Tensor Normalize(const torch::Tensor& x, const Norm& norm) const;
   // Heads of q, then k, then v, [N, H + 2K, E].
   torch::Tensor QueriesKeysValues(const Layer& layer, const torch::Tensor& x_ND) const;
-  torch::Tensor Attention(const Layer& layer, const torch::Tensor& x_ND, const Pass& pass) const;
+  // Of all rows, [N, H · E], before the output matrix; with `first_queries` [S], or none, of a sample's
+  // tokens from that one on, others are anything.
+  torch::Tensor Attention(const Layer& layer, const torch::Tensor& x_ND, const Pass& pass,
+                          const std::vector<int64_t>& first_queries) const;
   torch::Tensor Mlp(const Layer& layer, const torch::Tensor& x_ND) const;
-  torch::Tensor Forward(const Layer& layer, const torch::Tensor& x_ND, const Pass& pass) const;
+  // Layer number `layer`; the last one's result is of the pass's rows alone.
+  torch::Tensor Forward(size_t layer, const torch::Tensor& x_ND, const Pass& pass) const;
   // Parameters with adapters added to the matrices they belong to.
   std::map<std::string, torch::Tensor> Merged() const;
 

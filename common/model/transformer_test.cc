@@ -193,6 +193,45 @@ std::map<std::string, Tensor> Gradients(const Transformer& model, const PackedSa
   return gradients;
 }
 
+// States to the bit in float32.
+TEST_P(TransformerParity, HiddenStatesOfSomeTokensAreThoseAmongAll) {
+  for (const auto dtype : {torch::kFloat64, torch::kFloat32}) {
+    for (const bool adapters : {false, true}) {
+      Transformer model = LoadGolden(GetParam(), dtype);
+      if (adapters) model.AddAdapters(3, 6, /*seed=*/1);
+      auto samples = RandomSamples({70, 1, 64, 12, 75}, model.config().vocab_size);
+      std::copy_n(samples[0].begin(), 66, samples[4].begin());
+      const PackedSamples packed =
+          PackedSamples::Pack(samples, torch::kCPU, std::vector<int64_t>{66, 0, 0, 0, 66});
+      EXPECT_EQ(packed.num_tokens(), 70 + 1 + 64 + 12 + 9);
+      // The last of the first two; of a whole block none; some of others, and of a shared prompt's first one.
+      const Tensor rows = torch::tensor({69, 70, 138, 140, 146, 149, 155}, torch::kInt64);
+      const auto run = [&](const Tensor& hidden_MD) {
+        const Tensor weights =
+            torch::sin(torch::arange(hidden_MD.numel(), torch::kFloat64)).view_as(hidden_MD);
+        (hidden_MD * weights.to(dtype)).sum().backward();
+        std::map<std::string, Tensor> found = {{"hidden", hidden_MD.detach()}};
+        for (const auto& [name, parameter] : model.parameters()) {
+          if (parameter.grad().defined()) found[name] = parameter.grad();
+          parameter.mutable_grad().reset();
+        }
+        return found;
+      };
+      const auto wanted = run(model.Hidden(packed).index_select(0, rows));
+      for (const bool recomputed : {false, true}) {
+        if (recomputed) model.RecomputeLayers();
+        const auto found = run(model.Hidden(packed, rows));
+        EXPECT_EQ(found.size(), wanted.size());
+        for (const auto& [name, tensor] : wanted) {
+          const double tolerance = dtype == torch::kFloat64 ? 1e-12 : name == "hidden" ? 0.0 : 1e-5;
+          EXPECT_LE((found.at(name) - tensor).norm().item<double>(), tolerance * tensor.norm().item<double>())
+              << name;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(TransformerParity, LayersComputedAgainGiveTheSameBits) {
   for (const bool adapters : {false, true}) {
     Transformer plain = LoadGolden(GetParam(), torch::kFloat32);
@@ -293,7 +332,7 @@ TEST(Transformer, RewardsAreThoseOfTransformers) {
     const std::vector<double> wanted = expected["scores_f64"];
     const Transformer model = LoadGolden(name, torch::kFloat64);
     const PackedSamples samples = PackedSamples::Pack(sequences);
-    const Tensor rewards = model.Rewards(model.Hidden(samples), samples);
+    const Tensor rewards = model.Rewards(samples);
     EXPECT_LT((rewards - torch::tensor(wanted, torch::kFloat64)).abs().max().item<double>(), 1e-8) << name;
   }
 }

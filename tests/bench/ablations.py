@@ -51,6 +51,13 @@ VARIANTS = {
         "shots alone": ranked("L-3-good", "L-1-good", "L-0", gap=1, pairs=PAIRS),
         "demonstrations alone": ranked("L-3-good", "L-3-poor", gap=1, pairs=PAIRS),
     },
+    # Run after "factors" had been seen: all the pairs that the same 700 prompts give.
+    "factors_all_pairs": {
+        "size, shots and demonstrations": ranked(*ALL, gap=2),
+        "size alone": ranked("L-3-good", "M-3-good", "S-3-good", gap=1),
+        "shots alone": ranked("L-3-good", "L-1-good", "L-0", gap=1),
+        "demonstrations alone": ranked("L-3-good", "L-3-poor", gap=1),
+    },
     "filters": {
         "as world.yaml": {},
         "with the length filter": {"comparisons": {"length_filter": True}},

@@ -75,7 +75,7 @@ Measured Step(const Way& way, const ModelConfig& config, int64_t num_tokens, Gro
   for (int step = 0; step < 2; ++step) {
     const auto begin = std::chrono::steady_clock::now();
     learner.Update(group.size(), 1.0, [&](const Transformer& replica, size_t) {
-      return -TokenLogprobs(replica.Hidden(samples), replica.HeadWeight(), rows_M, targets_M).mean();
+      return -TokenLogprobs(replica.Hidden(samples, rows_M), replica.HeadWeight(), targets_M).mean();
     });
     measured.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
@@ -137,8 +137,9 @@ Theory Expect(const Way& way, const ModelConfig& c, int64_t n) {
   const double adapters = way.adapter_rank > 0 ? width * trained : 0;
   const double state = width * all + adapters + 4 * trained + optimizer;
   // Of a layer, by token, in float32: its input and that of the second half, both normed, turned q, k and v,
-  // attention's output, gate and up; with adapters the product of those too. LibTorch's operators, in bfloat16,
-  // keep more: the normed rows before their weights, q, k and v before they are turned and as squares, silu(gate).
+  // attention's output, gate and up; with adapters the product of those too. LibTorch's operators, in
+  // bfloat16, keep more: the normed rows before their weights, q, k and v before they are turned and as
+  // squares, silu(gate).
   const double floats = 4 * d + (q + 2 * kv) + q + (way.adapter_rank > 0 ? 3 : 2) * f;
   const double more = 4 * d + 3 * (q + 2 * kv) + 2 * q + 4 * f;
   const double layer = n * width * (width == 4 ? floats : more);

@@ -142,7 +142,7 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
       const LabeledSamples pairs =
           Pack(samples, part == 0 ? std::vector<size_t>{0, 3} : std::vector<size_t>{1, 2, 4, 5});
       const int64_t p = pairs.packed.num_samples() / 2;
-      const Tensor rewards = replica.Rewards(replica.Hidden(pairs.packed), pairs.packed);
+      const Tensor rewards = replica.Rewards(pairs.packed);
       const Tensor chosen = rewards.narrow(0, 0, p);
       return PairwiseRankingLosses(chosen, rewards.narrow(0, p, p), torch::zeros_like(chosen)).sum() / 3.0;
     });
@@ -151,7 +151,7 @@ TEST_P(TrainingParity, LossAndGradientsAreThoseOfPlainPyTorch) {
     ExpectGolden(model, {}, [&](const Transformer& replica, const auto&, size_t part) {
       const LabeledSamples answers =
           Pack(samples, part == 0 ? std::vector<size_t>{0, 1} : std::vector<size_t>{0, 1, 2});
-      const Tensor rewards = replica.Rewards(replica.Hidden(answers.packed), answers.packed);
+      const Tensor rewards = replica.Rewards(answers.packed);
       Tensor sum;
       for (size_t pair = part; pair < (part == 0 ? 1 : inputs["pairs"].size()); ++pair) {
         const auto at = [&](int side) { return rewards.narrow(0, inputs["pairs"][pair][side], 1); };

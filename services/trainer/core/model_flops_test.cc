@@ -19,17 +19,19 @@ ModelConfig SmallConfig() {
 
 // What each matrix takes, written out.
 TEST(ForwardFlops, CountsEveryMatrixAndEveryPairOfTokens) {
+  const double after = 2 * (8 * 8) + 2 * (3 * 8 * 24);  // o; gate, up, down
   double wanted = 0;
   for (const int tokens : {5, 1}) {
     for (int t = 0; t < tokens; ++t) {
-      double layer = 2 * (8 * 8) + 2 * (2 * 8 * 4) + 2 * (8 * 8);  // q, k and v, o
-      layer += 2 * (3 * 8 * 24);                                   // gate, up, down
-      layer += (t + 1) * 4 * (2 * 2 + 2 * 2);                      // per head: scores, weighted values
-      wanted += 3 * layer;
+      double layer = 2 * (8 * 8) + 2 * (2 * 8 * 4);  // q, k and v
+      layer += (t + 1) * 4 * (2 * 2 + 2 * 2);        // per head: scores, weighted values
+      wanted += 3 * layer + 2 * after;
     }
   }
-  wanted += 4 * (2 * 8 * 100);
-  EXPECT_EQ(ForwardFlops(SmallConfig(), std::vector<int64_t>{5, 1}, /*head_rows=*/4), wanted);
+  ModelConfig config = SmallConfig();
+  EXPECT_EQ(ForwardFlops(config, std::vector<int64_t>{5, 1}, /*rows=*/4), wanted + 4 * (after + 2 * 8 * 100));
+  config.reward_head = true;
+  EXPECT_EQ(ForwardFlops(config, std::vector<int64_t>{5, 1}, /*rows=*/2), wanted + 2 * (after + 2 * 8));
 }
 
 }  // namespace

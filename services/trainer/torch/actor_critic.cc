@@ -34,8 +34,8 @@ ValueHead ValueHead::Initialize(int64_t hidden_size, uint64_t seed, torch::Devic
           .output_bias_1 = zeros({1})};
 }
 
-Tensor ValueHead::operator()(const Tensor& hidden_ND, const Tensor& rows_M) const {
-  const Tensor states_MD = hidden_ND.detach().index_select(0, rows_M).to(hidden_weight_DD.scalar_type());
+Tensor ValueHead::operator()(const Tensor& hidden_MD) const {
+  const Tensor states_MD = hidden_MD.detach().to(hidden_weight_DD.scalar_type());
   // tanh, as LibTorch has it without MKL, whose bits depend on the processor.
   const Tensor layer_MD = 2 * torch::sigmoid(2 * Linear(states_MD, hidden_weight_DD, hidden_bias_D)) - 1;
   return Linear(layer_MD, output_weight_1D, output_bias_1).squeeze(1);
@@ -68,12 +68,12 @@ void ValueFunction::Normalize(double mean, double deviation) {
   deviation_ = deviation;
 }
 
-Tensor ValueFunction::operator()(const Tensor& policy_hidden_ND, const PackedSamples& samples,
+Tensor ValueFunction::operator()(const Tensor& policy_hidden_MD, const PackedSamples& samples,
                                  const Tensor& rows_M) const {
-  if (const auto* head = std::get_if<ValueHead>(&function_)) return (*head)(policy_hidden_ND, rows_M);
+  if (const auto* head = std::get_if<ValueHead>(&function_)) return (*head)(policy_hidden_MD);
   const Transformer& model = std::get<Transformer>(function_);
-  const Tensor states_MD = model.Hidden(samples).index_select(0, rows_M);
-  const Tensor outputs_M = Linear(states_MD, model.HeadWeight()).squeeze(1).to(torch::kFloat32);
+  const Tensor outputs_M =
+      Linear(model.Hidden(samples, rows_M), model.HeadWeight()).squeeze(1).to(torch::kFloat32);
   return (outputs_M - mean_) / deviation_;
 }
 

@@ -18,7 +18,7 @@
 #include "services/trainer/torch/optimizer.h"
 #include "services/trainer/torch/workers.h"
 
-// Shapes: N packed tokens, M of them, D hidden size.
+// Shapes: M tokens, D hidden size.
 namespace almost::trainer {
 
 // A value function on the policy's hidden states, which it does not change: tanh layer, then one number.
@@ -28,8 +28,8 @@ struct ValueHead {
   // The first layer random, the second zero: every value is 0 to begin with.
   static ValueHead Initialize(int64_t hidden_size, uint64_t seed, torch::Device device = torch::kCPU);
 
-  // Of the states at `rows`, [M].
-  torch::Tensor operator()(const torch::Tensor& hidden_ND, const torch::Tensor& rows_M) const;
+  // [M].
+  torch::Tensor operator()(const torch::Tensor& hidden_MD) const;
 };
 
 // What returns are to be expected after each token: by a head on the policy's states, or by a model of its
@@ -46,9 +46,9 @@ class ValueFunction {
   // A reward model's outputs are x here and (x - mean) / deviation below: as rewards are normalised.
   void Normalize(double mean, double deviation);
 
-  // Of the tokens at `rows` of the samples, of which the policy has the states `policy_hidden_ND`. [M],
+  // Of the tokens at `rows` of the samples, of which the policy has the states `policy_hidden_MD`. [M],
   // float32.
-  torch::Tensor operator()(const torch::Tensor& policy_hidden_ND, const PackedSamples& samples,
+  torch::Tensor operator()(const torch::Tensor& policy_hidden_MD, const PackedSamples& samples,
                            const torch::Tensor& rows_M) const;
 
  private:

@@ -32,7 +32,7 @@ LabeledSamples LabeledSamples::Pack(std::span<const Sample* const> samples, torc
 }
 
 Tensor LabeledSamples::Logprobs(const Transformer& model, double temperature) const {
-  return TokenLogprobs(model.Hidden(packed), model.HeadWeight(), rows_M, targets_M, temperature);
+  return TokenLogprobs(model.Hidden(packed, rows_M), model.HeadWeight(), targets_M, temperature);
 }
 
 Tensor LabeledSamples::SumBySample(const Tensor& values_M) const {

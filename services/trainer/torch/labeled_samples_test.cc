@@ -77,8 +77,7 @@ TEST(LabeledSamples, LossesOfAnswersThatShareAPromptAreThoseOfEachByItself) {
         std::vector<Tensor> parts;
         for (const std::vector<const Sample*>& pack : packs) {
           const LabeledSamples packed = LabeledSamples::Pack(pack);
-          parts.push_back(is_dpo ? packed.SumBySample(packed.Logprobs(of))
-                                 : of.Rewards(of.Hidden(packed.packed), packed.packed));
+          parts.push_back(is_dpo ? packed.SumBySample(packed.Logprobs(of)) : of.Rewards(packed.packed));
         }
         return torch::cat(parts);
       };

@@ -100,7 +100,7 @@ class PolicyOptimum : public testing::TestWithParam<const char*> {
   // Log-probabilities of the next token after each of `sequences`, [sequences, V].
   static Tensor NextLogprobs(const Transformer& model, const std::vector<std::vector<int32_t>>& sequences) {
     const PackedSamples packed = PackedSamples::Pack(sequences);
-    const Tensor last = model.Hidden(packed).index_select(0, packed.LastTokens());
+    const Tensor last = model.Hidden(packed, packed.LastTokens());
     return torch::log_softmax(torch::mm(last, model.HeadWeight().t()).to(torch::kFloat64), 1);
   }
 

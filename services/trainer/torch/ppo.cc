@@ -287,7 +287,7 @@ class PpoTask : public Task {
     const auto cut = Cut(rollouts, all);
     learner_.ForEach(cut.size(), [&](size_t part) {
       const LabeledSamples samples = Pack(rollouts, cut[part]);
-      const Tensor hidden_ND = learner_.policy().Hidden(samples.packed);
+      const Tensor hidden_MD = learner_.policy().Hidden(samples.packed, samples.rows_M);
       const Tensor& head_VD = learner_.policy().HeadWeight();
       const auto distribute = [&](const Tensor& values_M, std::vector<double> Rollout::* field) {
         const Tensor doubles = values_M.to(torch::kCPU, torch::kFloat64).contiguous();
@@ -297,11 +297,10 @@ class PpoTask : public Task {
           next += rollouts[i].sample.num_targets();
         }
       };
-      distribute(TokenLogprobs(hidden_ND, head_VD, samples.rows_M, samples.targets_M, spec_.temperature),
-                 &Rollout::logprobs);
-      distribute(TokenEntropies(hidden_ND, head_VD, samples.rows_M, spec_.temperature), &Rollout::entropies);
+      distribute(TokenLogprobs(hidden_MD, head_VD, samples.targets_M, spec_.temperature), &Rollout::logprobs);
+      distribute(TokenEntropies(hidden_MD, head_VD, spec_.temperature), &Rollout::entropies);
       if (learner_.values() != nullptr) {
-        distribute((*learner_.values())(hidden_ND, samples.packed, samples.rows_M), &Rollout::values);
+        distribute((*learner_.values())(hidden_MD, samples.packed, samples.rows_M), &Rollout::values);
       }
       distribute(samples.Logprobs(reference_, spec_.temperature), &Rollout::reference);
     });

@@ -86,25 +86,27 @@ class PreferenceTask : public Task {
       return margin.losses_P.sum() / count;
     });
     for (std::vector<double>* values : {&losses, &correct, &margins}) learner_.Merge(*values);
+    const ModelConfig& config = model().config();
     std::vector<int64_t> lengths, shared;
-    int64_t targets = 0;
+    int64_t rows = 0;
     for (const PackedPairs& part : parts) {
       const PackedSamples& packed = part.samples.packed;
       for (int64_t s = 0; s < packed.num_samples(); ++s) {
         lengths.push_back(packed.prefix_tokens[s] + packed.offsets[s + 1] - packed.offsets[s]);
         shared.push_back(packed.prefix_tokens[s]);
       }
-      targets += part.samples.targets_M.size(0);
+      rows += config.reward_head ? packed.num_samples() : part.samples.rows_M.size(0);
     }
     // Of the samples as they are, however little of them had to be computed.
     const auto tokens = static_cast<double>(std::accumulate(lengths.begin(), lengths.end(), int64_t{0}));
+    const double forward = ForwardFlops(config, lengths, rows) - ForwardFlops(config, shared, /*rows=*/0);
     return Metrics{{"loss", Sum(losses)},
                    {"accuracy", Sum(correct)},
                    {"margin", Sum(margins)},
                    {"grad_norm", norm},
                    {"learning_rate", optimizer_.learning_rate * factor},
                    {"tokens", tokens},
-                   {"model_flops", StepFlops(lengths, targets) - StepFlops(shared, 0)}};
+                   {"model_flops", StepFlops(forward)}};
   }
 
   std::map<std::string, Tensor> Tensors() const override { return learner_.Tensors(); }
@@ -126,8 +128,8 @@ class PreferenceTask : public Task {
     Tensor Rejected(const Tensor& values_S) const { return values_S.index_select(0, rejected_P); }
   };
   virtual Margins Margin(const Transformer& model, const PackedPairs& pairs) = 0;
-  // Of a step on samples of these lengths.
-  virtual double StepFlops(const std::vector<int64_t>& lengths, int64_t num_targets) const = 0;
+  // Of a step, by what a forward pass does.
+  virtual double StepFlops(double forward_flops) const { return TrainingFlops(memory_, forward_flops); }
 
   static double Sum(const std::vector<double>& parts) {
     return std::accumulate(parts.begin(), parts.end(), 0.0);
@@ -299,7 +301,7 @@ class RewardModelTask : public PreferenceTask {
 
  private:
   Margins Margin(const Transformer& model, const PackedPairs& pairs) override {
-    const Tensor rewards_S = model.Rewards(model.Hidden(pairs.samples.packed), pairs.samples.packed);
+    const Tensor rewards_S = model.Rewards(pairs.samples.packed);
     const Tensor chosen_P = pairs.Chosen(rewards_S), rejected_P = pairs.Rejected(rewards_S);
     const Tensor margin_P =
         spec_.use_margins ? pairs.margin_P.to(rewards_S.dtype()) : torch::zeros_like(chosen_P);
@@ -308,9 +310,6 @@ class RewardModelTask : public PreferenceTask {
       losses_P = losses_P + spec_.center_coefficient * CenteringLosses(chosen_P, rejected_P);
     }
     return {losses_P, (chosen_P - rejected_P).detach()};
-  }
-  double StepFlops(const std::vector<int64_t>& lengths, int64_t) const override {
-    return TrainingFlops(memory_, ForwardFlops(model().config(), lengths, /*head_rows=*/0));
   }
 
   void KeepBest(int64_t done, double loss) {
@@ -354,8 +353,7 @@ class RewardModelTask : public PreferenceTask {
       Pairs part;
       for (const size_t item : cut[i]) part.push_back(&pairs[item]);
       const PackedPairs packed = Pack(part);
-      const Tensor rewards_S =
-          model().Rewards(model().Hidden(packed.samples.packed), packed.samples.packed).to(torch::kFloat64);
+      const Tensor rewards_S = model().Rewards(packed.samples.packed).to(torch::kFloat64);
       const Tensor chosen_P = packed.Chosen(rewards_S).to(torch::kCPU),
                    rejected_P = packed.Rejected(rewards_S).to(torch::kCPU);
       for (size_t item = 0; item < part.size(); ++item) {
@@ -423,9 +421,8 @@ class DpoTask : public PreferenceTask {
     const Tensor rewards_S = beta_ * (policy_S.detach() - reference_S);
     return {losses_P, pairs.Chosen(rewards_S) - pairs.Rejected(rewards_S)};
   }
-  double StepFlops(const std::vector<int64_t>& lengths, int64_t num_targets) const override {
-    const double forward = ForwardFlops(model().config(), lengths, num_targets);
-    return TrainingFlops(memory_, forward) + forward;  // the policy's and the reference's
+  double StepFlops(double forward_flops) const override {
+    return TrainingFlops(memory_, forward_flops) + forward_flops;  // the policy's and the reference's
   }
 
   const double beta_;

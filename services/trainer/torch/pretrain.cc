@@ -52,7 +52,7 @@ class PretrainTask : public Task {
                                 .reshape(-1);
       const Tensor targets_M = samples.tokens_N.index_select(0, rows_M + 1);
       const Tensor loss =
-          -TokenLogprobs(model.Hidden(samples), model.HeadWeight(), rows_M, targets_M).sum() / targets;
+          -TokenLogprobs(model.Hidden(samples, rows_M), model.HeadWeight(), targets_M).sum() / targets;
       losses[i] = loss.item<double>();
       return loss;
     };

@@ -24,10 +24,10 @@ torch::ScalarType Wide(const Tensor& tensor) {
   return torch::promoteTypes(tensor.scalar_type(), torch::kFloat32);
 }
 
-// log softmax of `rows` chosen tokens from `begin` on, [rows, V].
-Tensor LogSoftmax(const Tensor& chosen_MD, const Tensor& head_VD, int64_t begin, int64_t rows,
+// log softmax of `rows` tokens from `begin` on, [rows, V].
+Tensor LogSoftmax(const Tensor& hidden_MD, const Tensor& head_VD, int64_t begin, int64_t rows,
                   double temperature) {
-  Tensor logits = torch::mm(chosen_MD.narrow(0, begin, rows), head_VD.t());
+  Tensor logits = torch::mm(hidden_MD.narrow(0, begin, rows), head_VD.t());
   logits = logits.to(Wide(logits));
   if (temperature != 1.0) logits.div_(temperature);
   return torch::log_softmax(logits, 1);
@@ -35,58 +35,52 @@ Tensor LogSoftmax(const Tensor& chosen_MD, const Tensor& head_VD, int64_t begin,
 
 class Function : public torch::autograd::Function<Function> {
  public:
-  static Tensor forward(AutogradContext* context, const Tensor& hidden_ND, const Tensor& head_VD,
-                        const Tensor& rows_M, const Tensor& targets_M, double temperature) {
-    const Tensor chosen_MD = hidden_ND.index_select(0, rows_M);
-    const int64_t m = rows_M.size(0), at_once = RowsAtOnce(head_VD);
+  static Tensor forward(AutogradContext* context, const Tensor& hidden_MD, const Tensor& head_VD,
+                        const Tensor& targets_M, double temperature) {
+    const int64_t m = hidden_MD.size(0), at_once = RowsAtOnce(head_VD);
     std::vector<Tensor> parts;
     Tensor kept;  // the distributions, where they fit at once
     for (int64_t begin = 0; begin < m; begin += at_once) {
       const int64_t rows = std::min(at_once, m - begin);
-      const Tensor logprobs = LogSoftmax(chosen_MD, head_VD, begin, rows, temperature);
+      const Tensor logprobs = LogSoftmax(hidden_MD, head_VD, begin, rows, temperature);
       parts.push_back(logprobs.gather(1, targets_M.narrow(0, begin, rows).unsqueeze(1)).squeeze(1));
       if (rows == m) kept = logprobs;
     }
-    context->save_for_backward({chosen_MD, head_VD, rows_M, targets_M, kept});
-    context->saved_data["tokens"] = hidden_ND.size(0);
+    context->save_for_backward({hidden_MD, head_VD, targets_M, kept});
     context->saved_data["temperature"] = temperature;
-    return parts.empty() ? torch::zeros({0}, hidden_ND.options().dtype(Wide(hidden_ND))) : torch::cat(parts);
+    return parts.empty() ? torch::zeros({0}, hidden_MD.options().dtype(Wide(hidden_MD))) : torch::cat(parts);
   }
 
   // d log p_target / d logits = onehot(target) - p.
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor &chosen_MD = saved[0], &head_VD = saved[1], &rows_M = saved[2], &targets_M = saved[3];
+    const Tensor &hidden_MD = saved[0], &head_VD = saved[1], &targets_M = saved[2], &kept = saved[3];
     const double temperature = context->saved_data["temperature"].toDouble();
-    const int64_t m = rows_M.size(0), at_once = RowsAtOnce(head_VD);
-    Tensor chosen_grad_MD = torch::empty_like(chosen_MD);
+    const int64_t m = hidden_MD.size(0), at_once = RowsAtOnce(head_VD);
+    Tensor hidden_grad_MD = torch::empty_like(hidden_MD);
     Tensor head_grad_VD;  // wide where it is a sum over parts; none where the head is not trained
     if (context->needs_input_grad(1)) {
       head_grad_VD = torch::zeros(head_VD.sizes(), head_VD.options().dtype(Wide(head_VD)));
     }
     for (int64_t begin = 0; begin < m; begin += at_once) {
       const int64_t rows = std::min(at_once, m - begin);
-      Tensor logits_grad = saved[4].defined()
-                               ? saved[4].exp()
-                               : LogSoftmax(chosen_MD, head_VD, begin, rows, temperature).exp_();
+      Tensor logits_grad =
+          kept.defined() ? kept.exp() : LogSoftmax(hidden_MD, head_VD, begin, rows, temperature).exp_();
       const Tensor grad_R1 = (grads[0].narrow(0, begin, rows) / temperature).unsqueeze(1);
       logits_grad.mul_(-grad_R1);
       logits_grad.scatter_add_(1, targets_M.narrow(0, begin, rows).unsqueeze(1), grad_R1);
       logits_grad = logits_grad.to(head_VD.scalar_type());
-      Tensor part = chosen_grad_MD.narrow(0, begin, rows);
+      Tensor part = hidden_grad_MD.narrow(0, begin, rows);
       torch::mm_out(part, logits_grad, head_VD);
       if (!head_grad_VD.defined()) continue;
       if (head_grad_VD.scalar_type() == head_VD.scalar_type()) {
-        head_grad_VD.addmm_(logits_grad.t(), chosen_MD.narrow(0, begin, rows));
+        head_grad_VD.addmm_(logits_grad.t(), hidden_MD.narrow(0, begin, rows));
       } else {
-        head_grad_VD.add_(torch::mm(logits_grad.t(), chosen_MD.narrow(0, begin, rows)));
+        head_grad_VD.add_(torch::mm(logits_grad.t(), hidden_MD.narrow(0, begin, rows)));
       }
     }
     if (head_grad_VD.defined()) head_grad_VD = head_grad_VD.to(head_VD.scalar_type());
-    Tensor hidden_grad_ND =
-        torch::zeros({context->saved_data["tokens"].toInt(), head_VD.size(1)}, chosen_MD.options());
-    hidden_grad_ND.index_copy_(0, rows_M, chosen_grad_MD);
-    return {hidden_grad_ND, head_grad_VD, Tensor(), Tensor(), Tensor()};
+    return {hidden_grad_MD, head_grad_VD, Tensor(), Tensor()};
   }
 };
 
@@ -94,17 +88,17 @@ class Function : public torch::autograd::Function<Function> {
 // row, so that a row's bits are its own.
 class KernelFunction : public torch::autograd::Function<KernelFunction> {
  public:
-  static Tensor forward(AutogradContext* context, const Tensor& hidden_ND, const Tensor& head_VD,
-                        const Tensor& rows_M, const Tensor& targets_M, double temperature) {
+  static Tensor forward(AutogradContext* context, const Tensor& hidden_in, const Tensor& head_VD,
+                        const Tensor& targets_M, double temperature) {
     const Kernels& kernels = *Kernels::Best();
-    const Tensor chosen_MD = hidden_ND.index_select(0, rows_M);
-    const int64_t m = rows_M.size(0);
+    const Tensor hidden_MD = hidden_in.contiguous();
+    const int64_t m = hidden_MD.size(0);
     const int64_t* targets = targets_M.data_ptr<int64_t>();
     Tensor log_sums_M = torch::full({m}, -std::numeric_limits<double>::infinity(), torch::kFloat64);
-    Tensor logprobs_M = torch::empty({m}, chosen_MD.options());
+    Tensor logprobs_M = torch::empty({m}, hidden_MD.options());
     double* log_sums = log_sums_M.data_ptr<double>();
     float* found = logprobs_M.data_ptr<float>();
-    ForEachPart(chosen_MD, head_VD, temperature, [&](int64_t begin, int64_t count, const Tensor& logits) {
+    ForEachPart(hidden_MD, head_VD, temperature, [&](int64_t begin, int64_t count, const Tensor& logits) {
       for (int64_t row = 0; row < m; ++row) {
         const float* of_row = logits.data_ptr<float>() + row * count;
         if (targets[row] >= begin && targets[row] < begin + count) found[row] = of_row[targets[row] - begin];
@@ -114,8 +108,7 @@ class KernelFunction : public torch::autograd::Function<KernelFunction> {
       }
     });
     for (int64_t row = 0; row < m; ++row) found[row] = static_cast<float>(found[row] - log_sums[row]);
-    context->save_for_backward({chosen_MD, head_VD, rows_M, targets_M, log_sums_M});
-    context->saved_data["tokens"] = hidden_ND.size(0);
+    context->save_for_backward({hidden_MD, head_VD, targets_M, log_sums_M});
     context->saved_data["temperature"] = temperature;
     return logprobs_M;
   }
@@ -123,16 +116,16 @@ class KernelFunction : public torch::autograd::Function<KernelFunction> {
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const Kernels& kernels = *Kernels::Best();
     const variable_list saved = context->get_saved_variables();
-    const Tensor &chosen_MD = saved[0], &head_VD = saved[1], &rows_M = saved[2];
-    const int64_t m = chosen_MD.size(0);
-    const int64_t* targets = saved[3].data_ptr<int64_t>();
-    const double* log_sums = saved[4].data_ptr<double>();
+    const Tensor &hidden_MD = saved[0], &head_VD = saved[1];
+    const int64_t m = hidden_MD.size(0);
+    const int64_t* targets = saved[2].data_ptr<int64_t>();
+    const double* log_sums = saved[3].data_ptr<double>();
     const double temperature = context->saved_data["temperature"].toDouble();
     const Tensor grad_M = (grads[0] / temperature).contiguous();
-    Tensor chosen_grad_MD = torch::zeros_like(chosen_MD), part_MD = torch::empty_like(chosen_MD);
+    Tensor hidden_grad_MD = torch::zeros_like(hidden_MD), part_MD = torch::empty_like(hidden_MD);
     Tensor head_grad_VD;
     if (context->needs_input_grad(1)) head_grad_VD = torch::empty_like(head_VD);
-    ForEachPart(chosen_MD, head_VD, temperature, [&](int64_t begin, int64_t count, const Tensor& logits) {
+    ForEachPart(hidden_MD, head_VD, temperature, [&](int64_t begin, int64_t count, const Tensor& logits) {
       for (int64_t row = 0; row < m; ++row) {
         float* of_row = logits.data_ptr<float>() + row * count;
         const auto log_sum = static_cast<float>(log_sums[row]);
@@ -144,28 +137,26 @@ class KernelFunction : public torch::autograd::Function<KernelFunction> {
       }
       // A sum of sums: one chain over a large vocabulary would add up its roundings.
       MatMulInto(part_MD, logits, head_VD.narrow(0, begin, count), /*accumulate=*/false);
-      chosen_grad_MD.add_(part_MD);
+      hidden_grad_MD.add_(part_MD);
       if (!head_grad_VD.defined()) return;
-      MatMulInto(head_grad_VD.narrow(0, begin, count), logits.t().contiguous(), chosen_MD, false);
+      MatMulInto(head_grad_VD.narrow(0, begin, count), logits.t().contiguous(), hidden_MD, false);
     });
-    Tensor hidden_grad_ND =
-        torch::zeros({context->saved_data["tokens"].toInt(), head_VD.size(1)}, chosen_MD.options());
-    hidden_grad_ND.index_copy_(0, rows_M, chosen_grad_MD);
-    return {hidden_grad_ND, head_grad_VD, Tensor(), Tensor(), Tensor()};
+    return {hidden_grad_MD, head_grad_VD, Tensor(), Tensor()};
   }
 
  private:
   // Calls use(begin, count, logits [M, count]) for the vocabulary's parts. Where those end does not depend on
   // M, or a row's bits would.
   template <typename Use>
-  static void ForEachPart(const Tensor& chosen_MD, const Tensor& head_VD, double temperature, const Use& use) {
+  static void ForEachPart(const Tensor& hidden_MD, const Tensor& head_VD, double temperature,
+                          const Use& use) {
     constexpr int64_t kAtOnce = 2304;
-    const int64_t m = chosen_MD.size(0), v = head_VD.size(0);
+    const int64_t m = hidden_MD.size(0), v = head_VD.size(0);
     const Tensor head = head_VD.contiguous();
     for (int64_t begin = 0; begin < v; begin += kAtOnce) {
       const int64_t count = std::min(kAtOnce, v - begin);
-      Tensor logits = torch::empty({m, count}, chosen_MD.options());
-      MatMulInto(logits, chosen_MD, head.narrow(0, begin, count).t(), /*accumulate=*/false);
+      Tensor logits = torch::empty({m, count}, hidden_MD.options());
+      MatMulInto(logits, hidden_MD, head.narrow(0, begin, count).t(), /*accumulate=*/false);
       if (temperature != 1.0) logits.div_(temperature);
       use(begin, count, logits);
     }
@@ -174,22 +165,19 @@ class KernelFunction : public torch::autograd::Function<KernelFunction> {
 
 }  // namespace
 
-Tensor TokenLogprobs(const Tensor& hidden_ND, const Tensor& head_VD, const Tensor& rows_M,
-                     const Tensor& targets_M, double temperature) {
-  if (RunsOnKernels(hidden_ND)) {
-    return KernelFunction::apply(hidden_ND, head_VD, rows_M, targets_M, temperature);
-  }
-  return Function::apply(hidden_ND, head_VD, rows_M, targets_M, temperature);
+Tensor TokenLogprobs(const Tensor& hidden_MD, const Tensor& head_VD, const Tensor& targets_M,
+                     double temperature) {
+  return RunsOnKernels(hidden_MD) ? KernelFunction::apply(hidden_MD, head_VD, targets_M, temperature)
+                                  : Function::apply(hidden_MD, head_VD, targets_M, temperature);
 }
 
-Tensor TokenEntropies(const Tensor& hidden_ND, const Tensor& head_VD, const Tensor& rows_M,
-                      double temperature) {
+Tensor TokenEntropies(const Tensor& hidden_MD, const Tensor& head_VD, double temperature) {
   const torch::NoGradGuard no_grad;
-  const Tensor chosen_MD = hidden_ND.index_select(0, rows_M);
-  std::vector<Tensor> parts = {torch::zeros({0}, hidden_ND.options().dtype(Wide(hidden_ND)))};
-  for (int64_t begin = 0; begin < rows_M.size(0); begin += RowsAtOnce(head_VD)) {
-    const int64_t rows = std::min(RowsAtOnce(head_VD), rows_M.size(0) - begin);
-    const Tensor logprobs = LogSoftmax(chosen_MD, head_VD, begin, rows, temperature);
+  const int64_t m = hidden_MD.size(0);
+  std::vector<Tensor> parts = {torch::zeros({0}, hidden_MD.options().dtype(Wide(hidden_MD)))};
+  for (int64_t begin = 0; begin < m; begin += RowsAtOnce(head_VD)) {
+    const int64_t rows = std::min(RowsAtOnce(head_VD), m - begin);
+    const Tensor logprobs = LogSoftmax(hidden_MD, head_VD, begin, rows, temperature);
     parts.push_back(-(logprobs.exp() * logprobs).sum(1));
   }
   return torch::cat(parts);

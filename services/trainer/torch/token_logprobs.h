@@ -2,19 +2,17 @@
 
 #include <torch/torch.h>
 
-// Shapes: N packed tokens, M chosen ones, D hidden size, V vocabulary.
+// Shapes: M tokens, D hidden size, V vocabulary.
 namespace almost::trainer {
 
-// log p(targets | the hidden state at `rows`) under softmax(hidden · headᵀ / temperature), in nats, [M].
-// `rows_M` are distinct. Logits are held for a few thousand tokens at a time, so that a large vocabulary
-// costs time (they are computed again in the backward pass) and not memory. Of bfloat16 states and weights
-// the softmax and the results are float32.
-torch::Tensor TokenLogprobs(const torch::Tensor& hidden_ND, const torch::Tensor& head_VD,
-                            const torch::Tensor& rows_M, const torch::Tensor& targets_M,
-                            double temperature = 1.0);
+// log p(targets) under softmax(hidden · headᵀ / temperature), in nats, [M]. Logits are held for a few
+// thousand tokens at a time, so that a large vocabulary costs time (they are computed again in the backward
+// pass) and not memory. Of bfloat16 states and weights the softmax and the results are float32.
+torch::Tensor TokenLogprobs(const torch::Tensor& hidden_MD, const torch::Tensor& head_VD,
+                            const torch::Tensor& targets_M, double temperature = 1.0);
 
 // The entropy of the same distributions, in nats, [M]; without gradients.
-torch::Tensor TokenEntropies(const torch::Tensor& hidden_ND, const torch::Tensor& head_VD,
-                             const torch::Tensor& rows_M, double temperature = 1.0);
+torch::Tensor TokenEntropies(const torch::Tensor& hidden_MD, const torch::Tensor& head_VD,
+                             double temperature = 1.0);
 
 }  // namespace almost::trainer

@@ -322,7 +322,7 @@ TEST_F(TrainTest, TheValueFunctionMayBeginAsTheRewardModel) {
   const PackedSamples samples = PackedSamples::Pack(std::vector<std::vector<int32_t>>{{1, 2, 3}, {4, 5}});
   ValueFunction values(reward_model);
   values.Normalize(1, 2);
-  const torch::Tensor scores = reward_model.Rewards(reward_model.Hidden(samples), samples);
+  const torch::Tensor scores = reward_model.Rewards(samples);
   EXPECT_TRUE(torch::equal(values({}, samples, samples.LastTokens()), (scores - 1) / 2));
 
   JobSpec spec = Spec("ppo");
