@@ -1,5 +1,7 @@
 #include "common/kernels/kernels.h"
 
+#include <xmmintrin.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -34,6 +36,17 @@ T Read(const std::byte* from) {
   T value;
   std::memcpy(&value, from, sizeof(T));
   return value;
+}
+
+// Four outputs' next four inputs, to four rows of a panel.
+void TransposeFour(const float* from, size_t output_stride, float* to) {
+  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + output_stride),
+         c = _mm_loadu_ps(from + 2 * output_stride), d = _mm_loadu_ps(from + 3 * output_stride);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_store_ps(to, a);
+  _mm_store_ps(to + PackedMatrix::kPanel, b);
+  _mm_store_ps(to + 2 * PackedMatrix::kPanel, c);
+  _mm_store_ps(to + 3 * PackedMatrix::kPanel, d);
 }
 
 float AsFloat(WeightType type, const std::byte* data, size_t index) {
@@ -94,12 +107,14 @@ void PackedMatrix::Assign(const float* w, int num_outputs, int num_inputs, size_
   for (int n = 0; n < num_outputs; n += kPanel) {
     const float* from = w + n * output_stride;
     const int count = std::min(kPanel, num_outputs - n);
-    for (int k = 0; k < num_inputs; ++k, to += kPanel) {
+    int k = 0;
+    for (; count == kPanel && input_stride == 1 && k + 4 <= num_inputs; k += 4, to += 4 * kPanel) {
+      for (int i = 0; i < kPanel; i += 4) TransposeFour(from + i * output_stride + k, output_stride, to + i);
+    }
+    for (; k < num_inputs; ++k, to += kPanel) {
       const float* row = from + k * input_stride;
       if (count == kPanel && output_stride == 1) {
         std::memcpy(to, row, kPanel * sizeof(float));
-      } else if (count == kPanel) {
-        for (int i = 0; i < kPanel; ++i) to[i] = row[i * output_stride];
       } else {
         for (int i = 0; i < kPanel; ++i) to[i] = i < count ? row[i * output_stride] : 0.0f;
       }

@@ -55,6 +55,29 @@ struct Shape {
 // Whole and partial panels, one and several input blocks.
 constexpr Shape kShapes[] = {{1, 1}, {16, 8}, {17, 33}, {96, 64}, {301, 60}, {48, 1300}};
 
+// Taken from rows of outputs, or of inputs, of a larger matrix; in the place of another that was larger.
+TEST(PackedMatrixTest, WhatChangesIsLaidOutAsWhatIsRead) {
+  PackedMatrix assigned;
+  for (const auto [outputs, inputs] :
+       {Shape{301, 1300}, Shape{1, 1}, Shape{16, 8}, Shape{17, 33}, Shape{48, 6}}) {
+    const std::vector<float> w = Random(1, size_t(outputs) * inputs);
+    const PackedMatrix wanted = Pack(w, outputs, inputs);
+    for (const bool by_input : {false, true}) {
+      const size_t output_stride = by_input ? 1 : inputs + 3, input_stride = by_input ? outputs + 3 : 1;
+      std::vector<float> spread(by_input ? inputs * input_stride : outputs * output_stride);
+      for (int n = 0; n < outputs; ++n) {
+        for (int k = 0; k < inputs; ++k)
+          spread[n * output_stride + k * input_stride] = w[size_t(n) * inputs + k];
+      }
+      assigned.Assign(spread.data(), outputs, inputs, output_stride, input_stride);
+      ASSERT_EQ(assigned.num_panels(), wanted.num_panels());
+      const size_t count = size_t(wanted.num_panels()) * inputs * PackedMatrix::kPanel;
+      EXPECT_TRUE(SameBits({assigned.panel<float>(0), count}, {wanted.panel<float>(0), count}))
+          << outputs << " " << inputs << " " << by_input;
+    }
+  }
+}
+
 // The chain of fused multiply-adds that kernels.h promises, bit for bit: so both instruction sets, every
 // number of rows and every cut into panels agree.
 TEST_P(KernelsTest, AMatrixElementIsOneChainWhateverTheBlocking) {

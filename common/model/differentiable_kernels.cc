@@ -132,10 +132,11 @@ class SiluGatedMlpFunction : public torch::autograd::Function<SiluGatedMlpFuncti
     if (context->needs_input_grad(3)) found[3] = WeightGradient(grad, Activation(gate_up));
     Tensor of_both = torch::empty({m, 2 * f}, x.options());
     MatMulInto(of_both.narrow(1, 0, f), grad, down, false);
-    for (int64_t row = 0; row < m; ++row) {
-      const float* g = Data(gate_up) + row * 2 * f;
-      float* of_gate = Data(of_both) + row * 2 * f;
-      SiluMulGradient(g, g + f, of_gate, f, of_gate, of_gate + f);
+    const float* both = Data(gate_up);
+    float* of_both_data = Data(of_both);
+    for (int64_t at = 0; at < m * 2 * f; at += 2 * f) {
+      SiluMulGradient(both + at, both + at + f, of_both_data + at, f, of_both_data + at,
+                      of_both_data + at + f);
     }
     const Tensor of_gate = of_both.narrow(1, 0, f), of_up = of_both.narrow(1, f, f);
     if (context->needs_input_grad(0)) {
@@ -152,9 +153,10 @@ class SiluGatedMlpFunction : public torch::autograd::Function<SiluGatedMlpFuncti
   static Tensor Activation(const Tensor& gate_up) {
     const int64_t m = gate_up.size(0), f = gate_up.size(1) / 2;
     Tensor activation = torch::empty({m, f}, gate_up.options());
-    for (int64_t row = 0; row < m; ++row) {
-      const float* gate = Data(gate_up) + row * 2 * f;
-      BestKernels().SiluMul(gate, gate + f, static_cast<int>(f), Data(activation) + row * f);
+    const float* both = Data(gate_up);
+    float* to = Data(activation);
+    for (int64_t row = 0; row < m; ++row, both += 2 * f, to += f) {
+      BestKernels().SiluMul(both, both + f, static_cast<int>(f), to);
     }
     return activation;
   }
@@ -201,9 +203,10 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
     const Tensor x = x_in.contiguous();
     Tensor y = torch::empty_like(x);
     const int64_t d = x.size(-1), m = d == 0 ? 0 : x.numel() / d;
-    for (int64_t row = 0; row < m; ++row) {
-      BestKernels().RmsNorm(Data(x) + row * d, Data(weight), static_cast<float>(eps), static_cast<int>(d),
-                            Data(y) + row * d);
+    const float *from = Data(x), *weights = Data(weight);
+    float* to = Data(y);
+    for (int64_t row = 0; row < m; ++row, from += d, to += d) {
+      BestKernels().RmsNorm(from, weights, static_cast<float>(eps), static_cast<int>(d), to);
     }
     context->save_for_backward({x, weight});
     context->saved_data["eps"] = eps;
@@ -220,9 +223,9 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
     Tensor of_x = torch::empty_like(x);
     std::vector<double> of_weight(d);
     std::vector<float> weighted(d);
-    for (int64_t row = 0; row < m; ++row) {
-      const float *xs = Data(x) + row * d, *gs = Data(grad) + row * d, *ws = Data(weight);
-      float* out = Data(of_x) + row * d;
+    const float *xs = Data(x), *gs = Data(grad), *ws = Data(weight);
+    float* out = Data(of_x);
+    for (int64_t row = 0; row < m; ++row, xs += d, gs += d, out += d) {
       const float mean = BestKernels().Dot(xs, xs, width) / static_cast<float>(d);
       const float r = 1.0f / std::sqrt(mean + eps);
       for (int64_t i = 0; i < d; ++i) weighted[i] = gs[i] * ws[i];
@@ -290,10 +293,11 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
                         const std::vector<int64_t>& prefix_tokens, const std::vector<int64_t>& first_queries,
                         int64_t num_heads, int64_t num_kv_heads) {
     const int64_t n = rows_in.size(0), h = num_heads, k = num_kv_heads, e = rows_in.size(1) / (h + 2 * k);
-    const Tensor rows = rows_in.clone(torch::MemoryFormat::Contiguous);
-    Turn(rows, cos, sin, h + k, e);
-    Tensor out = torch::empty({n, h * e}, rows.options());
-    const Tensor log_sums = torch::empty({n, h}, rows.options());
+    const Tensor turned = rows_in.clone(torch::MemoryFormat::Contiguous);
+    Turn(turned, cos, sin, h + k, e);
+    Tensor result = torch::empty({n, h * e}, turned.options());
+    const Tensor log_sums = torch::empty({n, h}, turned.options());
+    const Matrix rows = AllOf(turned), out = AllOf(result), log_sum_rows = AllOf(log_sums);
     const float scale = 1.0f / std::sqrt(static_cast<float>(e));
     static thread_local PackedMatrix keys;
     static thread_local std::vector<PackedMatrix> values;
@@ -329,7 +333,7 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
             std::fill(row + seen, row + head.End(b), 0.0f);
             const float sum = BestKernels().Dot(row, ones.data(), static_cast<int>(seen));
             inverse[i] = 1.0f / sum;
-            Data(log_sums)[(first + i) * h + q] = largest + std::log(sum);
+            log_sum_rows.From(first + i).data[q] = largest + std::log(sum);
           }
           head.Sums(scores, b, values, to);
           for (int64_t i = 0; i < head.NumQueries(b); ++i) {
@@ -338,29 +342,32 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
         }
       }
     }
-    context->save_for_backward({rows, cos, sin, out, log_sums});
+    context->save_for_backward({turned, cos, sin, result, log_sums});
     context->saved_data["offsets"] = offsets;
     context->saved_data["prefix_rows"] = prefix_rows;
     context->saved_data["prefix_tokens"] = prefix_tokens;
     context->saved_data["first_queries"] = first_queries;
     context->saved_data["num_heads"] = h;
     context->saved_data["num_kv_heads"] = k;
-    return out;
+    return result;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor &rows = saved[0], &out = saved[3], &log_sums = saved[4], grad = grads[0].contiguous();
+    const Tensor of_result = grads[0].contiguous();
+    const Matrix rows = AllOf(saved[0]), out = AllOf(saved[3]), log_sum_rows = AllOf(saved[4]),
+                 grad = AllOf(of_result);
     const std::vector<int64_t> offsets = context->saved_data["offsets"].toIntVector(),
                                prefix_rows = context->saved_data["prefix_rows"].toIntVector(),
                                prefix_tokens = context->saved_data["prefix_tokens"].toIntVector(),
                                first_queries = context->saved_data["first_queries"].toIntVector();
     const int64_t h = context->saved_data["num_heads"].toInt(),
                   k = context->saved_data["num_kv_heads"].toInt();
-    const int64_t e = rows.size(1) / (h + 2 * k), group = h / k;
+    const int64_t e = saved[0].size(1) / (h + 2 * k), group = h / k;
     const auto width = static_cast<int>(e);
     const float scale = 1.0f / std::sqrt(static_cast<float>(e));
-    Tensor of_rows = torch::zeros_like(rows);
+    const Tensor sum = torch::zeros_like(saved[0]);
+    const Matrix of_rows = AllOf(sum);
     static thread_local PackedMatrix keys, values, packed;
     static thread_local std::vector<PackedMatrix> key_blocks;
     std::vector<float> weights, gradients, turned, whole;
@@ -392,7 +399,7 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
           for (int64_t i = 0; i < count; ++i) {
             float *row = p.From(i).data, *of_row = dp.From(i).data;
             const int64_t seen = head.Begin(b) + i + 1;
-            const float log_sum = Data(log_sums)[(first + i) * h + q];
+            const float log_sum = log_sum_rows.From(first + i).data[q];
             for (int64_t j = 0; j < seen; ++j) row[j] = row[j] * scale - log_sum;
             BestKernels().Exp(row, static_cast<int>(seen));
             const float mean = BestKernels().Dot(g.From(i).data, HeadOf(out, first + i, q, e).data, width);
@@ -417,9 +424,9 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
         }
       }
     }
-    Turn(of_rows, saved[1], -saved[2], h + k, e);
+    Turn(sum, saved[1], -saved[2], h + k, e);
     variable_list found(9);
-    found[0] = of_rows;
+    found[0] = sum;
     return found;
   }
 
@@ -434,17 +441,19 @@ class PackedAttentionFunction : public torch::autograd::Function<PackedAttention
     for (int64_t i = 0; i < num_rows; ++i) to = std::copy_n(rows.From(i).data, e, to);
     return {whole.data(), e};
   }
+  static Matrix AllOf(const Tensor& rows) { return {Data(rows), rows.size(1)}; }
   // Rows from `first` on of one head of [N, heads · E].
-  static Matrix HeadOf(const Tensor& rows, int64_t first, int64_t head, int64_t e) {
-    return Matrix{Data(rows) + head * e, rows.size(1)}.From(first);
+  static Matrix HeadOf(Matrix rows, int64_t first, int64_t head, int64_t e) {
+    return Matrix{rows.data + head * e, rows.stride}.From(first);
   }
   // The first `heads` heads of each row, in place.
   static void Turn(const Tensor& rows, const Tensor& cos, const Tensor& sin, int64_t heads, int64_t e) {
     const int64_t half = cos.size(1);
-    for (int64_t row = 0; row < rows.size(0); ++row) {
+    const Matrix all = AllOf(rows);
+    const float *cosines = Data(cos), *sines = Data(sin);
+    for (int64_t row = 0; row < rows.size(0); ++row, cosines += half, sines += half) {
       for (int64_t head = 0; head < heads; ++head) {
-        BestKernels().Rotate(HeadOf(rows, row, head, e).data, Data(cos) + row * half, Data(sin) + row * half,
-                             static_cast<int>(2 * half));
+        BestKernels().Rotate(HeadOf(all, row, head, e).data, cosines, sines, static_cast<int>(2 * half));
       }
     }
   }

@@ -6,7 +6,7 @@
 Each line of the table is a run of deploy/recipes/world.yaml with the changes that VARIANTS names. Runs share a store, so
 what several of them need (prompts, responses) is made once a seed; a run that is in the store is not done again, so the
 command can be stopped and goes on. Figures are means over the seeds ± standard error. Nothing is tuned here: what a
-variant changes was fixed before its first judged result was seen.
+variant changes was fixed before its first judged result on the seeds was seen.
 """
 
 import argparse
@@ -32,7 +32,6 @@ def configuration(name):
 ALL = ["L-3-good", "L-1-good", "M-3-good", "M-1-good", "L-3-poor", "S-1-good", "S-1-poor", "S-0"]  # the ranking of world.yaml
 ANSWERED = ALL + ["S-3-good", "L-0"]  # by every run, so that it is done once
 BEFORE_POLICY = ("demonstration", "sft", "rl")
-DPO = {"batch_size": 16, "max_tokens": 512, "beta": 0.1}  # of deploy/recipes/dpo.yaml
 PAIRS = 600  # what the poorest factor alone can give; the same for each
 
 
@@ -41,9 +40,13 @@ def ranked(*names, gap, pairs=None):
     return {"comparisons": change | ({"max_pairs": pairs} if pairs else {})}
 
 
-# Group -> line -> changes of the recipe; the first line of a group is what the others are compared with. "with" names a file
-# of deploy/recipes, "policy" keeps the stages after the reward model. GRPO has PPO's settings and groups of eight, DPO its
-# paper's beta, PPO's optimizer and SFT's passes: both fixed before they were first judged.
+def dpo(**changes):  # of deploy/recipes/dpo.yaml, at PPO's learning rate
+    spec = {"epochs": 1, "batch_size": 16, "max_tokens": 512, "beta": 0.1, **changes}
+    return {"policy": True, "rl": {"algorithm": "ALGORITHM_DPO", "dpo": spec}}
+
+
+# Group -> line -> changes of the recipe; the first line of a group is what the others are compared with. "with" names files
+# of deploy/recipes, "policy" keeps the stages after the reward model.
 VARIANTS = {
     "factors": {
         "size, shots and demonstrations": ranked(*ALL, gap=2, pairs=PAIRS),
@@ -51,12 +54,12 @@ VARIANTS = {
         "shots alone": ranked("L-3-good", "L-1-good", "L-0", gap=1, pairs=PAIRS),
         "demonstrations alone": ranked("L-3-good", "L-3-poor", gap=1, pairs=PAIRS),
     },
-    # Run after "factors" had been seen: all the pairs that the same 700 prompts give.
+    # Run after "factors" had been seen: what the same 700 prompts give, each pair of it.
     "factors_all_pairs": {
-        "size, shots and demonstrations": ranked(*ALL, gap=2),
-        "size alone": ranked("L-3-good", "M-3-good", "S-3-good", gap=1),
-        "shots alone": ranked("L-3-good", "L-1-good", "L-0", gap=1),
-        "demonstrations alone": ranked("L-3-good", "L-3-poor", gap=1),
+        "size, shots and demonstrations, all pairs": ranked(*ALL, gap=2),
+        "size alone, all pairs": ranked("L-3-good", "M-3-good", "S-3-good", gap=1),
+        "shots alone, all pairs": ranked("L-3-good", "L-1-good", "L-0", gap=1),
+        "demonstrations alone, all pairs": ranked("L-3-good", "L-3-poor", gap=1),
     },
     "filters": {
         "as world.yaml": {},
@@ -67,14 +70,17 @@ VARIANTS = {
     "prompts": {f"{n} prompts": {"responses": {"num_prompts": n}} for n in (700, 350, 175)},
     "policy": {
         "SFT on chosen answers, PPO": {"policy": True},
-        "SFT on chosen answers, GRPO": {"policy": True, "with": "grpo"},
-        "SFT on chosen answers, DPO": {"policy": True, "with": "dpo"},
-        "SFT on random answers": {"policy": True, "with": "ablations/without_best_of_n", "rl": None},
+        "SFT on chosen answers, GRPO": {"policy": True, "with": ["grpo"]},
+        "SFT on chosen answers, DPO": {"policy": True, "with": ["dpo", "world-dpo"]},
+        "SFT on random answers": {"policy": True, "with": ["ablations/without_best_of_n"], "rl": None},
     },
-    # Run after "policy" had been seen, to test why its GRPO and DPO fall behind SFT.
+    # Why GRPO with its scores divided and DPO at PPO's learning rate fall behind SFT. What grpo.yaml and world-dpo.yaml have was
+    # chosen after these had been seen, world-dpo.yaml's on seed 1.
     "policy_causes": {
-        "GRPO, scores not scaled": {"policy": True, "with": "grpo", "rl": {"spec": {"scale_advantages": False}}},
-        "DPO, one pass": {"policy": True, "rl": {"algorithm": "ALGORITHM_DPO", "dpo": DPO | {"epochs": 1}}},
+        "GRPO, scores divided": {"policy": True, "rl": {"algorithm": "ALGORITHM_GRPO", "spec": {"group_size": 8, "value_learning_rate": 0}}},
+        "DPO at PPO's learning rate": dpo(),
+        "DPO at PPO's learning rate, three passes": dpo(epochs=3),
+        "DPO at PPO's learning rate, β 0.5": dpo(beta=0.5),
     },
     "kl": {f"PPO, β {beta}": {"policy": True, "rl": {"spec": {"kl_coefficient": beta}}} for beta in (0.2, 0.05, 0.8)},
     "decoding": {
@@ -119,7 +125,7 @@ def evaluate(suite, base, name, change, seed, folder):
         # One that was cut off is begun anew under another name and takes over the stages that had ended.
         tries = [each["name"] for each in suite.json("runs", "list").get("runs", []) if each["name"].startswith(f"runs/{run}-try")]
         attempt = f"{run}-try{len(tries)}"
-        changes = ["--with", ROOT / f"deploy/recipes/{change['with']}.yaml"] if "with" in change else []
+        changes = ["--with", *(ROOT / f"deploy/recipes/{file}.yaml" for file in change["with"])] if "with" in change else []
         suite.run(recipe, attempt, *changes, timeout=3600)
         suite.almost("artifacts", "get", attempt, "evaluation", "--to", folder / run)
         kept.write_text((folder / run / "evaluation.json").read_text())
@@ -166,11 +172,11 @@ def print_table(group, results):
         print(f"| {name} | {len(evaluations)} | " + " | ".join(cell(measured(COLUMNS[c], evaluations)) for c in columns) + " |")
 
 
-def print_paired(evaluations):
+def print_paired(seeds, evaluations):
     print("\n### the reward model against two rules, on the same pairs\n")
     print("| rule | seed | pairs decided by one alone: RM, rule | McNemar p | difference, points (95 %) |\n| --- | --- | --- | --- | --- |")
     for rule, words in (("length_only", "always the longer"), ("likelihood", "the vanilla model's likelihood")):
-        for seed, evaluation in enumerate(evaluations, 1):
+        for seed, evaluation in zip(seeds, evaluations):
             versus = evaluation["rm_versus"][rule]
             low, value, high = (100 * versus["difference"][key] for key in ("low", "value", "high"))
             print(f"| {words} | {seed} | {versus['only_rm_right']}, {versus['only_other_right']} | {versus['mcnemar_p']:.2g} | "
@@ -203,7 +209,7 @@ def main():
     for group, results in groups.items():
         print_table(group, results)
     if "filters" in groups:
-        print_paired(groups["filters"]["as world.yaml"])
+        print_paired(arguments.seeds, groups["filters"]["as world.yaml"])
         print_best_of_n(groups["filters"]["as world.yaml"])
 
 

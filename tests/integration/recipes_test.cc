@@ -236,6 +236,9 @@ TEST_F(RecipesTest, EachTakesAnotherAlgorithm) {
     EXPECT_TRUE(DryRun(*dpo).ok()) << recipe;
     EXPECT_EQ(Checked(recipe)->rl().algorithm(), v1::RlStage::ALGORITHM_PPO);
   }
+  const auto world_dpo = Checked("world.yaml", {Recipes() / "dpo.yaml", Recipes() / "world-dpo.yaml"});
+  ASSERT_TRUE(world_dpo.ok()) << world_dpo.status();
+  EXPECT_EQ(world_dpo->rl().optimizer().learning_rate(), 1e-4);
 }
 
 TEST_F(RecipesTest, EachIsComplete) {
@@ -243,7 +246,7 @@ TEST_F(RecipesTest, EachIsComplete) {
   for (const auto& entry : fs::directory_iterator(Recipes())) {
     const fs::path& file = entry.path();
     static const std::set<std::string> kChanges = {"as_is_filter.yaml", "dpo.yaml", "grpo.yaml",
-                                                   "world-large-dry-run.yaml"};
+                                                   "world-dpo.yaml", "world-large-dry-run.yaml"};
     if (file.extension() != ".yaml" || kChanges.contains(file.filename().string())) continue;
     const auto recipe = Checked(file.filename().string());
     ASSERT_TRUE(recipe.ok()) << file << ": " << recipe.status();
@@ -300,9 +303,8 @@ TEST_F(RecipesTest, ChangesOfTheLargeRecipesAreTaken) {
                   ->demonstration()
                   .drop_lowest_share(),
               0);
-    EXPECT_FALSE(Checked(recipe, {Recipes() / "ablations/without_length_filter.yaml"})
-                     ->comparisons()
-                     .length_filter());
+    EXPECT_FALSE(
+        Checked(recipe, {Recipes() / "ablations/without_length_filter.yaml"})->comparisons().length_filter());
     for (const char* const name : {"without_response_filter", "without_best_of_n"}) {
       EXPECT_TRUE(Checked(recipe, {Recipes() / "ablations" / absl::StrCat(name, ".yaml")}).ok())
           << recipe << name;
