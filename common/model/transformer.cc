@@ -244,7 +244,7 @@ std::vector<int64_t> FirstQueries(const PackedSamples& samples, const Tensor& ro
   for (int64_t s = 0; s < samples.num_samples(); ++s) {
     first.push_back(samples.prefix_tokens[s] + offsets[s + 1] - offsets[s]);
   }
-  const Tensor rows = rows_M.to(torch::kCPU).contiguous();
+  const Tensor rows = rows_M.contiguous();
   for (const int64_t row : std::span(rows.data_ptr<int64_t>(), rows.numel())) {
     const auto s = std::upper_bound(offsets.begin(), offsets.end(), row) - offsets.begin() - 1;
     first[s] = std::min(first[s], samples.prefix_tokens[s] + row - offsets[s]);
@@ -521,9 +521,9 @@ Tensor Transformer::Forward(size_t number, const Tensor& x_ND, const Pass& pass)
   const Layer& layer = layers_[number];
   const bool selects = number + 1 == layers_.size() && pass.rows_M.defined();
   const auto select = [&](const Tensor& rows) { return selects ? SelectRows(rows, pass.rows_M) : rows; };
-  const Tensor heads =
-      select(Attention(layer, Normalize(x_ND, layer.input_norm), pass,
-                       selects ? FirstQueries(pass.samples, pass.rows_M) : std::vector<int64_t>()));
+  std::vector<int64_t> first_queries;
+  if (selects && !pass.squares) first_queries = FirstQueries(pass.samples, pass.rows_M);
+  const Tensor heads = select(Attention(layer, Normalize(x_ND, layer.input_norm), pass, first_queries));
   const Tensor x = select(x_ND), y = x + layer.output(heads);
   return y + Mlp(layer, Normalize(config_.parallel_residual ? x : y, layer.post_attention_norm));
 }

@@ -120,13 +120,13 @@ class Transformer {
   torch::Tensor Normalize(const torch::Tensor& x, const Norm& norm) const;
   // Heads of q, then k, then v, [N, H + 2K, E].
   torch::Tensor QueriesKeysValues(const Layer& layer, const torch::Tensor& x_ND) const;
-  // Of all rows, [N, H · E], before the output matrix; with `first_queries` [S], or none, of a sample's
-  // tokens from that one on, others are anything.
+  // Of all rows, [N, H · E], before the output matrix. `first_queries` [S], or none: a sample's rows before
+  // that token are not needed and hold anything.
   torch::Tensor Attention(const Layer& layer, const torch::Tensor& x_ND, const Pass& pass,
                           const std::vector<int64_t>& first_queries) const;
   torch::Tensor Mlp(const Layer& layer, const torch::Tensor& x_ND) const;
-  // Layer number `layer`; the last one's result is of the pass's rows alone.
-  torch::Tensor Forward(size_t layer, const torch::Tensor& x_ND, const Pass& pass) const;
+  // The last layer's result is of the pass's rows alone.
+  torch::Tensor Forward(size_t number, const torch::Tensor& x_ND, const Pass& pass) const;
   // Parameters with adapters added to the matrices they belong to.
   std::map<std::string, torch::Tensor> Merged() const;
 
