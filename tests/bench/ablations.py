@@ -46,7 +46,8 @@ def dpo(**changes):  # of deploy/recipes/dpo.yaml, at PPO's learning rate
 
 
 # Group -> line -> changes of the recipe; the first line of a group is what the others are compared with. "with" names files
-# of deploy/recipes, "policy" keeps the stages after the reward model.
+# of deploy/recipes, "policy" keeps the stages after the reward model, "agreeing" names the line of "factors" whose reward model
+# must agree with each pair.
 VARIANTS = {
     "factors": {
         "size, shots and demonstrations": ranked(*ALL, gap=2, pairs=PAIRS),
@@ -65,6 +66,10 @@ VARIANTS = {
         "as world.yaml": {},
         "with the length filter": {"comparisons": {"length_filter": True}},
         "pairs of neighbouring ranks too": {"comparisons": {"min_rank_gap": 1}},
+        "without the prompts' filter": {"with": ["ablations/without_prompt_filter"]},
+        "without the responses' filter": {"responses": {"filter": "none"}},
+        # The paper's as-is reward model: here that of good demonstrations against poor ones.
+        "pairs on which another reward model agrees": {"agreeing": "demonstrations alone"},
     },
     "reward_model_size": {f"reward model from {model}": {"reward_model": {"base_model": model}} for model in "MSL"},
     "prompts": {f"{n} prompts": {"responses": {"num_prompts": n}} for n in (700, 350, 175)},
@@ -107,20 +112,29 @@ def recipe_of(base, change, seed):
     recipe["evaluation"]["judge_target"] = "up:judge"
     recipe["responses"]["configurations"] = [configuration(name) for name in ANSWERED]
     recipe = changed(recipe, ranked(*ALL, gap=2) | {"evaluation": {"best_of": 16, "num_pairs": 2400, "grid_prompts": 300}})
-    recipe = changed(recipe, {key: value for key, value in change.items() if key not in ("policy", "with")})
+    recipe = changed(recipe, {key: value for key, value in change.items() if key not in ("policy", "with", "agreeing")})
     if not change.get("policy"):
         for stage in BEFORE_POLICY:
             recipe.pop(stage, None)
     return recipe
 
 
+def run_name(line, seed):
+    return "".join(c if c.isalnum() else "-" for c in line.encode("ascii", "ignore").decode()) + f"-{seed}"
+
+
 def evaluate(suite, base, name, change, seed, folder):
     """evaluation.json of one run, done now if it is not there yet."""
-    run = "".join(c if c.isalnum() else "-" for c in name.encode("ascii", "ignore").decode()) + f"-{seed}"
+    run = run_name(name, seed)
     kept = folder / f"{run}.json"
     if not kept.exists():
+        written = recipe_of(base, change, seed)
+        if "agreeing" in change:
+            evaluate(suite, base, change["agreeing"], VARIANTS["factors"][change["agreeing"]], seed, folder)
+            model = next(folder.parent.glob(f"runs/{run_name(change['agreeing'], seed)}-try*/reward_model/model"))
+            written["comparisons"] |= {"agreeing_scorer": "models/agreeing", "agreeing_source": str(model.relative_to(ROOT))}
         recipe = folder / f"{run}.recipe.yaml"
-        recipe.write_text(json.dumps(recipe_of(base, change, seed)))
+        recipe.write_text(json.dumps(written))
         print(f"{name}, seed {seed} …", file=sys.stderr, flush=True)
         # One that was cut off is begun anew under another name and takes over the stages that had ended.
         tries = [each["name"] for each in suite.json("runs", "list").get("runs", []) if each["name"].startswith(f"runs/{run}-try")]
@@ -195,7 +209,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--store", type=pathlib.Path, default=ROOT / "build/ablations")
+    parser.add_argument("--store", type=pathlib.Path, default=ROOT / "build/ablations", help="beneath this repository")
     arguments = parser.parse_args()
     folder = arguments.store.resolve() / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
