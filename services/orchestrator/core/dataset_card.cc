@@ -62,7 +62,8 @@ const char* About(const std::string& kind) {
        "Dialogues between a simulated user and an assistant; each answer is the reward model's favourite of "
        "several."},
       {"candidates",
-       "Every answer that was sampled for the demonstrations, with its score; dropped dialogues too."}};
+       "Every answer that was sampled for the demonstrations, with its score; dropped dialogues too."},
+      {"pairs", "For each demonstration the best and the worst of its candidates, by the reward model."}};
   const auto found = kAbout.find(kind);
   return found == kAbout.end() ? "" : found->second;
 }
@@ -92,6 +93,7 @@ absl::StatusOr<std::string> DatasetCard(const ArtifactDraft& draft, const std::s
                                   "pretty_name: ", stage, " ", draft.kind, "\nsize_categories:\n- ",
                                   SizeCategory(rows), "\ntags:\n- synthetic\n- almost\n");
   if (draft.kind == "comparisons") absl::StrAppend(&card, "- preference\n- reward-model\n");
+  if (draft.kind == "pairs") absl::StrAppend(&card, "- preference\n- dpo\n");
   if (draft.kind == "demonstrations") absl::StrAppend(&card, "- sft\n- conversational\n");
   absl::StrAppend(&card,
                   "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: ", file,

@@ -611,6 +611,11 @@ TEST_F(OrchestratorTest, DpoLearnsFromPairsOfTheDemonstrationsCandidates) {
   const v1::Run run = orchestrator_->Get("r").value();
   const auto& figures = run.stages(6).figures();
   EXPECT_EQ(figures.at("kept"), num_pairs);
+  const auto card = store_->ReadFile(hashes.at("rl/pairs"), "README.md");
+  ASSERT_TRUE(card.ok()) << card.status();
+  EXPECT_THAT(*card, testing::AllOf(HasSubstr("\n- preference\n"), HasSubstr("worst of its candidates"),
+                                    HasSubstr(absl::StrCat("| rows | ", num_pairs, " |")),
+                                    HasSubstr(absl::StrCat("| kept | ", num_pairs, " |"))));
   EXPECT_GT(figures.at("dropped_no_margin"), 0);
   EXPECT_EQ(figures.at("kept") + figures.at("dropped_no_margin"), run.stages(4).figures().at("kept"));
 

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "services/orchestrator/core/dataset_card.h"
 #include "services/orchestrator/core/datasets.h"
 #include "services/orchestrator/core/preference_pairs.h"
 #include "services/orchestrator/core/stages.h"
@@ -30,13 +31,17 @@ class RlStage : public TrainingStage {
     return spec;
   }
 
-  // The digest of what was written.
-  static absl::StatusOr<std::string> PublishDataset(StageContext& context, DatasetWriter& lines,
-                                                    std::map<std::string, std::string> inputs,
-                                                    nlohmann::json recipe) {
+  // The digest of what was written, with its card.
+  absl::StatusOr<std::string> PublishDataset(StageContext& context, DatasetWriter& lines,
+                                             std::map<std::string, std::string> inputs, nlohmann::json recipe,
+                                             const std::map<std::string, double>& figures) const {
     ALMOST_ASSIGN_OR_RETURN(StageArtifact artifact, lines.Finish());
+    artifact.draft.stage_version = version();
     artifact.draft.inputs = std::move(inputs);
     artifact.draft.recipe = std::move(recipe);
+    ALMOST_ASSIGN_OR_RETURN(
+        artifact.draft.files["README.md"],
+        DatasetCard(artifact.draft, std::string(id()), figures, context.recipe().dataset_license()));
     ALMOST_ASSIGN_OR_RETURN(const Artifact made, context.store().Publish(artifact.draft));
     return made.digest;
   }
@@ -91,7 +96,7 @@ class RolloutStage : public RlStage {
     return spec;
   }
 
-  static absl::StatusOr<std::string> PublishPrompts(StageContext& context) {
+  absl::StatusOr<std::string> PublishPrompts(StageContext& context) const {
     ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> prompts, ReadPrompts(context));
     ALMOST_ASSIGN_OR_RETURN(const Artifact prompts_artifact, context.Input("prompts", "prompts"));
     const bool only_unseen = context.recipe().rl().only_unseen_prompts();
@@ -115,7 +120,7 @@ class RolloutStage : public RlStage {
       return absl::FailedPreconditionError(
           "rl.only_unseen_prompts: SFT has used every prompt; mine more, or simulate fewer dialogues");
     }
-    return PublishDataset(context, unseen, std::move(inputs), {{"only_unseen_prompts", only_unseen}});
+    return PublishDataset(context, unseen, std::move(inputs), {{"only_unseen_prompts", only_unseen}}, {});
   }
 
   const StageSettings settings_;
@@ -153,7 +158,7 @@ class DpoStage : public RlStage {
     return spec;
   }
 
-  static absl::StatusOr<MadeDataset> PublishPairs(StageContext& context) {
+  absl::StatusOr<MadeDataset> PublishPairs(StageContext& context) const {
     const double min_margin = context.recipe().rl().min_margin();
     MadeDataset made = {"pairs", "", {{"kept", 0}, {"dropped_no_margin", 0}}};
     ALMOST_ASSIGN_OR_RETURN(DatasetWriter pairs, DatasetWriter::Create(context.store(), made.name));
@@ -171,7 +176,7 @@ class DpoStage : public RlStage {
     }
     ALMOST_ASSIGN_OR_RETURN(const Artifact candidates, context.Input("demonstrations", "candidates"));
     ALMOST_ASSIGN_OR_RETURN(made.digest, PublishDataset(context, pairs, {{"candidates", candidates.digest}},
-                                                        {{"min_margin", min_margin}}));
+                                                        {{"min_margin", min_margin}}, made.figures));
     return made;
   }
 };
