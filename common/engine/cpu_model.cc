@@ -139,15 +139,16 @@ class ForwardPass {
  public:
   ForwardPass(const CpuModel& model, std::span<const SequenceChunk> chunks, KvCache& cache,
               Workspace& workspace)
-      : model_(model), c_(model.config_), kernels_(*model.kernels_), cache_(cache), ws_(workspace) {
+      : model_(model),
+        c_(model.config_),
+        kernels_(*model.kernels_),
+        chunks_(chunks),
+        cache_(cache),
+        ws_(workspace) {
     for (const SequenceChunk& chunk : chunks) {
-      const size_t others = chunk.tokens.size() - chunk.num_outputs;
       for (size_t t = 0; t < chunk.tokens.size(); ++t) {
-        rows_.push_back({chunk.tokens[t], chunk.first_position + static_cast<int>(t), chunk.blocks.data(),
-                         /*is_wanted=*/t >= others});
+        rows_.push_back({chunk.tokens[t], chunk.first_position + static_cast<int>(t), chunk.blocks.data()});
       }
-      wanted_.push_back({chunk.tokens.subspan(others), chunk.first_position + static_cast<int>(others),
-                         chunk.blocks, chunk.num_outputs});
       longest_ = std::max(longest_, chunk.first_position + static_cast<int>(chunk.tokens.size()));
     }
     Group(chunks);
@@ -192,7 +193,6 @@ class ForwardPass {
     int32_t token;
     int position;
     const int* blocks;
-    bool is_wanted;
   };
 
   void Group(std::span<const SequenceChunk> chunks) {
@@ -201,19 +201,23 @@ class ForwardPass {
 
   // The others have nothing more to do.
   void KeepWantedRows() {
-    size_t kept = 0;
-    for (size_t row = 0; row < rows_.size(); ++row) {
-      if (!rows_[row].is_wanted) continue;
-      if (row != kept) {
+    std::vector<SequenceChunk> wanted;
+    size_t row = 0, kept = 0;
+    for (const SequenceChunk& chunk : chunks_) {
+      const size_t others = chunk.tokens.size() - chunk.num_outputs;
+      wanted.push_back({chunk.tokens.subspan(others), chunk.first_position + static_cast<int>(others),
+                        chunk.blocks, chunk.num_outputs});
+      row += others;
+      for (int i = 0; i < chunk.num_outputs; ++i, ++row, ++kept) {
+        if (row == kept) continue;
         std::copy_n(ws_.x.data() + row * x_stride_, x_stride_, ws_.x.data() + kept * x_stride_);
         std::copy_n(ws_.qkv.data() + row * qkv_stride_, qkv_stride_, ws_.qkv.data() + kept * qkv_stride_);
         rows_[kept] = rows_[row];
       }
-      ++kept;
     }
     if (kept == rows_.size()) return;
     rows_.resize(kept);
-    Group(wanted_);
+    Group(wanted);
   }
 
   // body(row) for every row, by all threads where it pays.
@@ -329,10 +333,10 @@ class ForwardPass {
   const CpuModel& model_;
   const ModelConfig& c_;
   const Kernels& kernels_;
+  const std::span<const SequenceChunk> chunks_;
   KvCache& cache_;
   Workspace& ws_;
   std::vector<Row> rows_;
-  std::vector<SequenceChunk> wanted_;  // what the chunks' wanted hidden states are of
   std::vector<AttentionGroup> groups_;
   int longest_ = 0;
   const size_t x_stride_ = RowStride(c_.hidden_size);

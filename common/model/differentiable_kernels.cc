@@ -133,10 +133,9 @@ class SiluGatedMlpFunction : public torch::autograd::Function<SiluGatedMlpFuncti
     Tensor of_both = torch::empty({m, 2 * f}, x.options());
     MatMulInto(of_both.narrow(1, 0, f), grad, down, false);
     const float* both = Data(gate_up);
-    float* of_both_data = Data(of_both);
-    for (int64_t at = 0; at < m * 2 * f; at += 2 * f) {
-      SiluMulGradient(both + at, both + at + f, of_both_data + at, f, of_both_data + at,
-                      of_both_data + at + f);
+    float* of = Data(of_both);
+    for (int64_t row = 0; row < m; ++row, both += 2 * f, of += 2 * f) {
+      SiluMulGradient(both, both + f, of, f, of, of + f);
     }
     const Tensor of_gate = of_both.narrow(1, 0, f), of_up = of_both.narrow(1, f, f);
     if (context->needs_input_grad(0)) {

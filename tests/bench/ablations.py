@@ -33,6 +33,12 @@ ALL = ["L-3-good", "L-1-good", "M-3-good", "M-1-good", "L-3-poor", "S-1-good", "
 ANSWERED = ALL + ["S-3-good", "L-0"]  # by every run, so that it is done once
 BEFORE_POLICY = ("demonstration", "sft", "rl")
 PAIRS = 600  # what the poorest factor alone can give; the same for each
+FACTORS = {  # ranking, and how far apart in it a pair's sides are at least
+    "size, shots and demonstrations": (ALL, 2),
+    "size alone": (["L-3-good", "M-3-good", "S-3-good"], 1),
+    "shots alone": (["L-3-good", "L-1-good", "L-0"], 1),
+    "demonstrations alone": (["L-3-good", "L-3-poor"], 1),
+}
 
 
 def ranked(*names, gap, pairs=None):
@@ -49,19 +55,9 @@ def dpo(**changes):  # of deploy/recipes/dpo.yaml, at PPO's learning rate
 # of deploy/recipes, "policy" keeps the stages after the reward model, "agreeing" names the line of "factors" whose reward model
 # must agree with each pair.
 VARIANTS = {
-    "factors": {
-        "size, shots and demonstrations": ranked(*ALL, gap=2, pairs=PAIRS),
-        "size alone": ranked("L-3-good", "M-3-good", "S-3-good", gap=1, pairs=PAIRS),
-        "shots alone": ranked("L-3-good", "L-1-good", "L-0", gap=1, pairs=PAIRS),
-        "demonstrations alone": ranked("L-3-good", "L-3-poor", gap=1, pairs=PAIRS),
-    },
+    "factors": {line: ranked(*names, gap=gap, pairs=PAIRS) for line, (names, gap) in FACTORS.items()},
     # Run after "factors" had been seen: what the same 700 prompts give, each pair of it.
-    "factors_all_pairs": {
-        "size, shots and demonstrations, all pairs": ranked(*ALL, gap=2),
-        "size alone, all pairs": ranked("L-3-good", "M-3-good", "S-3-good", gap=1),
-        "shots alone, all pairs": ranked("L-3-good", "L-1-good", "L-0", gap=1),
-        "demonstrations alone, all pairs": ranked("L-3-good", "L-3-poor", gap=1),
-    },
+    "factors_all_pairs": {f"{line}, all pairs": ranked(*names, gap=gap) for line, (names, gap) in FACTORS.items()},
     "filters": {
         "as world.yaml": {},
         "with the length filter": {"comparisons": {"length_filter": True}},
