@@ -15,6 +15,8 @@ struct Vector8 {
   // Of 16 registers: 12 sums.
   static constexpr int kTileSums = 12;
   static constexpr int kTileRows = 6;
+  // Inputs that a pass of the innermost loop takes: its instructions bound a core that two threads share.
+  static constexpr int kStepsAtOnce = 2;
   static constexpr int PanelsAtOnce(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
   __m256 v;
@@ -81,6 +83,7 @@ struct Vector16 {
   // memory instead, which four streams use best.
   static constexpr int kTileSums = 24;
   static constexpr int kTileRows = 8;
+  static constexpr int kStepsAtOnce = 1;
   static constexpr int PanelsAtOnce(int rows) { return rows == 1 ? 4 : rows == 2 ? 8 : rows <= 5 ? 4 : 3; }
 
   __m512 v;

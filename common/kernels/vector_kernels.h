@@ -44,10 +44,11 @@ inline V LoadWeights(const Float16* w) {
   return V::LoadFloat16(&w->bits);
 }
 
-// The inner loop of everything: sums of ROWS rows by VECTORS vectors of outputs, in registers.
-template <typename V, int ROWS, int VECTORS>
+// The inner loop of everything: sums of ROWS rows by STREAMS · VECTORS vectors of outputs, in registers. A
+// stream is what lies together: a panel's 16 outputs, say.
+template <typename V, int ROWS, int STREAMS, int VECTORS>
 struct Tile {
-  V sum[ROWS][VECTORS];
+  V sum[ROWS][STREAMS * VECTORS];
 
   void Zero() {
     for (auto& row : sum) {
@@ -56,29 +57,47 @@ struct Tile {
   }
   void Load(const float* out, size_t stride) {
     for (int r = 0; r < ROWS; ++r) {
-      for (int c = 0; c < VECTORS; ++c) sum[r][c] = V::Load(out + r * stride + c * V::kWidth);
+      for (int c = 0; c < STREAMS * VECTORS; ++c) sum[r][c] = V::Load(out + r * stride + c * V::kWidth);
     }
   }
   void Store(float* out, size_t stride) const {
     for (int r = 0; r < ROWS; ++r) {
-      for (int c = 0; c < VECTORS; ++c) sum[r][c].Store(out + r * stride + c * V::kWidth);
+      for (int c = 0; c < STREAMS * VECTORS; ++c) sum[r][c].Store(out + r * stride + c * V::kWidth);
     }
   }
-  // sum[r][c] += x[r][k] · w[c][k · w_stride …], for k in [0, count), in order.
+  // sum[r][c] += x[r][k] · w[c / VECTORS][k · w_stride + c % VECTORS · width …], for k in [0, count), in
+  // order.
   template <typename W>
-  void Add(const float* x, size_t x_stride, const W* const (&w)[VECTORS], size_t w_stride, int count) {
-    for (int k = 0; k < count; ++k) {
+  void Add(const float* x, size_t x_stride, const W* const (&w_in)[STREAMS], size_t w_stride, int count) {
+    // Every third row has a pointer: an address reaches the two after it. More would not fit the registers.
+    constexpr int kPointers = (ROWS + 2) / 3;
+    const float* rows[kPointers];
+    for (int i = 0; i < kPointers; ++i) rows[i] = x + 3 * i * x_stride;
+    const W* w[STREAMS];
+    std::copy_n(w_in, STREAMS, w);
+    const auto step = [&](int k) {
       if constexpr (ROWS == 1 && sizeof(W) == 2) {
         // At half a cache line a step, the processor does not run ahead far enough by itself.
-        for (int c = 0; c < VECTORS; ++c) __builtin_prefetch(w[c] + (k + 32) * w_stride);
+        for (int s = 0; s < STREAMS; ++s) {
+          for (int c = 0; c < VECTORS; ++c) __builtin_prefetch(w[s] + (k + 32) * w_stride + c * V::kWidth);
+        }
       }
-      V weights[VECTORS];
-      for (int c = 0; c < VECTORS; ++c) weights[c] = LoadWeights<V>(w[c] + k * w_stride);
+      V weights[STREAMS * VECTORS];
+      for (int c = 0; c < STREAMS * VECTORS; ++c) {
+        weights[c] = LoadWeights<V>(w[c / VECTORS] + k * w_stride + c % VECTORS * V::kWidth);
+      }
       for (int r = 0; r < ROWS; ++r) {
-        const V value = V::Set(x[r * x_stride + k]);
-        for (int c = 0; c < VECTORS; ++c) sum[r][c] = Fma(value, weights[c], sum[r][c]);
+        const V value = V::Set(rows[r / 3][r % 3 * x_stride + k]);
+        for (int c = 0; c < STREAMS * VECTORS; ++c) sum[r][c] = Fma(value, weights[c], sum[r][c]);
       }
+    };
+    constexpr int kSteps = V::kStepsAtOnce;
+    for (; count >= kSteps; count -= kSteps) {
+      for (int k = 0; k < kSteps; ++k) step(k);
+      for (const float*& row : rows) row += kSteps;
+      for (const W*& stream : w) stream += kSteps * w_stride;
     }
+    for (int k = 0; k < count; ++k) step(k);
   }
 };
 
@@ -336,16 +355,14 @@ class VectorKernels final : public Kernels {
   // All rows by PANELS whole panels, inputs [begin, end). ROWS of them at once: all, or the most there is.
   template <typename W, int PANELS, int ROWS>
   static void MultiplyGroup(const Product& p, int panel, int begin, int end) {
-    constexpr int kVectors = PANELS * kVectorsPerPanel;
-    const W* weights[kVectors];
-    for (int c = 0; c < kVectors; ++c) {
-      weights[c] = p.weight.template panel<W>(panel + c / kVectorsPerPanel) + size_t(begin) * kPanel +
-                   c % kVectorsPerPanel * V::kWidth;
+    const W* weights[PANELS];
+    for (int i = 0; i < PANELS; ++i) {
+      weights[i] = p.weight.template panel<W>(panel + i) + size_t(begin) * kPanel;
     }
     const bool from_zero = begin == 0 && !p.accumulate;
     const auto multiply = [&]<int COUNT>(int row) {
       float* out = p.out + row * p.out_stride + size_t(panel) * kPanel;
-      Tile<V, COUNT, kVectors> tile;
+      Tile<V, COUNT, PANELS, kVectorsPerPanel> tile;
       from_zero ? tile.Zero() : tile.Load(out, p.out_stride);
       tile.Add(p.x + row * p.x_stride + begin, p.x_stride, weights, kPanel, end - begin);
       tile.Store(out, p.out_stride);
@@ -362,17 +379,14 @@ class VectorKernels final : public Kernels {
   template <typename W>
   static void MultiplyLastPanel(const Product& p, int begin, int end) {
     const int panel = p.weight.num_outputs() / kPanel, tail = p.weight.num_outputs() % kPanel;
+    const W* const weights = p.weight.template panel<W>(panel) + size_t(begin) * kPanel;
     for (int row = 0; row < p.rows; ++row) {
       float padded[kPanel] = {};
       float* out = p.out + row * p.out_stride + size_t(panel) * kPanel;
       if (begin > 0 || p.accumulate) std::copy(out, out + tail, padded);
-      Tile<V, 1, kVectorsPerPanel> tile;
+      Tile<V, 1, 1, kVectorsPerPanel> tile;
       tile.Load(padded, kPanel);
-      const W* weights[kVectorsPerPanel];
-      for (int c = 0; c < kVectorsPerPanel; ++c) {
-        weights[c] = p.weight.template panel<W>(panel) + size_t(begin) * kPanel + c * V::kWidth;
-      }
-      tile.Add(p.x + row * p.x_stride + begin, p.x_stride, weights, kPanel, end - begin);
+      tile.Add(p.x + row * p.x_stride + begin, p.x_stride, {weights}, kPanel, end - begin);
       tile.Store(padded, kPanel);
       std::copy(padded, padded + tail, out);
     }
@@ -427,14 +441,10 @@ class VectorKernels final : public Kernels {
   template <int QUERIES>
   static void ScoreBlocks(const int* blocks, int begin, int end, const Heads& h, int first, float scale) {
     const auto run = [&]<int BLOCKS>() {
-      constexpr int kVectors = BLOCKS * kVectorsPerPanel;
       for (; begin + BLOCKS <= end; begin += BLOCKS) {
-        const float* keys[kVectors];
-        for (int c = 0; c < kVectors; ++c) {
-          keys[c] = h.cache.keys + size_t(blocks[begin + c / kVectorsPerPanel]) * h.cache.stride +
-                    c % kVectorsPerPanel * V::kWidth;
-        }
-        Tile<V, QUERIES, kVectors> tile;
+        const float* keys[BLOCKS];
+        for (int i = 0; i < BLOCKS; ++i) keys[i] = h.cache.keys + blocks[begin + i] * h.cache.stride;
+        Tile<V, QUERIES, BLOCKS, kVectorsPerPanel> tile;
         tile.Zero();
         tile.Add(h.queries + first * h.query_stride, h.query_stride, keys, kBlockTokens, h.head_dim);
         for (auto& row : tile.sum) {
@@ -479,13 +489,11 @@ class VectorKernels final : public Kernels {
     int d = 0;
     const auto run = [&]<int VECTORS>(const auto& self) {
       for (; d + VECTORS * V::kWidth <= h.head_dim; d += VECTORS * V::kWidth) {
-        Tile<V, QUERIES, VECTORS> tile;
+        Tile<V, QUERIES, 1, VECTORS> tile;
         tile.Load(out + d, h.query_stride);
         for (int t = begin; t < end; t += kBlockTokens) {
-          const float* values = h.cache.values + size_t(blocks[t / kBlockTokens]) * h.cache.stride + d;
-          const float* columns[VECTORS];
-          for (int c = 0; c < VECTORS; ++c) columns[c] = values + c * V::kWidth;
-          tile.Add(scores + t, h.score_stride, columns, h.head_dim, std::min(kBlockTokens, end - t));
+          const float* values = h.cache.values + blocks[t / kBlockTokens] * h.cache.stride + d;
+          tile.Add(scores + t, h.score_stride, {values}, h.head_dim, std::min(kBlockTokens, end - t));
         }
         tile.Store(out + d, h.query_stride);
       }
