@@ -131,7 +131,7 @@ class Kernels {
   // x · y in eight fixed lanes.
   virtual float Dot(const float* x, const float* y, int count) const = 0;
 
-  // log(sum(exp(x))), summed in double in the order of the index.
+  // log(sum(exp(x))), summed in double in the order of the index; NaN where one is not finite.
   virtual double LogSumExp(std::span<const float> x) const = 0;
 
   // The largest of x_V; NaN where one is not finite.

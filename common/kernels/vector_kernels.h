@@ -258,8 +258,7 @@ class VectorKernels final : public Kernels {
   }
 
   double LogSumExp(std::span<const float> x) const override {
-    float largest = x[0];
-    for (const float value : x) largest = largest < value ? value : largest;
+    const float largest = Largest(x);
     double sum = 0;
     float part[64];
     for (size_t i = 0; i < x.size(); i += 64) {

@@ -17,6 +17,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr int64_t kLogitsAtOnce = int64_t{1} << 22;  // 16 MiB in float32
+// Logits that the kernels keep for the backward pass: 64 MiB. The others are computed again.
+constexpr int64_t kKeptLogits = int64_t{1} << 24;
 
 int64_t RowsAtOnce(const Tensor& head_VD) { return std::max<int64_t>(1, kLogitsAtOnce / head_VD.size(0)); }
 
@@ -98,7 +100,12 @@ class KernelFunction : public torch::autograd::Function<KernelFunction> {
     Tensor logprobs_M = torch::empty({m}, hidden_MD.options());
     double* log_sums = log_sums_M.data_ptr<double>();
     float* found = logprobs_M.data_ptr<float>();
-    ForEachPart(hidden_MD, head_VD, temperature, [&](int64_t begin, int64_t count, const Tensor& logits) {
+    variable_list saved = {hidden_MD, head_VD, targets_M, log_sums_M};
+    const bool differentiated = hidden_in.requires_grad() || head_VD.requires_grad();
+    int64_t kept = 0;
+    for (int64_t begin = 0; begin < head_VD.size(0); begin += kPart) {
+      const Tensor logits = Logits(hidden_MD, head_VD, begin, temperature);
+      const int64_t count = logits.size(1);
       for (int64_t row = 0; row < m; ++row) {
         const float* of_row = logits.data_ptr<float>() + row * count;
         if (targets[row] >= begin && targets[row] < begin + count) found[row] = of_row[targets[row] - begin];
@@ -106,9 +113,11 @@ class KernelFunction : public torch::autograd::Function<KernelFunction> {
         const double larger = std::max(part, log_sums[row]), smaller = std::min(part, log_sums[row]);
         log_sums[row] = larger + std::log1p(std::exp(smaller - larger));
       }
-    });
+      kept += logits.numel();
+      if (differentiated && kept <= kKeptLogits) saved.push_back(logits);
+    }
     for (int64_t row = 0; row < m; ++row) found[row] = static_cast<float>(found[row] - log_sums[row]);
-    context->save_for_backward({hidden_MD, head_VD, targets_M, log_sums_M});
+    context->save_for_backward(std::move(saved));
     context->saved_data["temperature"] = temperature;
     return logprobs_M;
   }
@@ -125,41 +134,42 @@ class KernelFunction : public torch::autograd::Function<KernelFunction> {
     Tensor hidden_grad_MD = torch::zeros_like(hidden_MD), part_MD = torch::empty_like(hidden_MD);
     Tensor head_grad_VD;
     if (context->needs_input_grad(1)) head_grad_VD = torch::empty_like(head_VD);
-    ForEachPart(hidden_MD, head_VD, temperature, [&](int64_t begin, int64_t count, const Tensor& logits) {
+    size_t next = 4;  // of what was saved
+    for (int64_t begin = 0; begin < head_VD.size(0); begin += kPart, ++next) {
+      const Tensor logits =
+          next < saved.size() ? saved[next] : Logits(hidden_MD, head_VD, begin, temperature);
+      const int64_t count = logits.size(1);
+      Tensor of_logits = torch::empty_like(logits);
       for (int64_t row = 0; row < m; ++row) {
-        float* of_row = logits.data_ptr<float>() + row * count;
+        const float* of_row = logits.data_ptr<float>() + row * count;
+        float* grad_row = of_logits.data_ptr<float>() + row * count;
         const auto log_sum = static_cast<float>(log_sums[row]);
         const float grad = grad_M.data_ptr<float>()[row];
-        for (int64_t i = 0; i < count; ++i) of_row[i] -= log_sum;
-        kernels.Exp(of_row, static_cast<int>(count));
-        for (int64_t i = 0; i < count; ++i) of_row[i] *= -grad;
-        if (targets[row] >= begin && targets[row] < begin + count) of_row[targets[row] - begin] += grad;
+        for (int64_t i = 0; i < count; ++i) grad_row[i] = of_row[i] - log_sum;
+        kernels.Exp(grad_row, static_cast<int>(count));
+        for (int64_t i = 0; i < count; ++i) grad_row[i] *= -grad;
+        if (targets[row] >= begin && targets[row] < begin + count) grad_row[targets[row] - begin] += grad;
       }
       // A sum of sums: one chain over a large vocabulary would add up its roundings.
-      MatMulInto(part_MD, logits, head_VD.narrow(0, begin, count), /*accumulate=*/false);
+      MatMulInto(part_MD, of_logits, head_VD.narrow(0, begin, count), /*accumulate=*/false);
       hidden_grad_MD.add_(part_MD);
-      if (!head_grad_VD.defined()) return;
-      MatMulInto(head_grad_VD.narrow(0, begin, count), logits.t().contiguous(), hidden_MD, false);
-    });
+      if (!head_grad_VD.defined()) continue;
+      MatMulInto(head_grad_VD.narrow(0, begin, count), of_logits.t().contiguous(), hidden_MD, false);
+    }
     return {hidden_grad_MD, head_grad_VD, Tensor(), Tensor()};
   }
 
  private:
-  // Calls use(begin, count, logits [M, count]) for the vocabulary's parts. Where those end does not depend on
-  // M, or a row's bits would.
-  template <typename Use>
-  static void ForEachPart(const Tensor& hidden_MD, const Tensor& head_VD, double temperature,
-                          const Use& use) {
-    constexpr int64_t kAtOnce = 2304;
-    const int64_t m = hidden_MD.size(0), v = head_VD.size(0);
-    const Tensor head = head_VD.contiguous();
-    for (int64_t begin = 0; begin < v; begin += kAtOnce) {
-      const int64_t count = std::min(kAtOnce, v - begin);
-      Tensor logits = torch::empty({m, count}, hidden_MD.options());
-      MatMulInto(logits, hidden_MD, head.narrow(0, begin, count).t(), /*accumulate=*/false);
-      if (temperature != 1.0) logits.div_(temperature);
-      use(begin, count, logits);
-    }
+  // Of the vocabulary. Where parts end does not depend on M, or a row's bits would.
+  static constexpr int64_t kPart = 2304;
+
+  // Of the part that begins there, [M, its size].
+  static Tensor Logits(const Tensor& hidden_MD, const Tensor& head_VD, int64_t begin, double temperature) {
+    const Tensor head = head_VD.narrow(0, begin, std::min(kPart, head_VD.size(0) - begin)).contiguous();
+    Tensor logits = torch::empty({hidden_MD.size(0), head.size(0)}, hidden_MD.options());
+    MatMulInto(logits, hidden_MD, head.t(), /*accumulate=*/false);
+    if (temperature != 1.0) logits.div_(temperature);
+    return logits;
   }
 };
 
