@@ -78,9 +78,7 @@ struct Tile {
     const auto step = [&](int k) {
       if constexpr (ROWS == 1 && sizeof(W) == 2) {
         // At half a cache line a step, the processor does not run ahead far enough by itself.
-        for (int s = 0; s < STREAMS; ++s) {
-          for (int c = 0; c < VECTORS; ++c) __builtin_prefetch(w[s] + (k + 32) * w_stride + c * V::kWidth);
-        }
+        for (const W* stream : w) __builtin_prefetch(stream + (k + 32) * w_stride);
       }
       V weights[STREAMS * VECTORS];
       for (int c = 0; c < STREAMS * VECTORS; ++c) {
