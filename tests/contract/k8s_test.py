@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,9 +46,20 @@ def rendered_with(base, components):
         return kustomize(folder)
 
 
+def listed_in(overlay, component):
+    """The overlay with one more component in its own list: unlike one added to it from outside, its patches come after that."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(K8S, folder, dirs_exist_ok=True)
+        path = pathlib.Path(folder) / "overlays" / overlay / "kustomization.yaml"
+        settings = yaml.safe_load(path.read_text())
+        settings["components"].append(f"../../components/{component}")
+        path.write_text(json.dumps(settings))
+        return kustomize(path.parent)
+
+
 @functools.lru_cache(None)
 def renderings():
-    """{name: YAML}: the overlays and the Job as they are, base with every combination of components, dev with some."""
+    """{name: YAML}: the overlays and the Job as they are, base with every combination of components, dev and prod with some."""
     found = {str(path.parent.relative_to(K8S)): kustomize(path.parent)
              for path in sorted([*K8S.glob("overlays/*/kustomization.yaml"), K8S / "run/kustomization.yaml"])}
     components = sorted(path.name for path in (K8S / "components").iterdir())
@@ -57,6 +69,9 @@ def renderings():
                 found["+".join(["base", *chosen])] = rendered_with(K8S / "base", chosen)
     for name in ("hpa", "keda", "service-monitors"):
         found[f"dev+{name}"] = rendered_with(K8S / "overlays/dev", [name])
+    for name in ("gpu", "training-nodes"):
+        found[f"prod with {name} in its list"] = listed_in("prod", name)
+        found[f"prod+{name}"] = rendered_with(K8S / "overlays/prod", [name])
     return found
 
 
@@ -243,6 +258,34 @@ class Manifests(unittest.TestCase):
                 self.assertTrue({"cpu", "memory"} <= container["resources"]["requests"].keys())
                 self.assertIn("memory", container["resources"]["limits"])
 
+    def test_a_container_that_computes_on_a_gpu_gets_one(self):
+        computing = set()
+        for _, workload in self.every(*WORKLOADS):
+            container = pod(workload)["containers"][0]
+            on_gpu = flags(container).get("--device") == "cuda:0"
+            self.assertEqual(container["resources"]["limits"].get("nvidia.com/gpu"), "1" if on_gpu else None)
+            self.assertEqual(container["image"].endswith("-cuda"), on_gpu)
+            if on_gpu:
+                computing.add(workload["metadata"]["name"])
+        self.assertEqual(computing, {"generation", "reward", "trainer"})
+
+    def test_where_models_of_7b_are_trained_a_checkpoint_fits_into_memory(self):
+        # 14 bytes of each of 7.6 billion parameters: bfloat16 weights, their float32 copy and AdamW's moments.
+        for name, docs in parsed().items():
+            if not re.search(r"^prod|/prod|/gpu", name):
+                continue
+            (trainer,) = [doc for doc in of_kind(docs, *WORKLOADS) if doc["metadata"]["name"] == "trainer"]
+            resources = pod(trainer)["containers"][0]["resources"]
+            self.assertGreater(int(resources["limits"]["memory"].removesuffix("Gi")) * 2**30, 14 * 7.6e9, name)
+            self.assertEqual(resources["requests"]["memory"], resources["limits"]["memory"], name)
+
+    def test_prod_has_two_of_what_can_be_two(self):
+        docs = parsed()["overlays/prod"]
+        numbers = {doc["metadata"]["name"]: doc["spec"].get("replicas") for doc in of_kind(docs, "Deployment")}
+        (scaler,) = of_kind(docs, "ScaledObject")
+        numbers[scaler["spec"]["scaleTargetRef"]["name"]] = scaler["spec"]["minReplicaCount"]
+        self.assertEqual(numbers, {"generation": 2, "reward": 2, "simulator": 2})
+
     def test_with_s3_no_pod_needs_the_shared_store(self):
         for name, docs in parsed().items():
             if "s3" not in name.split("+"):
@@ -326,8 +369,8 @@ class Manifests(unittest.TestCase):
                           if flag.removeprefix("--") in SERVICES}
                 # Where PPO gets its scores: the orchestrator tells the trainer the address.
                 self.assertEqual(edges, called | {("trainer", "reward")})
-                self.allows(docs, run, template(pods["orchestrator"])["metadata"]["labels"], ports(pods["orchestrator"])["grpc"])
-                self.assertFalse(self.passes(docs, run, template(pods["trainer"])["metadata"]["labels"], ports(pods["trainer"])["grpc"]))
+                self.assertEqual({name for name, server in pods.items() if self.passes(
+                    docs, run, template(server)["metadata"]["labels"], ports(server)["grpc"])}, {"orchestrator", "generation", "reward"})
 
     def allows(self, docs, source, destination, port):
         self.assertTrue(self.passes(docs, source, destination, port), (source, destination, port))
