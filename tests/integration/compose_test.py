@@ -15,11 +15,13 @@ OURS = (*SERVICES, "judge")
 VERSION = re.search(r"^project\(.*?VERSION ([\d.]+)", (SOURCE / "CMakeLists.txt").read_text(), re.MULTILINE | re.DOTALL).group(1)
 
 
-def load():
-    """The file as `docker compose config` has it, its variables filled in from .env, and every profile on."""
+def load(**environment):
+    """The file as `docker compose config` has it, its variables filled in from .env and what is given, and every profile on."""
     variables = dict(line.split("=", 1) for line in (FOLDER / ".env").read_text().splitlines() if re.match(r"\w+=", line))
-    # The reader's own command does not look into the environment.
-    text = re.sub(r"\$\{(\w+)\}", lambda match: variables[match.group(1)], (FOLDER / "compose.yaml").read_text())
+    variables |= environment
+    # The reader's own command does not look into the environment; it knows defaults.
+    text = re.sub(r"\$\{(\w+)(:-[^}]*)?\}", lambda match: variables.get(match.group(1), match.group(0)) if match.group(2)
+                  else variables[match.group(1)], (FOLDER / "compose.yaml").read_text())
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(text)
         file.flush()
@@ -60,6 +62,11 @@ class Compose(unittest.TestCase):
                 if name != "run":
                     self.assertIn("mem_limit", service)
                     self.assertIn("healthcheck", service)
+
+    def test_memory_is_limited_as_the_environment_says(self):
+        given = load(GENERATION_MEMORY="16g", REWARD_MEMORY="24g", TRAINER_MEMORY="64g")["services"]
+        limits = {name: [services[name]["mem_limit"] for services in (self.services, given)] for name in ("generation", "reward", "trainer")}
+        self.assertEqual(limits, {"generation": ["4g", "16g"], "reward": ["4g", "24g"], "trainer": ["8g", "64g"]})
 
     def test_images_have_the_names_and_the_version_of_this_tree(self):
         for name in (*OURS, "run"):
