@@ -75,6 +75,11 @@ def renderings():
     return found
 
 
+def shown(name):
+    """The README's YAML of that name."""
+    return re.search(rf"^```yaml\n# {re.escape(name)}\n(.*?)^```", (K8S / "README.md").read_text(), re.MULTILINE | re.DOTALL).group(1)
+
+
 @functools.lru_cache(None)
 def parsed():
     return {name: [doc for doc in yaml.safe_load_all(text) if doc] for name, text in renderings().items()}
@@ -172,6 +177,7 @@ class Manifests(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             for name, text in renderings().items():
                 (pathlib.Path(folder) / f"{name.replace('/', '-')}.yaml").write_text(text)
+            (pathlib.Path(folder) / "loader.yaml").write_text(shown("loader.yaml"))
             done = subprocess.run([TOOLS / "kubectl-validate", folder, "--version", "1.30", "--local-crds", os.environ["CRDS"]],
                                   capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
@@ -285,6 +291,41 @@ class Manifests(unittest.TestCase):
         (scaler,) = of_kind(docs, "ScaledObject")
         numbers[scaler["spec"]["scaleTargetRef"]["name"]] = scaler["spec"]["minReplicaCount"]
         self.assertEqual(numbers, {"generation": 2, "reward": 2, "simulator": 2})
+
+    def test_the_run_of_ones_own_has_every_file_that_its_recipe_names(self):
+        recipe = ROOT / "deploy/recipes/llama.yaml"
+        fields = yaml.safe_load(recipe.read_text())
+        named_files = {fields["prompts"]["seed_path"], fields["evaluation"]["prompts_path"],
+                       *(path for each in fields["demonstrations"] for path in each["paths"])}
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(os.path.realpath(folder))
+            shutil.copy(recipe, folder / "recipe.yaml")
+            for name in named_files:
+                (folder / name).write_text(name)
+            text = shown("my-run/kustomization.yaml")
+            self.assertIn("path/to/almost/k8s/run", text)
+            (folder / "kustomization.yaml").write_text(text.replace("path/to/almost/k8s/run", os.path.relpath(K8S / "run", folder)))
+            docs = [doc for doc in yaml.safe_load_all(kustomize(folder)) if doc]
+        (job,), (files,) = of_kind(docs, "Job"), of_kind(docs, "ConfigMap")
+        self.assertEqual(set(files["data"]), {"recipe.yaml", *named_files})
+        self.assertEqual(pod(job)["volumes"], [{"name": "recipe", "configMap": {"name": files["metadata"]["name"]}}])
+        (container,) = pod(job)["containers"]
+        self.assertEqual(container["volumeMounts"], [{"name": "recipe", "mountPath": "/recipe"}])
+        self.assertEqual(container["args"][0], "/recipe/recipe.yaml")
+
+    def test_the_loader_is_restricted_writes_the_models_and_gets_out(self):
+        docs = list(yaml.safe_load_all(shown("loader.yaml")))
+        (loader,), (policy,) = of_kind(docs, "Pod"), of_kind(docs, "NetworkPolicy")
+        self.assertEqual({doc["metadata"]["namespace"] for doc in docs}, {"almost"})
+        security = loader["spec"]["securityContext"]
+        self.assertEqual((security["runAsNonRoot"], security["seccompProfile"]), (True, {"type": "RuntimeDefault"}))
+        self.assertEqual({security["runAsUser"], security["runAsGroup"], security["fsGroup"]}, {65532})
+        (container,) = loader["spec"]["containers"]
+        self.assertEqual(container["securityContext"], {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}})
+        self.assertEqual(container["volumeMounts"], [{"name": "models", "mountPath": "/models"}])
+        self.assertEqual(loader["spec"]["volumes"], [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}])
+        self.assertTrue(matches(policy["spec"]["podSelector"]["matchLabels"], loader["metadata"]["labels"]))
+        self.assertEqual(policy["spec"]["egress"], [{"ports": [{"port": 443}]}])
 
     def test_with_s3_no_pod_needs_the_shared_store(self):
         for name, docs in parsed().items():
