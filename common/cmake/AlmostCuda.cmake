@@ -1,8 +1,8 @@
-# With ALMOST_CUDA: the toolkit from deploy/setup --full (NVIDIA's wheels, unpacked), or any folder with bin/nvcc and include/.
+# With ALMOST_CUDA: the toolkit from deploy/setup --cuda (NVIDIA's wheels, unpacked), or any folder with bin/nvcc and include/.
 # The CUDA runtime is linked statically and cuBLAS is looked for at run time, so programs start without either.
 set(CUDA_ROOT ${ALMOST_DEPS}/cuda-${ALMOST_CUDA_NVCC_VERSION} CACHE PATH "Folder with the CUDA toolkit's bin/, include/ and lib/")
 if(NOT EXISTS ${CUDA_ROOT}/bin/nvcc)
-  message(FATAL_ERROR "No nvcc in ${CUDA_ROOT}: run deploy/setup --full, or set -DCUDA_ROOT.")
+  message(FATAL_ERROR "No nvcc in ${CUDA_ROOT}: run deploy/setup --cuda, or set -DCUDA_ROOT.")
 endif()
 find_library(CUDART_STATIC cudart_static HINTS ${CUDA_ROOT}/lib ${CUDA_ROOT}/lib64 REQUIRED NO_DEFAULT_PATH)
 
