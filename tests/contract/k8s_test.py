@@ -80,6 +80,14 @@ def shown(name):
     return re.search(rf"^```yaml\n# {re.escape(name)}\n(.*?)^```", (K8S / "README.md").read_text(), re.MULTILINE | re.DOTALL).group(1)
 
 
+def kustomize_shown(name, folder):
+    """What the README's kustomization of that name makes in the folder."""
+    text, count = re.subn("path/to/almost", os.path.relpath(ROOT, os.path.realpath(folder)), shown(name))
+    assert count == 1, text
+    (pathlib.Path(folder) / "kustomization.yaml").write_text(text)
+    return [doc for doc in yaml.safe_load_all(kustomize(folder)) if doc]
+
+
 @functools.lru_cache(None)
 def parsed():
     return {name: [doc for doc in yaml.safe_load_all(text) if doc] for name, text in renderings().items()}
@@ -298,20 +306,21 @@ class Manifests(unittest.TestCase):
         named_files = {fields["prompts"]["seed_path"], fields["evaluation"]["prompts_path"],
                        *(path for each in fields["demonstrations"] for path in each["paths"])}
         with tempfile.TemporaryDirectory() as folder:
-            folder = pathlib.Path(os.path.realpath(folder))
-            shutil.copy(recipe, folder / "recipe.yaml")
+            shutil.copy(recipe, pathlib.Path(folder) / "recipe.yaml")
             for name in named_files:
-                (folder / name).write_text(name)
-            text = shown("my-run/kustomization.yaml")
-            self.assertIn("path/to/almost/k8s/run", text)
-            (folder / "kustomization.yaml").write_text(text.replace("path/to/almost/k8s/run", os.path.relpath(K8S / "run", folder)))
-            docs = [doc for doc in yaml.safe_load_all(kustomize(folder)) if doc]
+                (pathlib.Path(folder) / name).write_text(name)
+            docs = kustomize_shown("my-run/kustomization.yaml", folder)
         (job,), (files,) = of_kind(docs, "Job"), of_kind(docs, "ConfigMap")
         self.assertEqual(set(files["data"]), {"recipe.yaml", *named_files})
         self.assertEqual(pod(job)["volumes"], [{"name": "recipe", "configMap": {"name": files["metadata"]["name"]}}])
         (container,) = pod(job)["containers"]
         self.assertEqual(container["volumeMounts"], [{"name": "recipe", "mountPath": "/recipe"}])
         self.assertEqual(container["args"][0], "/recipe/recipe.yaml")
+
+    def test_the_label_that_kube_prometheus_stack_selects_by_can_be_added(self):
+        with tempfile.TemporaryDirectory() as folder:
+            (monitor,) = of_kind(kustomize_shown("my-prod/kustomization.yaml", folder), "ServiceMonitor")
+        self.assertEqual(monitor["metadata"]["labels"]["release"], "my-release")
 
     def test_the_loader_is_restricted_writes_the_models_and_gets_out(self):
         docs = list(yaml.safe_load_all(shown("loader.yaml")))
