@@ -68,13 +68,27 @@ absl::StatusOr<std::vector<Garbage>> ArtifactStore::Sweep(const std::set<std::st
     each.kind = artifact.kind;
     each.size_bytes = count(digest);
     for (const ArtifactFile& file : artifact.files) each.size_bytes += count(file.sha256);
-    if (!dry_run) ALMOST_RETURN_IF_ERROR(RemoveArtifact(digest));
   }
   Garbage leftovers;
   for (const Stored& object : objects) leftovers.size_bytes += count(object.name);
   if (leftovers.size_bytes > 0) garbage.push_back(leftovers);
   if (dry_run) return garbage;
-  for (const std::string& object : counted) ALMOST_RETURN_IF_ERROR(RemoveObject(object));
+  // What has been published again meanwhile is young by now.
+  const auto is_still_old = [&](const std::string& object) -> absl::StatusOr<bool> {
+    const absl::StatusOr<absl::Time> time = PublishedAt(object);
+    if (absl::IsNotFound(time.status())) return true;
+    ALMOST_RETURN_IF_ERROR(time.status());
+    return *time <= youngest;
+  };
+  for (const Garbage& each : garbage) {
+    if (each.digest.empty()) continue;
+    ALMOST_ASSIGN_OR_RETURN(const bool goes, is_still_old(each.digest));
+    if (goes) ALMOST_RETURN_IF_ERROR(RemoveArtifact(each.digest));
+  }
+  for (const std::string& object : counted) {
+    ALMOST_ASSIGN_OR_RETURN(const bool goes, is_still_old(object));
+    if (goes) ALMOST_RETURN_IF_ERROR(RemoveObject(object));
+  }
   return garbage;
 }
 

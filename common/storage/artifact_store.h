@@ -132,6 +132,8 @@ class ArtifactStore {
     absl::Time time;  // when it was last published
   };
   virtual absl::StatusOr<std::vector<Stored>> ListObjects() = 0;
+  // When an object was last published, as it is now. kNotFound: it is not there.
+  virtual absl::StatusOr<absl::Time> PublishedAt(absl::string_view sha256) = 0;
   // Whether somebody on this machine holds the artifact's folder.
   virtual bool IsHeld(absl::string_view digest) = 0;
   // Its manifest's object first: from then on it is not there. Other objects stay.

@@ -239,6 +239,37 @@ TEST_F(ArtifactStoreTest, SweepsWhatNeitherIsKeptNorYoungNorHeldNorAnInput) {
   EXPECT_THAT(Tree(folder_ / "store/tmp"), ::testing::IsEmpty());
 }
 
+// Equal seeds give equal bytes: a run publishes again what a sweep has found to be garbage.
+TEST_F(ArtifactStoreTest, ASweepLeavesWhatIsPublishedAgainMeanwhile) {
+  class PublishingEnv : public FaultEnv {
+   public:
+    std::function<void()> publish;
+    absl::Status Remove(const fs::path& path) override {
+      if (publish) std::exchange(publish, nullptr)();
+      return FaultEnv::Remove(path);
+    }
+  };
+  PublishingEnv env;
+  auto store = Open(&env);
+  std::vector<ArtifactDraft> drafts(2, Draft());
+  drafts[1].files = {{"prompts.jsonl", "{\"id\":1}\n"}, {"shared", "in both"}};
+  drafts[0].files["shared"] = "in both";
+  std::vector<std::string> digests;
+  for (const ArtifactDraft& draft : drafts) digests.push_back(store->Publish(draft)->digest);
+  for (const auto& entry : fs::directory_iterator(folder_ / "store/objects")) {
+    fs::last_write_time(entry, fs::file_time_type::clock::now() - std::chrono::hours(48));
+  }
+  // The sweep takes them in the order of their digests: the second comes back as it removes the first.
+  const size_t last = digests[0] < digests[1] ? 1 : 0;
+  env.publish = [&] { EXPECT_EQ(Open()->Publish(drafts[last])->digest, digests[last]); };
+  ASSERT_TRUE(store->Sweep({}, absl::Hours(24), false).ok());
+  EXPECT_EQ(store->Get(digests[1 - last]).status().code(), absl::StatusCode::kNotFound);
+  auto reopened = Open();
+  const auto path = reopened->Path(digests[last]);
+  ASSERT_TRUE(path.ok()) << path.status();
+  EXPECT_EQ(reopened->ReadFile(digests[last], "shared").value(), "in both");
+}
+
 TEST_F(ArtifactStoreTest, ASweepThatWasCutShortIsFinishedByTheNext) {
   FaultEnv env;
   auto store = Open(&env);

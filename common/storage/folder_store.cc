@@ -109,7 +109,7 @@ absl::Status FolderStore::CheckObject(absl::string_view sha256) const {
 
 bool FolderStore::HasFresh(absl::string_view sha256) const {
   if (!CheckObject(sha256).ok()) return false;
-  struct stat stat {};
+  struct stat stat{};
   const fs::path object = Object(sha256);
   if (::stat(object.c_str(), &stat) == 0 && absl::Now() - ModifiedAt(stat) > kFresh) Touch(object);
   return true;
@@ -333,11 +333,19 @@ absl::StatusOr<std::vector<FolderStore::Stored>> FolderStore::ListObjects() {
   ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> names, env_->List(root_ / "objects"));
   std::vector<Stored> objects;
   for (const std::string& name : names) {
-    struct stat stat {};
+    struct stat stat{};
     if (!CheckDigest(name).ok() || ::stat(Object(name).c_str(), &stat) != 0) continue;
     objects.push_back({name, stat.st_size, ModifiedAt(stat)});
   }
   return objects;
+}
+
+absl::StatusOr<absl::Time> FolderStore::PublishedAt(absl::string_view sha256) {
+  struct stat stat{};
+  if (::stat(Object(sha256).c_str(), &stat) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("objects/", sha256));
+  }
+  return ModifiedAt(stat);
 }
 
 bool FolderStore::IsHeld(absl::string_view digest) {
@@ -376,7 +384,7 @@ absl::Status FolderStore::Trim(int64_t max_bytes) {
   ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> digests, List());
   std::vector<std::pair<absl::Time, std::string>> by_use;
   for (const std::string& digest : digests) {
-    struct stat stat {};
+    struct stat stat{};
     if (::stat((root_ / "artifacts" / digest).c_str(), &stat) == 0)
       by_use.emplace_back(ModifiedAt(stat), digest);
   }

@@ -37,6 +37,7 @@ class FolderStore : public ArtifactStore {
   absl::StatusOr<std::string> ReadRunFile(absl::string_view run, absl::string_view path) override;
   absl::Status RemoveRun(absl::string_view run) override;
   absl::StatusOr<std::vector<Stored>> ListObjects() override;
+  absl::StatusOr<absl::Time> PublishedAt(absl::string_view sha256) override;
   bool IsHeld(absl::string_view digest) override;
   absl::Status RemoveArtifact(absl::string_view digest) override;
   absl::Status RemoveObject(absl::string_view sha256) override;

@@ -188,6 +188,11 @@ absl::StatusOr<std::vector<S3Store::Stored>> S3Store::ListObjects() {
   return stored;
 }
 
+absl::StatusOr<absl::Time> S3Store::PublishedAt(absl::string_view sha256) {
+  ALMOST_ASSIGN_OR_RETURN(const S3Object object, s3_->Head(Key(absl::StrCat("objects/", sha256))));
+  return object.modified;
+}
+
 bool S3Store::IsHeld(absl::string_view) { return false; }  // who holds it has a copy
 
 absl::Status S3Store::RemoveArtifact(absl::string_view digest) {

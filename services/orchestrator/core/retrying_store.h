@@ -45,6 +45,9 @@ class RetryingStore : public ArtifactStore {
   absl::Status RemoveRun(absl::string_view run) override;
   // No stage sweeps: once.
   absl::StatusOr<std::vector<Stored>> ListObjects() override { return store_->ListObjects(); }
+  absl::StatusOr<absl::Time> PublishedAt(absl::string_view sha256) override {
+    return store_->PublishedAt(sha256);
+  }
   bool IsHeld(absl::string_view digest) override { return store_->IsHeld(digest); }
   absl::Status RemoveArtifact(absl::string_view digest) override { return store_->RemoveArtifact(digest); }
   absl::Status RemoveObject(absl::string_view sha256) override { return store_->RemoveObject(sha256); }
