@@ -103,15 +103,11 @@ class CpuRunner final : public StepRunner {
 
 absl::StatusOr<std::unique_ptr<StepRunner>> MakeCpuRunner(const ModelFolder& model, int64_t kv_cache_bytes,
                                                           std::shared_ptr<SharedTeam> team) {
-  const int64_t block_bytes = KvCache::BlockBytes(model.config());
-  const int64_t num_blocks = kv_cache_bytes / block_bytes;
-  if (num_blocks < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("kv_cache_bytes: must hold one block of ", block_bytes, " bytes, got ", kv_cache_bytes));
-  }
+  ALMOST_ASSIGN_OR_RETURN(
+      const int num_blocks,
+      NumCacheBlocks(kv_cache_bytes, KvCache::BlockBytes(model.config()), model.config()));
   ALMOST_ASSIGN_OR_RETURN(std::unique_ptr<const CpuModel> loaded, CpuModel::Load(model));
-  return std::make_unique<CpuRunner>(
-      std::move(loaded), static_cast<int>(std::min<int64_t>(num_blocks, 1 << 24)), std::move(team));
+  return std::make_unique<CpuRunner>(std::move(loaded), num_blocks, std::move(team));
 }
 
 }  // namespace almost::engine

@@ -143,12 +143,9 @@ class SteppedEngine final : public Engine {
     call.results.resize(requests.size());
     std::vector<std::unique_ptr<Sequence>> items;
     for (size_t i = 0; i < requests.size(); ++i) {
+      ALMOST_RETURN_IF_ERROR(CheckCompletion(requests[i]));
       const auto& [prompt, completion] = requests[i];
-      ALMOST_RETURN_IF_ERROR(ValidateTokens("prompt_ids", prompt));
       if (completion.empty()) continue;
-      ALMOST_RETURN_IF_ERROR(ValidateTokens("completion_ids", completion));
-      ALMOST_RETURN_IF_ERROR(ValidateLength("prompt_ids and completion_ids",
-                                            int64_t(prompt.size()) + int64_t(completion.size())));
       auto item = std::make_unique<Sequence>();
       item->index = static_cast<int>(i);
       item->tokens = prompt;
@@ -170,8 +167,7 @@ class SteppedEngine final : public Engine {
     call.results.resize(sequences.size());
     std::vector<std::unique_ptr<Sequence>> items;
     for (const std::vector<int32_t>& tokens : sequences) {
-      ALMOST_RETURN_IF_ERROR(ValidateTokens("sequence", tokens));
-      ALMOST_RETURN_IF_ERROR(ValidateLength("the sequence's tokens", static_cast<int64_t>(tokens.size())));
+      ALMOST_RETURN_IF_ERROR(CheckSequence(tokens));
       auto item = std::make_unique<Sequence>();
       item->index = static_cast<int>(items.size());
       item->tokens = tokens;
@@ -185,10 +181,23 @@ class SteppedEngine final : public Engine {
     return scores;
   }
 
+  absl::Status CheckCompletion(const CompletionScoreRequest& item) const override {
+    ALMOST_RETURN_IF_ERROR(ValidateTokens("prompt_ids", item.prompt_ids));
+    if (item.completion_ids.empty()) return absl::OkStatus();
+    ALMOST_RETURN_IF_ERROR(ValidateTokens("completion_ids", item.completion_ids));
+    return ValidateLength("prompt_ids and completion_ids",
+                          int64_t(item.prompt_ids.size()) + int64_t(item.completion_ids.size()));
+  }
+  absl::Status CheckSequence(std::span<const int32_t> tokens) const override {
+    ALMOST_RETURN_IF_ERROR(ValidateTokens("sequence", tokens));
+    return ValidateLength("prompt and response", static_cast<int64_t>(tokens.size()));
+  }
+
   EngineStats Stats() const override {
     const std::lock_guard lock(mutex_);
     return stats_;
   }
+  int64_t cache_tokens() const override { return int64_t{kBlockTokens} * runner_->num_blocks(); }
   const ModelConfig& config() const override { return runner_->config(); }
   const std::string& numerics_id() const override { return runner_->numerics_id(); }
 
@@ -210,9 +219,8 @@ class SteppedEngine final : public Engine {
                                                 " tokens, the model's context has ", config().max_positions));
     }
     if (!scheduler_.Fits(static_cast<int>(num_tokens))) {
-      return absl::OutOfRangeError(absl::StrCat(what, " make ", num_tokens,
-                                                " tokens, more than the KV cache of ",
-                                                options_.kv_cache_bytes, " bytes holds"));
+      return absl::OutOfRangeError(
+          absl::StrCat(what, " make ", num_tokens, " tokens, more than the KV cache holds"));
     }
     return absl::OkStatus();
   }
@@ -582,6 +590,19 @@ absl::StatusOr<std::optional<int>> GpuOf(absl::string_view device) {
     return absl::InvalidArgumentError(absl::StrCat("device: must be cpu or cuda:N, got ", device));
   }
   return number;
+}
+
+absl::StatusOr<int> NumCacheBlocks(int64_t kv_cache_bytes, int64_t block_bytes, const ModelConfig& config) {
+  if (kv_cache_bytes == 0) {
+    const int64_t context_blocks = (std::min(config.max_positions, 8192) + kBlockTokens - 1) / kBlockTokens;
+    kv_cache_bytes = std::max(int64_t{512} << 20, context_blocks * block_bytes);
+  }
+  const int64_t num_blocks = kv_cache_bytes / block_bytes;
+  if (num_blocks < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv_cache_bytes: must hold one block of ", block_bytes, " bytes, got ", kv_cache_bytes));
+  }
+  return static_cast<int>(std::min<int64_t>(num_blocks, 1 << 24));
 }
 
 namespace {

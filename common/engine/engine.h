@@ -91,7 +91,7 @@ struct EngineOptions {
   // last bits.
   bool cublas = false;
   // Performance.
-  int64_t kv_cache_bytes = int64_t{512} << 20;
+  int64_t kv_cache_bytes = 0;    // 0: 512 MiB, or one context (of 8,192 tokens at most) where that is more
   int max_batch_sequences = 64;  // running at once
   int max_batch_tokens = 512;    // a step's prefill and decode tokens together
   int num_threads = 1;
@@ -174,7 +174,13 @@ class Engine {
     return ScoreSequences(sequences, {});
   }
 
+  // Of one item, what the scoring calls above would refuse all of theirs for: kInvalidArgument, kOutOfRange.
+  virtual absl::Status CheckCompletion(const CompletionScoreRequest& item) const = 0;
+  virtual absl::Status CheckSequence(std::span<const int32_t> tokens) const = 0;
+
   virtual EngineStats Stats() const = 0;
+  // Most tokens that its KV cache holds.
+  virtual int64_t cache_tokens() const = 0;
   virtual const ModelConfig& config() const = 0;
   // Engine version, dtype and instruction set: equal ids promise equal bits.
   virtual const std::string& numerics_id() const = 0;

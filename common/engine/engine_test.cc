@@ -39,6 +39,18 @@ std::vector<int32_t> Tokens(uint64_t seed, int count) {
   return tokens;
 }
 
+TEST(CacheBlocks, HoldAContextUnlessToldOtherwise) {
+  ModelConfig config = SmallModel()->config();
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  config.max_positions = 2'048;
+  EXPECT_EQ(*NumCacheBlocks(0, kMiB / 2, config), 1'024);        // 512 MiB
+  EXPECT_EQ(*NumCacheBlocks(0, 26 * kMiB, config), 2'048 / 16);  // as LLaMA 30B's
+  config.max_positions = 131'072;
+  EXPECT_EQ(*NumCacheBlocks(0, 2 * kMiB, config), 8'192 / 16);
+  EXPECT_EQ(*NumCacheBlocks(100 * kMiB, 2 * kMiB, config), 50);
+  EXPECT_EQ(NumCacheBlocks(kMiB, 2 * kMiB, config).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 // Mixed requests: lengths 1 to 120, greedy and sampled, truncated in every way, some behind a common prefix.
 std::vector<GenerationRequest> MixedRequests() {
   const std::vector<int32_t> prefix = Tokens(99, 50);
@@ -311,8 +323,8 @@ TEST(ScoreSequences, AreTheSameBitsForEveryBatchOrderCacheAndChunk) {
   }
 }
 
-// What the cache takes is its keys and values, and what it takes is resident: 256 MB written, within 2 % (huge
-// pages at both ends are up to 1.6 %).
+// What the cache takes is its keys and values, and what it takes is resident: 256 MB written, within 2 %
+// (huge pages at both ends are up to 1.6 %).
 TEST(KvCacheTest, ATokenTakesTheMemoryOfItsKeysAndValues) {
 #ifdef __SANITIZE_THREAD__
   GTEST_SKIP() << "ThreadSanitizer's own memory grows with ours";

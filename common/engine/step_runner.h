@@ -33,6 +33,10 @@ class StepRunner {
   virtual const std::string& numerics_id() const = 0;
 };
 
+// The blocks of 16 tokens that kv_cache_bytes of EngineOptions give a model whose blocks have so many bytes.
+// kInvalidArgument: not one.
+absl::StatusOr<int> NumCacheBlocks(int64_t kv_cache_bytes, int64_t block_bytes, const ModelConfig& config);
+
 // On this processor, with the threads of `team`, of which the caller has the turn whenever it calls.
 // kInvalidArgument: kv_cache_bytes holds no block; otherwise as CpuModel::Load.
 absl::StatusOr<std::unique_ptr<StepRunner>> MakeCpuRunner(const ModelFolder& model, int64_t kv_cache_bytes,

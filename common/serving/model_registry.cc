@@ -141,16 +141,28 @@ ModelRegistry::ModelRegistry(Head head, std::shared_ptr<ArtifactStore> store,
                         .Register(registry)
                         .Add({}, LatencyBuckets())) {}
 
-absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelRequest& request) {
+absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelRequest& request,
+                                                     const std::function<bool()>& is_wanted) {
   ALMOST_RETURN_IF_ERROR(CheckName(request.name()));
+  // Who keeps a model loaded asks again and again: its folder is not to be read and hashed each time.
+  if (!request.expected_digest().empty()) {
+    if (const auto present = Find(request.name(), request.expected_digest()); present.ok()) {
+      return (*present)->description;
+    }
+  }
+  const auto check_wanted = [&] {
+    return is_wanted && !is_wanted() ? absl::CancelledError("nobody waits for the model") : absl::OkStatus();
+  };
   engine::EngineOptions options = options_;
   if (!request.device().empty()) options.device = request.device();
   absl::MutexLock load_lock(&load_mutex_);
+  ALMOST_RETURN_IF_ERROR(check_wanted());
   const auto start = std::chrono::steady_clock::now();
   ALMOST_ASSIGN_OR_RETURN(const LocalFolder source,
                           ResolveModelSource(store_.get(), model_root_, request.source()));
   const std::filesystem::path& folder = source.path;
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelFolder> weights, ModelFolder::Open(folder));
+  ALMOST_RETURN_IF_ERROR(check_wanted());
   if (!request.expected_digest().empty() && weights->digest() != request.expected_digest()) {
     return absl::FailedPreconditionError(absl::StrCat("expected_digest: ", request.source(), " has digest ",
                                                       weights->digest(), ", not ",
@@ -190,6 +202,12 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
   d.set_numerics_id(model->engine->numerics_id());
   d.set_architecture(config.architecture);
   d.set_num_parameters(config.NumParameters());
+  int64_t weight_bytes = 0;
+  for (const auto& [name, tensor] : weights->tensors()) {
+    weight_bytes += static_cast<int64_t>(tensor.bytes.size()) / (tensor.dtype == DType::kF64 ? 2 : 1);
+  }
+  d.set_weight_bytes(weight_bytes);
+  d.set_cache_tokens(model->engine->cache_tokens());
   d.set_context_tokens(config.max_positions);
   d.set_vocab_size(config.vocab_size);
   d.set_device(options.device);
@@ -198,6 +216,7 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
   d.set_reward_head(config.reward_head);
   load_seconds_.Observe(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   absl::MutexLock lock(&mutex_);
+  ALMOST_RETURN_IF_ERROR(check_wanted());  // who has given up may have unloaded it already
   return (models_[request.name()] = std::move(model))->description;
 }
 

@@ -75,7 +75,10 @@ class ModelRegistry {
                 const engine::EngineOptions& options, prometheus::Registry& registry,
                 MakeObserver make_observer = nullptr, int max_calls = std::numeric_limits<int>::max());
 
-  absl::StatusOr<types::v1::Model> Load(const types::v1::LoadModelRequest& request);
+  // Reads nothing where the name already has the digest that `request` expects. kCancelled, and nothing is
+  // loaded: `is_wanted`, which is asked before and after the folder is read, said no.
+  absl::StatusOr<types::v1::Model> Load(const types::v1::LoadModelRequest& request,
+                                        const std::function<bool()>& is_wanted = {});
   // Each of `sources` is id=source. kInvalidArgument: not of that form; the first failure ends it.
   absl::Status LoadAll(const std::vector<std::string>& sources);
   absl::Status Unload(const types::v1::UnloadModelRequest& request);

@@ -36,7 +36,8 @@ inline void AddServingFlags(CLI::App& app, ServingOptions& options, const std::s
   app.add_flag("--cublas", options.engine.cublas,
                "On a GPU, products by cuBLAS: faster, but results' last bits depend on the batch")
       ->group("Engine");
-  app.add_option("--kv_cache_bytes", options.engine.kv_cache_bytes, "Key-value cache of each model")
+  app.add_option("--kv_cache_bytes", options.engine.kv_cache_bytes,
+                 "Key-value cache of each model; 0: 512 MiB, or one context where that is more")
       ->capture_default_str()
       ->group("Engine");
   app.add_option("--max_batch_sequences", options.engine.max_batch_sequences, "Sequences computed together")

@@ -120,12 +120,7 @@ class CudaRunner final : public StepRunner {
     ALMOST_RETURN_IF_ERROR(UseDevice(options.device));
     auto runner = std::unique_ptr<CudaRunner>(new CudaRunner(c, options));
     const int64_t block_bytes = int64_t{2} * c.num_layers * runner->half_block_ * sizeof(T);
-    const int64_t num_blocks = std::min<int64_t>(options.kv_cache_bytes / block_bytes, 1 << 24);
-    if (num_blocks < 1) {
-      return absl::InvalidArgumentError(absl::StrCat("kv_cache_bytes: must hold one block of ", block_bytes,
-                                                     " bytes, got ", options.kv_cache_bytes));
-    }
-    runner->num_blocks_ = static_cast<int>(num_blocks);
+    ALMOST_ASSIGN_OR_RETURN(runner->num_blocks_, NumCacheBlocks(options.kv_cache_bytes, block_bytes, c));
     ALMOST_ASSIGN_OR_RETURN(runner->stream_, Stream::Create());
     if (options.deterministic) {
       runner->products_ = std::make_unique<OurProducts<T>>();
@@ -133,7 +128,8 @@ class CudaRunner final : public StepRunner {
       ALMOST_ASSIGN_OR_RETURN(runner->products_, Products::CuBlas(TypeOf<T>(), *runner->stream_));
     }
     ALMOST_RETURN_IF_ERROR(runner->Load(folder));
-    ALMOST_ASSIGN_OR_RETURN(runner->cache_, Memory::Allocate(num_blocks * block_bytes, Memory::kDevice));
+    ALMOST_ASSIGN_OR_RETURN(runner->cache_,
+                            Memory::Allocate(runner->num_blocks_ * block_bytes, Memory::kDevice));
     ALMOST_RETURN_IF_ERROR(
         runner->Reserve(std::max(options.max_tokens, options.max_sequences), options.max_sequences, 1, 1, 1));
     return runner;

@@ -353,17 +353,7 @@ grpc::Status GenerationService::ScoreCompletions(grpc::ServerContext* context,
       default:
         return InvalidField("completion", "completion_text or completion_ids", "nothing");
     }
-    for (const int32_t id : score.completion_ids) {
-      if (id < 0 || id >= (*model)->description.vocab_size()) {
-        return InvalidField("completion_ids", "in the vocabulary", absl::StrCat(id));
-      }
-    }
-    const size_t tokens = score.prompt_ids.size() + score.completion_ids.size();
-    if (tokens > size_t((*model)->description.context_tokens())) {
-      return absl::OutOfRangeError(absl::StrCat("input and completion make ", tokens,
-                                                " tokens, the context has ",
-                                                (*model)->description.context_tokens()));
-    }
+    ALMOST_RETURN_IF_ERROR((*model)->engine->CheckCompletion(score));
     return score;
   };
   std::vector<engine::CompletionScoreRequest> scores;
@@ -425,9 +415,10 @@ grpc::Status GenerationService::GetModel(grpc::ServerContext*, const types::v1::
   return grpc::Status::OK;
 }
 
-grpc::Status GenerationService::LoadModel(grpc::ServerContext*, const types::v1::LoadModelRequest* request,
+grpc::Status GenerationService::LoadModel(grpc::ServerContext* context,
+                                          const types::v1::LoadModelRequest* request,
                                           types::v1::Model* response) {
-  return Answer(models_.Load(*request), response);
+  return Answer(models_.Load(*request, [context] { return !context->IsCancelled(); }), response);
 }
 
 grpc::Status GenerationService::UnloadModel(grpc::ServerContext*,

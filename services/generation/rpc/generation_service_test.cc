@@ -134,6 +134,28 @@ TEST_F(GenerationServiceTest, ABadItemLeavesTheOthersBe) {
   EXPECT_EQ(response.items(3).error().code(), static_cast<int>(absl::StatusCode::kOutOfRange));
 }
 
+TEST_F(GenerationServiceTest, ABadItemToScoreLeavesTheOthersBe) {
+  v1::ScoreCompletionsRequest request;
+  request.set_model("models/S");
+  for (int i = 0; i < 5; ++i) {
+    v1::CompletionToScore& item = *request.add_items();
+    *item.mutable_input() = Item(i).input();
+    item.set_completion_text(" It is 3.");
+  }
+  request.mutable_items(1)->mutable_input()->mutable_token_ids()->add_ids(1344);
+  request.mutable_items(2)->mutable_completion_ids()->add_ids(1344);
+  for (int i = 0; i < 600; ++i) *request.mutable_items(3)->mutable_completion_text() += " red";
+  grpc::ClientContext context;
+  v1::ScoreCompletionsResponse response;
+  const grpc::Status status = stub_->ScoreCompletions(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_LT(response.items(0).result().sum_logprob(), 0);
+  EXPECT_THAT(response.items(1).error().message(), HasSubstr("prompt_ids: token 1344"));
+  EXPECT_THAT(response.items(2).error().message(), HasSubstr("completion_ids: token 1344"));
+  EXPECT_EQ(response.items(3).error().code(), static_cast<int>(absl::StatusCode::kOutOfRange));
+  EXPECT_LT(response.items(4).result().sum_logprob(), 0);
+}
+
 TEST_F(GenerationServiceTest, RefusesWhatIsOutOfRangeByName) {
   EXPECT_EQ(Generate({Item(0)}, "models/none").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(Generate({}).status().code(), absl::StatusCode::kInvalidArgument);
@@ -151,6 +173,7 @@ TEST_F(GenerationServiceTest, LoadingPinsDigestsAndStaysBeneathItsRoot) {
   request.set_source("S");
   const types::v1::Model again = *models_.Load(request);  // harmless
   EXPECT_EQ(again.digest().size(), 64u);
+  EXPECT_EQ(again.weight_bytes(), 4 * again.num_parameters());
   request.set_source("M");
   EXPECT_EQ(models_.Load(request).status().code(), absl::StatusCode::kAlreadyExists);
   request.set_name("models/other");
@@ -174,6 +197,31 @@ TEST_F(GenerationServiceTest, LoadingPinsDigestsAndStaysBeneathItsRoot) {
   request.set_name("models/..");
   EXPECT_EQ(models_.Load(request).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(models_.Find("models/S", "another").status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// As one does that keeps a model where it is: its folder is not read and hashed each time.
+TEST_F(GenerationServiceTest, AskingAgainForALoadedDigestReadsNothing) {
+  types::v1::LoadModelRequest request;
+  request.set_name("models/S");
+  request.set_source("gone");
+  request.set_expected_digest((*models_.Find("models/S"))->digest());
+  const auto again = models_.Load(request);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->digest(), request.expected_digest());
+}
+
+// Who has given up does not know of the model, and would never unload it.
+TEST_F(GenerationServiceTest, AModelThatNobodyWaitsForIsNotLoaded) {
+  types::v1::LoadModelRequest request;
+  request.set_name("models/M");
+  request.set_source("M");
+  for (int looks = 0; looks < 3; ++looks) {  // at one look after the other
+    int left = looks;
+    EXPECT_EQ(models_.Load(request, [&] { return left-- > 0; }).status().code(),
+              absl::StatusCode::kCancelled);
+    EXPECT_EQ(models_.Find("models/M").status().code(), absl::StatusCode::kNotFound);
+  }
+  EXPECT_TRUE(models_.Load(request, [] { return true; }).ok());
 }
 
 TEST_F(GenerationServiceTest, AClientThatLeavesGivesItsBlocksBack) {

@@ -37,11 +37,7 @@ absl::StatusOr<std::vector<int32_t>> ReadItem(const ServedModel& model, const v1
   ALMOST_RETURN_IF_ERROR(CheckUtf8("response", item.response()));
   messages.push_back({"assistant", item.response()});
   ALMOST_ASSIGN_OR_RETURN(EncodedDialogue encoded, EncodeDialogue(model.format, *model.tokenizer, messages));
-  if (encoded.ids.size() > size_t(model.description.context_tokens())) {
-    return absl::OutOfRangeError(absl::StrCat("prompt and response make ", encoded.ids.size(),
-                                              " tokens, the context has ",
-                                              model.description.context_tokens()));
-  }
+  ALMOST_RETURN_IF_ERROR(model.engine->CheckSequence(encoded.ids));
   return std::move(encoded.ids);
 }
 
@@ -113,9 +109,10 @@ grpc::Status RewardService::GetModel(grpc::ServerContext*, const types::v1::GetM
   return grpc::Status::OK;
 }
 
-grpc::Status RewardService::LoadModel(grpc::ServerContext*, const types::v1::LoadModelRequest* request,
+grpc::Status RewardService::LoadModel(grpc::ServerContext* context,
+                                      const types::v1::LoadModelRequest* request,
                                       types::v1::Model* response) {
-  return Answer(models_.Load(*request), response);
+  return Answer(models_.Load(*request, [context] { return !context->IsCancelled(); }), response);
 }
 
 grpc::Status RewardService::UnloadModel(grpc::ServerContext*, const types::v1::UnloadModelRequest* request,

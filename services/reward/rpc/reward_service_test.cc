@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "common/engine/cpu_model.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "tests/integration/world_reward_model.h"
@@ -188,6 +189,31 @@ TEST_F(SmallQueueTest, RefusesMoreThanItsQueueHoldsAndSaysWhenToTryAgain) {
   EXPECT_GT(RetryDelay(refused), absl::ZeroDuration());
   EXPECT_EQ(RejectedRequests(registry_, "queue_full").Value(), 1);
   EXPECT_TRUE(Score({0, 1, 2, 3, 4}).ok());
+}
+
+class SmallCacheTest : public RewardServiceTest {
+ protected:
+  SmallCacheTest() : RewardServiceTest({.kv_cache_bytes = 12 * BlockBytes()}) {}
+
+  static int64_t BlockBytes() {
+    const fs::path folder = fs::path(getenv("ALMOST_SOURCE_DIR")) / "common/world/models/S";
+    return engine::KvCache::BlockBytes(ModelConfig::FromFolder(folder).value());
+  }
+};
+
+TEST_F(SmallCacheTest, AnItemThatItCannotHoldLeavesTheOthersBe) {
+  v1::ScoreRequest request;
+  request.set_model("models/v1");
+  for (int i = 0; i < 3; ++i) *request.add_items() = Item(i);
+  for (int i = 0; i < 250; ++i) request.mutable_items(1)->mutable_response()->append(" red");
+  grpc::ClientContext context;
+  v1::ScoreResponse response;
+  const grpc::Status status = stub_->Score(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_TRUE(response.items(0).has_result());
+  EXPECT_EQ(response.items(1).error().code(), static_cast<int>(absl::StatusCode::kOutOfRange));
+  EXPECT_THAT(response.items(1).error().message(), testing::HasSubstr("KV cache"));
+  EXPECT_EQ(response.items(2).result().score(), Score({2})->items(0).result().score());
 }
 
 TEST_F(RewardServiceTest, ADeadlineThatHasPassedReachesNoModel) {
