@@ -27,6 +27,7 @@ namespace fs = std::filesystem;
 struct UpFlags {
   std::string model_root = ".";
   std::string device = "cpu";
+  int64_t kv_cache_bytes = 0;  // 0: generation's default
   std::string ports = "default";
   std::string artifacts;    // empty: in the store's folder
   std::string world_judge;  // empty: none
@@ -118,7 +119,8 @@ absl::Status Up(const Cli& cli, const UpFlags& flags) {
     more.insert(more.end(), store_flags.begin(), store_flags.end());
     return more;
   };
-  add("generation", kModels, with_store({root_flag, device_flag}));
+  add("generation", kModels,
+      with_store({root_flag, device_flag, absl::StrCat("--kv_cache_bytes=", flags.kv_cache_bytes)}));
   add("reward", kModels, with_store({root_flag, device_flag}));
   if (!flags.world_judge.empty()) {
     add("judge", kModels, {absl::StrCat("--world=", flags.world_judge)});
@@ -171,6 +173,10 @@ void AddUp(CLI::App& app, Cli& cli) {
   up->add_option("--model_root", flags->model_root, "Folder beneath which models may be loaded")
       ->capture_default_str();
   up->add_option("--device", flags->device, "Where models are served and trained: cpu or cuda:N")
+      ->capture_default_str();
+  up->add_option("--kv_cache_bytes", flags->kv_cache_bytes,
+                 "Key-value cache of each model of generation; 0: 512 MiB, or one context where that is more")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   up->add_option("--ports", flags->ports, "default: 50051 to 50055 and 9451 to 9455; auto: free ones")
       ->check(CLI::IsMember({"default", "auto"}))

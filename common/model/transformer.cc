@@ -86,16 +86,17 @@ Tensor FromView(const TensorView& view, torch::ScalarType dtype) {
   return torch::from_blob(values.data(), view.shape, torch::kFloat32).to(dtype, false, /*copy=*/true);
 }
 
-// Calls `write` with every parameter as float32 bytes, which live during the call.
+// Calls `write` with every tensor's bytes, which live during the call: bfloat16 as it is, else float32.
 template <typename Write>
-auto WithFloatTensors(const std::map<std::string, Tensor>& parameters, const Write& write) {
+auto WithTensors(const std::map<std::string, Tensor>& all, const Write& write) {
   std::vector<Tensor> kept;
   std::vector<TensorToWrite> tensors;
-  for (const auto& [name, parameter] : parameters) {
-    const Tensor& tensor =
-        kept.emplace_back(parameter.detach().to(torch::kCPU, torch::kFloat32).contiguous());
+  for (const auto& [name, each] : all) {
+    const bool is_half = each.scalar_type() == torch::kBFloat16;
+    const torch::ScalarType dtype = is_half ? torch::kBFloat16 : torch::kFloat32;
+    const Tensor& tensor = kept.emplace_back(each.detach().to(torch::kCPU, dtype).contiguous());
     tensors.push_back({name,
-                       DType::kF32,
+                       is_half ? DType::kBF16 : DType::kF32,
                        tensor.sizes().vec(),
                        {static_cast<const std::byte*>(tensor.data_ptr()), tensor.nbytes()}});
   }
@@ -650,13 +651,13 @@ std::map<std::string, Tensor> Transformer::Merged() const {
 }
 
 std::shared_ptr<const ModelFolder> Transformer::InMemoryFolder() const {
-  return WithFloatTensors(Merged(),
-                          [&](const auto& tensors) { return ModelFolder::InMemory(config_, tensors); });
+  return WithTensors(Merged(), [&](const auto& tensors) { return ModelFolder::InMemory(config_, tensors); });
 }
 
 absl::Status Transformer::Save(const std::filesystem::path& folder) const {
-  return WithFloatTensors(Merged(),
-                          [&](const auto& tensors) { return WriteModelFolder(folder, config_, tensors); });
+  std::map<std::string, Tensor> merged = Merged();
+  for (auto& [name, tensor] : merged) tensor = tensor.to(parameters_.at(name).scalar_type());
+  return WithTensors(merged, [&](const auto& tensors) { return WriteModelFolder(folder, config_, tensors); });
 }
 
 }  // namespace almost

@@ -86,9 +86,10 @@ class Transformer {
   const ModelConfig& config() const { return config_; }
   // Leaves, by name; those that are trained require gradients. Their data may be changed in place.
   const std::map<std::string, torch::Tensor>& parameters() const { return parameters_; }
-  // The same as an opened folder in memory, float32, adapters merged: what the engine loads.
+  // The same as an opened folder in memory, adapters merged, in float32 where there are some: what the engine
+  // loads.
   std::shared_ptr<const ModelFolder> InMemoryFolder() const;
-  // config.json and model.safetensors, float32, adapters merged.
+  // config.json and model.safetensors: adapters merged, bfloat16 where the parameters are, else float32.
   absl::Status Save(const std::filesystem::path& folder) const;
 
  private:

@@ -339,17 +339,22 @@ TEST(Transformer, RewardsAreThoseOfTransformers) {
 
 TEST(Transformer, SavedFolderIsTheSameModel) {
   for (const char* name : {"qwen3", "pythia"}) {
-    const Transformer model = LoadGolden(name, torch::kFloat32);
-    const fs::path folder = fs::path(testing::TempDir()) / "llama_saved";
-    fs::create_directories(folder);
-    ASSERT_TRUE(model.Save(folder).ok());
-    const auto opened = ModelFolder::Open(folder);
-    ASSERT_TRUE(opened.ok()) << opened.status();
-    EXPECT_EQ((*opened)->digest(), model.InMemoryFolder()->digest());
-    const auto again = Transformer::Load(**opened, torch::kFloat32, false);
-    ASSERT_TRUE(again.ok()) << again.status();
-    for (const auto& [parameter_name, parameter] : model.parameters()) {
-      EXPECT_TRUE(torch::equal(parameter, again->parameters().at(parameter_name))) << parameter_name;
+    for (const torch::ScalarType type : {torch::kFloat32, torch::kBFloat16}) {
+      const Transformer model = LoadGolden(name, type);
+      const fs::path folder = fs::path(testing::TempDir()) / "llama_saved";
+      fs::create_directories(folder);
+      ASSERT_TRUE(model.Save(folder).ok());
+      const auto opened = ModelFolder::Open(folder);
+      ASSERT_TRUE(opened.ok()) << opened.status();
+      EXPECT_EQ((*opened)->digest(), model.InMemoryFolder()->digest());
+      for (const auto& [tensor_name, tensor] : (*opened)->tensors()) {
+        EXPECT_EQ(tensor.dtype, type == torch::kFloat32 ? DType::kF32 : DType::kBF16) << tensor_name;
+      }
+      const auto again = Transformer::Load(**opened, type, false);
+      ASSERT_TRUE(again.ok()) << again.status();
+      for (const auto& [parameter_name, parameter] : model.parameters()) {
+        EXPECT_TRUE(torch::equal(parameter, again->parameters().at(parameter_name))) << parameter_name;
+      }
     }
   }
 }

@@ -26,6 +26,7 @@ namespace fs = std::filesystem;
 class SizedServices : public ScriptedServices {
  public:
   using ScriptedServices::ScriptedServices;
+  int64_t cache_tokens = 0;
   absl::StatusOr<types::v1::Model> LoadModel(const CallOptions& options, ModelHost host,
                                              const types::v1::LoadModelRequest& request) override {
     struct Size {
@@ -52,10 +53,18 @@ class SizedServices : public ScriptedServices {
     auto model = ScriptedServices::LoadModel(options, host, request);
     const auto size = kSizes.find(request.source());
     if (!model.ok() || size == kSizes.end()) return model;
+    // As the services have it: on a GPU in the checkpoint's 16 bits, and never in others than its own.
+    const bool on_gpu = request.device() == "cuda:0";
+    const types::v1::DType dtype = on_gpu ? types::v1::DTYPE_BFLOAT16 : types::v1::DTYPE_FLOAT32;
+    if (request.dtype() != types::v1::DTYPE_UNSPECIFIED && request.dtype() != dtype) {
+      return absl::InvalidArgumentError("dtype");
+    }
     model->set_num_parameters(size->second.parameters);
     model->set_context_tokens(size->second.context);
-    model->set_dtype(request.dtype() == types::v1::DTYPE_UNSPECIFIED ? types::v1::DTYPE_FLOAT32
-                                                                     : request.dtype());
+    model->set_cache_tokens(cache_tokens);
+    model->set_device(on_gpu ? "cuda:0" : "cpu");
+    model->set_dtype(dtype);
+    model->set_weight_bytes(size->second.parameters * (on_gpu ? 2 : 4));
     return model;
   }
 };
@@ -100,11 +109,13 @@ class RecipesTest : public ::testing::Test {
   }
 
   // What the orchestrator answers to CreateRun with validate_only.
-  static absl::StatusOr<v1::Run> DryRun(const v1::Recipe& recipe, const HostMemory& memory = {}) {
+  static absl::StatusOr<v1::Run> DryRun(const v1::Recipe& recipe, const HostMemory& memory = {},
+                                        int64_t cache_tokens = 1 << 20) {
     const fs::path folder = tree_ / "orchestrator";
     const auto store = ArtifactStore::Open(folder / "store").value();
     const auto journal = Journal::Open(folder / "journal.db").value();
     SizedServices services(store.get());
+    services.cache_tokens = cache_tokens;
     ModelPlacement placement(&services);
     RunObserver observer;
     RunEnvironment environment;
@@ -180,6 +191,21 @@ TEST_F(RecipesTest, EachIsForeseenAsItsModelsAre) {
   }
 }
 
+TEST_F(RecipesTest, ATrainedModelHasTheWidthOfItsTraining) {
+  v1::Recipe llama = Checked("llama.yaml").value();
+  llama.mutable_reward_model()->clear_memory();
+  EXPECT_NEAR(static_cast<double>(BytesOn(*DryRun(llama), "demonstrations", "reward")) / 1e9, 27.0, 0.05);
+  EXPECT_EQ(DryRun(llama, {.reward = 24'000'000'000}).status().code(), absl::StatusCode::kFailedPrecondition);
+  // Nor does its base's dtype, where the recipe names one, become its own.
+  for (v1::VanillaModel& model : *llama.mutable_models()) model.set_dtype(types::v1::DTYPE_BFLOAT16);
+  const ModelNeed need = {"reward_model", ModelHost::kReward, "", "reward_model"};
+  const auto request = LoadRequest(need, llama, {{"reward_model/model", "0123"}});
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->source(), "artifacts/0123");
+  EXPECT_EQ(request->device(), "cuda:0");
+  EXPECT_EQ(request->dtype(), types::v1::DTYPE_UNSPECIFIED);
+}
+
 TEST_F(RecipesTest, TheLargeWorldsDryRunChangesAmountsAlone) {
   const auto whole = Checked("world-large.yaml");
   const auto little = Checked("world-large.yaml", {Recipes() / "world-large-dry-run.yaml"});
@@ -210,6 +236,12 @@ TEST_F(RecipesTest, WhatDoesNotFitAHostIsRefusedByItsStage) {
                                ::testing::HasSubstr("80 GB (--generation_memory_gigabytes)")));
   const absl::Status small_scorer = DryRun(llama, {.reward = 8 * kGigabyte}).status();
   EXPECT_THAT(std::string(small_scorer.message()), ::testing::StartsWith("demonstrations: has reward_model"));
+}
+
+TEST_F(RecipesTest, WhatDoesNotFitTheCacheIsRefusedByItsField) {
+  EXPECT_THAT(std::string(DryRun(Checked("llama.yaml").value(), {}, 512).status().message()),
+              ::testing::AllOf(::testing::HasSubstr("do not fit the 512 of the cache"),
+                               ::testing::HasSubstr("--kv_cache_bytes")));
 }
 
 TEST_F(RecipesTest, WhatDoesNotFitAContextIsRefusedByItsField) {

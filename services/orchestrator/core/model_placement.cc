@@ -53,8 +53,20 @@ absl::StatusOr<types::v1::LoadModelRequest> LoadRequest(const ModelNeed& need, c
                                 place.substr(0, 12)));
   request.set_source(source);
   request.set_device(model->device());
-  request.set_dtype(model->dtype());
+  // A trained model has the dtype that it was trained in, whatever the recipe says of its base.
+  if (need.stage.empty()) request.set_dtype(model->dtype());
   return request;
+}
+
+types::v1::Model Foreseen(const ModelNeed& need, const v1::Recipe& recipe, types::v1::Model base) {
+  if (need.stage.empty()) return base;
+  const trainer::v1::MemorySpec& memory = need.stage == "reward_model" ? recipe.reward_model().memory()
+                                          : need.stage == "sft"        ? recipe.sft().memory()
+                                                                       : recipe.rl().memory();
+  const bool is_half = memory.precision() == trainer::v1::MemorySpec::PRECISION_BFLOAT16;
+  base.set_weight_bytes(base.num_parameters() * (is_half ? 2 : 4));
+  base.set_dtype(is_half && base.device() != "cpu" ? types::v1::DTYPE_BFLOAT16 : types::v1::DTYPE_FLOAT32);
+  return base;
 }
 
 void ModelPlacement::Hold(const std::string& run, const Placement& placement) {

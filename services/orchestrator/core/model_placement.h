@@ -22,6 +22,10 @@ using Placement = std::pair<ModelHost, std::string>;
 absl::StatusOr<types::v1::LoadModelRequest> LoadRequest(const ModelNeed& need, const v1::Recipe& recipe,
                                                         const std::map<std::string, std::string>& artifacts);
 
+// What `need` will bring into memory, of whose base model this is the description: a model that is trained
+// from it has as many weights, of the width of its training.
+types::v1::Model Foreseen(const ModelNeed& need, const v1::Recipe& recipe, types::v1::Model base);
+
 // Id of the vanilla model that a need is, or whose trained form it is.
 const std::string& BaseModel(const ModelNeed& need, const v1::Recipe& recipe);
 

@@ -438,7 +438,7 @@ absl::Status CheckMemory(const v1::Recipe& recipe, const std::map<std::string, t
     for (const ModelNeed& need : stage->models()) {
       if (!need.source.empty()) continue;
       AtOnce& at_once = by_turn[{need.host, need.turn}];
-      at_once.bytes += WeightBytes(models.at(BaseModel(need, recipe)));
+      at_once.bytes += Foreseen(need, recipe, models.at(BaseModel(need, recipe))).weight_bytes();
       at_once.names.push_back(need.stage.empty() ? need.recipe_model : need.stage);
     }
     for (const auto& [place, at_once] : by_turn) {
@@ -494,10 +494,6 @@ v1::Recipe WithDefaults(v1::Recipe recipe) {
 
 absl::Status CheckRecipe(const v1::Recipe& recipe) { return Checker(recipe).Run(); }
 
-int64_t WeightBytes(const types::v1::Model& model) {
-  return model.num_parameters() * (model.dtype() == types::v1::DTYPE_FLOAT32 ? 4 : 2);
-}
-
 absl::Status CheckModels(const v1::Recipe& recipe, Services& services,
                          const std::function<bool(const std::string& model_name)>& holds,
                          const HostMemory& memory) {
@@ -525,10 +521,12 @@ absl::Status CheckModels(const v1::Recipe& recipe, Services& services,
         ALMOST_ASSIGN_OR_RETURN(const auto answer, services.Tokenize({}, request));
         if (answer.inputs_size() != 1) return absl::InternalError("generation tokenized nothing");
         const int64_t tokens = answer.inputs(0).token_ids_size();
-        if (tokens + each.new_tokens > model->context_tokens()) {
-          return absl::FailedPreconditionError(
-              absl::StrCat(each.field, ": ", tokens, " tokens of prompt and ", each.new_tokens,
-                           " new ones do not fit the ", model->context_tokens(), " of model ", id));
+        const bool fits_context = tokens + each.new_tokens <= model->context_tokens();
+        if (!fits_context || tokens + each.new_tokens > model->cache_tokens()) {
+          return absl::FailedPreconditionError(absl::StrCat(
+              each.field, ": ", tokens, " tokens of prompt and ", each.new_tokens,
+              " new ones do not fit the ", fits_context ? model->cache_tokens() : model->context_tokens(),
+              fits_context ? " of the cache (generation's --kv_cache_bytes)" : "", " of model ", id));
         }
       }
       return absl::OkStatus();

@@ -30,7 +30,4 @@ absl::Status CheckModels(const v1::Recipe& recipe, Services& services,
                          const std::function<bool(const std::string& model_name)>& holds,
                          const HostMemory& memory = {});
 
-// Of a model's weights as a host has them.
-int64_t WeightBytes(const types::v1::Model& model);
-
 }  // namespace almost::orchestrator

@@ -66,17 +66,17 @@ class PlanContext : public StageContext {
       planned.set_turn(need.turn);
       auto request = LoadRequest(need, recipe_, artifacts_);
       if (absl::IsFailedPrecondition(request.status())) {
-        // Yet to be trained: of the size of what it is trained from, in the same place.
+        // Yet to be trained.
         all = false;
         const ModelNeed base = {"", ModelHost::kGeneration, BaseModel(need, recipe_), ""};
         ALMOST_ASSIGN_OR_RETURN(request, LoadRequest(base, recipe_, artifacts_));
         ALMOST_ASSIGN_OR_RETURN(const types::v1::Model model, Ask(ModelHost::kGeneration, *request));
-        Describe(model, *request, &planned);
+        Describe(Foreseen(need, recipe_, model), &planned);
         continue;
       }
       ALMOST_RETURN_IF_ERROR(request.status());
       ALMOST_ASSIGN_OR_RETURN(const types::v1::Model model, Ask(need.host, *request));
-      Describe(model, *request, &planned);
+      Describe(model, &planned);
       PlacedModel& placed = models_[need.role];
       placed = {request->name(),        model.digest(),       model.numerics_id(), "",
                 model.context_tokens(), model.prompt_format()};
@@ -107,11 +107,10 @@ class PlanContext : public StageContext {
   const absl::Status& away() const { return away_; }
 
  private:
-  static void Describe(const types::v1::Model& model, const types::v1::LoadModelRequest& request,
-                       v1::PlannedModel* planned) {
-    planned->set_device(request.device().empty() ? "cpu" : request.device());
+  static void Describe(const types::v1::Model& model, v1::PlannedModel* planned) {
+    planned->set_device(model.device());
     planned->set_dtype(model.dtype());
-    planned->set_weight_bytes(WeightBytes(model));
+    planned->set_weight_bytes(model.weight_bytes());
     planned->set_context_tokens(model.context_tokens());
   }
 

@@ -1,10 +1,13 @@
 #include "services/trainer/torch/train.h"
 
+#include <ATen/DeviceAccelerator.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/random.h"
@@ -281,6 +284,10 @@ absl::StatusOr<TrainedModel> Train(const JobSpec& asked, const TrainContext& con
   ALMOST_RETURN_IF_ERROR(ValidateJobSpec(asked));
   JobSpec spec = asked;
   if (!context.device.is_cpu()) spec.num_threads = 1;
+  // LibTorch keeps what a job has freed; on a GPU others have a use for it.
+  const absl::Cleanup give_back = [&] {
+    if (context.device.is_cuda()) at::accelerator::emptyCache();
+  };
   Group alone;
   try {
     return Run(spec, context, context.group == nullptr ? alone : *context.group);
