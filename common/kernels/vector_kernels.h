@@ -357,7 +357,18 @@ class VectorKernels final : public Kernels {
       weights[i] = p.weight.template panel<W>(panel + i) + size_t(begin) * kPanel;
     }
     const bool from_zero = begin == 0 && !p.accumulate;
+    const size_t to_next_group = size_t(PANELS) * p.weight.num_inputs() * kPanel;
     const auto multiply = [&]<int COUNT>(int row) {
+      if (p.rows >= 8 * V::kTileRows) {
+        // Each tile asks for its share of the weights that the next group will have: its first tile would
+        // otherwise wait for all of them. With fewer tiles the shares are large, and cost more than that.
+        const auto share_end = [&](int rows) { return int64_t{end - begin} * rows / p.rows; };
+        for (const W* w : weights) {
+          for (int64_t k = share_end(row); k < share_end(row + COUNT); k += 64 / (kPanel * sizeof(W))) {
+            __builtin_prefetch(w + to_next_group + k * kPanel, 0, 2);
+          }
+        }
+      }
       float* out = p.out + row * p.out_stride + size_t(panel) * kPanel;
       Tile<V, COUNT, PANELS, kVectorsPerPanel> tile;
       from_zero ? tile.Zero() : tile.Load(out, p.out_stride);
@@ -434,6 +445,11 @@ class VectorKernels final : public Kernels {
     }
   }
 
+  // The next block of a shared prefix lies elsewhere: the processor does not read ahead that far by itself.
+  static void AskFor(const float* p, int lines, int stride) {
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(p + i * stride);
+  }
+
   // Scores of queries [first, first + QUERIES) against blocks [begin, end) of `blocks`.
   template <int QUERIES>
   static void ScoreBlocks(const int* blocks, int begin, int end, const Heads& h, int first, float scale) {
@@ -441,6 +457,9 @@ class VectorKernels final : public Kernels {
       for (; begin + BLOCKS <= end; begin += BLOCKS) {
         const float* keys[BLOCKS];
         for (int i = 0; i < BLOCKS; ++i) keys[i] = h.cache.keys + blocks[begin + i] * h.cache.stride;
+        if (QUERIES > 1 && begin + BLOCKS < end) {
+          AskFor(h.cache.keys + blocks[begin + BLOCKS] * h.cache.stride, 8, kBlockTokens);
+        }
         Tile<V, QUERIES, BLOCKS, kVectorsPerPanel> tile;
         tile.Zero();
         tile.Add(h.queries + first * h.query_stride, h.query_stride, keys, kBlockTokens, h.head_dim);
@@ -490,6 +509,10 @@ class VectorKernels final : public Kernels {
         tile.Load(out + d, h.query_stride);
         for (int t = begin; t < end; t += kBlockTokens) {
           const float* values = h.cache.values + blocks[t / kBlockTokens] * h.cache.stride + d;
+          if (QUERIES > 1 && t + kBlockTokens < end) {
+            AskFor(h.cache.values + blocks[t / kBlockTokens + 1] * h.cache.stride + d, kBlockTokens,
+                   h.head_dim);
+          }
           tile.Add(scores + t, h.score_stride, {values}, h.head_dim, std::min(kBlockTokens, end - t));
         }
         tile.Store(out + d, h.query_stride);
