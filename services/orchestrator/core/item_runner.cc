@@ -19,11 +19,6 @@ constexpr size_t kIntentsPerWorker = 16;
 // Results that wait for the disk; with more, the work waits for it.
 constexpr size_t kMaxUnjournaled = 1024;
 
-// An error of the item's own content: the same again would fail the same.
-bool IsOfTheItem(const absl::Status& status) {
-  return absl::IsInvalidArgument(status) || absl::IsOutOfRange(status);
-}
-
 }  // namespace
 
 ItemRunner::ItemRunner(Journal* journal, Stage* stage, StageContext* context, std::stop_source stop,

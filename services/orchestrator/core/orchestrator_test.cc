@@ -211,6 +211,82 @@ TEST_F(OrchestratorTest, AScorerThatMustAgreeIsLoadedForItsStageAlone) {
   EXPECT_TRUE(comparisons.inputs.contains("agreeing_scorer")) << comparisons.manifest_json;
 }
 
+// The first call of `method` that has several items answers one of them with an error.
+class FaultyServices : public ScriptedServices {
+ public:
+  FaultyServices(ArtifactStore* store, std::string method, absl::StatusCode code)
+      : ScriptedServices(store), method_(std::move(method)), code_(code) {}
+
+  absl::StatusOr<generation::v1::GenerateResponse> Generate(
+      const CallOptions& options, const generation::v1::GenerateRequest& request) override {
+    return WithFault("Generate", ScriptedServices::Generate(options, request));
+  }
+  absl::StatusOr<reward::v1::ScoreResponse> Score(const CallOptions& options,
+                                                  const reward::v1::ScoreRequest& request,
+                                                  absl::string_view target) override {
+    return WithFault("Score", ScriptedServices::Score(options, request, target));
+  }
+  absl::StatusOr<judge::v1::CompareResponse> Compare(const CallOptions& options, absl::string_view target,
+                                                     const judge::v1::CompareRequest& request) override {
+    return WithFault("Compare", ScriptedServices::Compare(options, target, request));
+  }
+
+ private:
+  template <typename Response>
+  absl::StatusOr<Response> WithFault(absl::string_view method, absl::StatusOr<Response> answer) {
+    if (answer.ok() && answer->items_size() > 1 && method == method_ && !done_.exchange(true)) {
+      answer->mutable_items(0)->mutable_error()->set_code(static_cast<int>(code_));
+      answer->mutable_items(0)->mutable_error()->set_message("of item 0");
+    }
+    return answer;
+  }
+
+  const std::string method_;
+  const absl::StatusCode code_;
+  std::atomic<bool> done_{false};
+};
+
+// Only an error of an item's own content becomes content.
+TEST_F(OrchestratorTest, ADeviceThatFailsChangesNoArtifact) {
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_comparisons()->set_agreeing_scorer("models/as-is");
+  recipe.mutable_comparisons()->set_agreeing_source("as-is");
+  v1::EvaluationStage& evaluation = *recipe.mutable_evaluation();
+  evaluation.set_world_questions(5);
+  *evaluation.mutable_baseline() = recipe.responses().configurations(0);
+  evaluation.set_judge_target("judge");
+  ASSERT_TRUE(Start().ok());
+  ASSERT_TRUE(Create("r", recipe).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  const auto hashes = Hashes("r");
+  for (const char* const method : {"Generate", "Score", "Compare"}) {
+    for (const auto code : {absl::StatusCode::kInternal, absl::StatusCode::kDataLoss}) {
+      Reset();
+      services_ = std::make_unique<FaultyServices>(store_.get(), method, code);
+      ASSERT_TRUE(Start().ok());
+      ASSERT_TRUE(Create("r", recipe).ok());
+      EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED) << method;
+      EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(code)) << method;
+      EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("of item 0"));
+      EXPECT_TRUE(orchestrator_->Resume("r").ok());
+      EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+      EXPECT_EQ(Hashes("r"), hashes) << method;
+    }
+    Reset();
+    services_ = std::make_unique<FaultyServices>(store_.get(), method, absl::StatusCode::kUnavailable);
+    ASSERT_TRUE(Start().ok());
+    ASSERT_TRUE(Create("r", recipe).ok());
+    EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+    EXPECT_EQ(Hashes("r"), hashes) << method;
+  }
+  Reset();
+  services_ = std::make_unique<FaultyServices>(store_.get(), "Generate", absl::StatusCode::kOutOfRange);
+  ASSERT_TRUE(Start().ok());
+  ASSERT_TRUE(Create("r", recipe).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  EXPECT_EQ(orchestrator_->Get("r")->stages(1).figures().at("bad_error"), 1);
+}
+
 TEST_F(OrchestratorTest, CollectsOnlyWhatNothingRefersTo) {
   const auto hashes = UndisturbedHashes();
   ArtifactDraft draft;

@@ -22,6 +22,16 @@ double Jitter() {
   return std::uniform_real_distribution<double>(0.5, 1.0)(random);
 }
 
+// The first item's error that is not the item's own.
+template <typename Response>
+absl::Status CheckItems(const Response& answer) {
+  for (const auto& item : answer.items()) {
+    const absl::Status status(static_cast<absl::StatusCode>(item.error().code()), item.error().message());
+    if (!status.ok() && !IsOfTheItem(status)) return status;
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Duration BackoffAfter(const RetryPolicy& policy, int attempt) {
@@ -40,6 +50,10 @@ bool SleepUnlessStopped(absl::Duration duration, const std::stop_token& stop) {
 bool IsTransient(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
          absl::IsResourceExhausted(status) || absl::IsAborted(status);
+}
+
+bool IsOfTheItem(const absl::Status& status) {
+  return absl::IsInvalidArgument(status) || absl::IsOutOfRange(status);
 }
 
 absl::Duration RetryBudget::Take(absl::Time now) {
@@ -114,10 +128,7 @@ absl::StatusOr<T> RetryingServices::Retry(absl::Duration timeout, bool needs_mod
 template <typename T>
 absl::StatusOr<T> RetryingServices::Checked(const std::string& model, absl::StatusOr<T> answer) {
   if (!answer.ok()) return answer;
-  for (const auto& item : answer->items()) {
-    const absl::Status status(static_cast<absl::StatusCode>(item.error().code()), item.error().message());
-    if (item.has_error() && IsTransient(status)) return status;
-  }
+  ALMOST_RETURN_IF_ERROR(CheckItems(*answer));
   const absl::MutexLock lock(&mutex_);
   const auto numerics = numerics_.find(model);
   if (numerics != numerics_.end() && numerics->second != answer->numerics_id()) {
@@ -293,7 +304,12 @@ absl::StatusOr<judge::v1::CompareResponse> RetryingServices::Compare(
     absl::string_view target, const judge::v1::CompareRequest& request) {
   auto answer = Retry<judge::v1::CompareResponse>(
       policy_.call_timeout, false,
-      [&](const CallOptions& options) { return services_->Compare(options, target, request); });
+      [&](const CallOptions& options) -> absl::StatusOr<judge::v1::CompareResponse> {
+        ALMOST_ASSIGN_OR_RETURN(judge::v1::CompareResponse judged,
+                                services_->Compare(options, target, request));
+        ALMOST_RETURN_IF_ERROR(CheckItems(judged));
+        return judged;
+      });
   if (!answer.ok()) return answer;
   v1::Cost cost;
   cost.set_judged_items(answer->items_size());

@@ -57,11 +57,15 @@ bool SleepUnlessStopped(absl::Duration duration, const std::stop_token& stop);
 
 // Whether the same call may succeed later: kUnavailable, kDeadlineExceeded, kResourceExhausted, kAborted.
 bool IsTransient(const absl::Status& status);
+// Whether an item's own content is at fault, so that the same again fails the same: kInvalidArgument,
+// kOutOfRange. Not kDataLoss: a copy of the weights that is damaged makes logits that are not finite, too.
+bool IsOfTheItem(const absl::Status& status);
 
 // What a stage calls other services through: asks again, with backoff and jitter, for as long as an error is
 // transient, and keeps the stage's models in memory at every replica, whether it has lost them or has just
 // come up. So what returns is an answer, a deterministic error, or kCancelled once `stop` is requested. A
-// call of which an item has a transient error counts as failed as a whole. Thread-safe.
+// call of which an item has an error that is not IsOfTheItem fails by it as a whole: a device's fault is no
+// content. Thread-safe.
 class RetryingServices {
  public:
   // `status` is why the run cannot go on now; OK when it can again. Called from any calling thread.
@@ -104,7 +108,7 @@ class RetryingServices {
   template <typename T>
   absl::StatusOr<T> Retry(absl::Duration timeout, bool needs_models,
                           const std::function<absl::StatusOr<T>(const CallOptions&)>& call);
-  // Answer of a model placed here: its items' transient errors, and its numerics.
+  // Answer of a model placed here: its items' errors that are not their own, and its numerics.
   template <typename T>
   absl::StatusOr<T> Checked(const std::string& model, absl::StatusOr<T> answer);
   // Loads every kept model again; harmless for those in memory.
