@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
@@ -163,7 +164,15 @@ void ReplicaPool::Release(const std::shared_ptr<Replica>& replica, double cost, 
   std::erase_if(replicas_, [](const auto& r) { return !r->listed && r->outstanding <= 0; });
 }
 
-absl::Status ReplicaPool::Try(double cost, absl::Time deadline, const std::function<bool()>& cancelled,
+absl::Status ReplicaPool::Once(Replica& replica, absl::Time deadline, const std::stop_token& stop,
+                               const Attempt& attempt) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(deadline));
+  const std::stop_callback on_stop(stop, [&context] { context.TryCancel(); });
+  return FromGrpc(attempt(replica.channel, context));
+}
+
+absl::Status ReplicaPool::Try(double cost, absl::Time deadline, const std::stop_token& stop,
                               const Attempt& attempt) {
   cost = std::max(cost, 1.0);
   absl::Duration backoff = options_.first_backoff;
@@ -171,17 +180,15 @@ absl::Status ReplicaPool::Try(double cost, absl::Time deadline, const std::funct
   std::set<std::shared_ptr<Replica>> lacking;
   absl::Status status;
   for (int tries = 1;;) {
-    if (cancelled && cancelled()) return absl::CancelledError("the caller gave up");
+    if (stop.stop_requested()) return absl::CancelledError("the caller gave up");
     const std::shared_ptr<Replica> replica = Acquire(cost, last.get(), lacking);
     if (replica == nullptr && !lacking.empty()) return Annotate(status, target_);
     if (replica == nullptr) {
       status = absl::UnavailableError(absl::StrCat(target_, " has no address now"));
     } else {
-      grpc::ClientContext context;
-      context.set_deadline(absl::ToChronoTime(deadline));
-      status = FromGrpc(attempt(replica->channel, context));
+      status = Once(*replica, deadline, stop, attempt);
       // A server cancels what its drain leaves over.
-      if (absl::IsCancelled(status) && !(cancelled && cancelled())) {
+      if (absl::IsCancelled(status) && !stop.stop_requested()) {
         status = absl::UnavailableError(status.message());
       }
       Release(replica, cost, status);
@@ -200,13 +207,17 @@ absl::Status ReplicaPool::Try(double cost, absl::Time deadline, const std::funct
     const double jitter = 0.5 + RandomUnit(static_cast<uint64_t>(absl::ToUnixNanos(absl::Now())), draws++, 0);
     const absl::Duration wait = std::max(backoff * jitter, RetryDelay(status));
     if (absl::Now() + wait >= deadline) return Annotate(status, target_);
-    absl::SleepFor(wait);
+    absl::Notification stopped;
+    {
+      const std::stop_callback on_stop(stop, [&stopped] { stopped.Notify(); });
+      stopped.WaitForNotificationWithTimeout(wait);
+    }
     ++tries;
     backoff = std::min(2 * backoff, options_.longest_backoff);
   }
 }
 
-absl::Status ReplicaPool::TryEach(absl::Time deadline, const Attempt& attempt) {
+absl::Status ReplicaPool::TryEach(absl::Time deadline, const std::stop_token& stop, const Attempt& attempt) {
   std::vector<std::shared_ptr<Replica>> replicas;
   {
     absl::MutexLock lock(&mutex_);
@@ -220,9 +231,7 @@ absl::Status ReplicaPool::TryEach(absl::Time deadline, const Attempt& attempt) {
   absl::Status unreached = absl::UnavailableError(absl::StrCat(target_, " has no address now"));
   absl::Status failed;
   for (const std::shared_ptr<Replica>& replica : replicas) {
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(deadline));
-    const absl::Status status = FromGrpc(attempt(replica->channel, context));
+    const absl::Status status = Once(*replica, deadline, stop, attempt);
     Release(replica, 1, status);
     done = done || status.ok();
     if (absl::IsUnavailable(status)) {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -55,16 +56,16 @@ class ReplicaPool {
   std::vector<std::string> Addresses() const;
 
   // Calls `method` of Service (e.g. &RewardService::Stub::Score) within `deadline`, all tries together.
-  // `cost` is what the call adds to its replica's load, for instance its tokens. `cancelled` may end it
-  // early.
+  // `cost` is what the call adds to its replica's load, for instance its tokens. `stop` ends it at once, and
+  // what the replica does for it: kCancelled.
   template <typename Service, typename Request, typename Response>
   absl::StatusOr<Response> Call(grpc::Status (Service::Stub::*method)(grpc::ClientContext*, const Request&,
                                                                       Response*),
                                 const Request& request, double cost, absl::Time deadline,
-                                const std::function<bool()>& cancelled = nullptr) {
+                                const std::stop_token& stop = {}) {
     Response response;
     const absl::Status status =
-        Try(cost, deadline, cancelled,
+        Try(cost, deadline, stop,
             [&](const std::shared_ptr<grpc::Channel>& channel, grpc::ClientContext& context) {
               typename Service::Stub stub(channel);
               response.Clear();
@@ -76,11 +77,10 @@ class ReplicaPool {
 
   // The same for anything else done over one channel, such as a stream read to its end.
   using Attempt = std::function<grpc::Status(const std::shared_ptr<grpc::Channel>&, grpc::ClientContext&)>;
-  absl::Status Try(double cost, absl::Time deadline, const std::function<bool()>& cancelled,
-                   const Attempt& attempt);
+  absl::Status Try(double cost, absl::Time deadline, const std::stop_token& stop, const Attempt& attempt);
   // Once at every replica listed now, for what each of them must hold, such as a model. OK when one did it
   // and the others could not be reached; otherwise the first error.
-  absl::Status TryEach(absl::Time deadline, const Attempt& attempt);
+  absl::Status TryEach(absl::Time deadline, const std::stop_token& stop, const Attempt& attempt);
 
  private:
   struct Replica {
@@ -97,6 +97,8 @@ class ReplicaPool {
   std::shared_ptr<Replica> Acquire(double cost, const Replica* last,
                                    const std::set<std::shared_ptr<Replica>>& lacking);
   void Release(const std::shared_ptr<Replica>& replica, double cost, const absl::Status& status);
+  static absl::Status Once(Replica& replica, absl::Time deadline, const std::stop_token& stop,
+                           const Attempt& attempt);
   void ResolveLoop(const std::stop_token& stop);
 
   const std::string target_;

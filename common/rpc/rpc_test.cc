@@ -172,15 +172,49 @@ TEST(ReplicaPoolTest, TriesAgainWhatAStoppingServerCutsOff) {
     ASSERT_TRUE(answer.ok()) << answer.status();
   }
   EXPECT_GT(a.judge.calls, 0);
-  // Where the caller itself gave up, that is the answer.
-  Running c("c", 1, absl::CancelledError("cancelled"));
-  auto one = *ReplicaPool::Create(c.address(), {});
-  std::atomic<bool> asked = false;
-  const auto given_up =
-      one->Call<JudgeService>(&JudgeService::Stub::Compare, CompareRequest(), 1,
-                              absl::Now() + absl::Seconds(10), [&] { return asked.exchange(true); });
-  EXPECT_EQ(given_up.status().code(), absl::StatusCode::kCancelled);
-  EXPECT_EQ(c.judge.calls, 1);
+}
+
+// Holds a call until its client has gone.
+class WaitingJudge final : public JudgeService::Service {
+ public:
+  grpc::Status Compare(grpc::ServerContext* context, const CompareRequest*, CompareResponse*) override {
+    inside.Notify();
+    while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
+    return ToGrpc(absl::CancelledError("the client has gone"));
+  }
+  absl::Notification inside;
+};
+
+// Where the caller gives up, that is the answer: at once, in the middle of a try and between two.
+TEST(ReplicaPoolTest, EndsWhatItsCallerGivesUp) {
+  const auto expect_given_up = [](ReplicaPool& pool, const std::function<void()>& until) {
+    std::stop_source stop;
+    absl::Time given_up;
+    std::jthread caller([&] {
+      until();
+      given_up = absl::Now();
+      stop.request_stop();
+    });
+    const auto answer = pool.Call<JudgeService>(&JudgeService::Stub::Compare, CompareRequest(), 1,
+                                                absl::Now() + absl::Seconds(10), stop.get_token());
+    caller.join();
+    EXPECT_EQ(answer.status().code(), absl::StatusCode::kCancelled);
+    EXPECT_LT(absl::Now() - given_up, absl::Seconds(1));
+  };
+  prometheus::Registry registry;
+  WaitingJudge waiting;
+  ServerOptions options;
+  options.listen = "127.0.0.1:0";
+  options.drain_seconds = 1;
+  const auto server = *Server::Start(options, {{JudgeService::service_full_name(), &waiting}}, registry);
+  expect_given_up(**ReplicaPool::Create("127.0.0.1:" + std::to_string(server->port()), {}),
+                  [&] { waiting.inside.WaitForNotification(); });
+
+  Running busy("busy", 1, RetryLater("the queue is full", absl::Seconds(8)));
+  expect_given_up(**ReplicaPool::Create(busy.address(), {}), [&] {
+    while (busy.judge.calls == 0) absl::SleepFor(absl::Milliseconds(1));
+  });
+  EXPECT_EQ(busy.judge.calls, 1);
 }
 
 TEST(ReplicaPoolTest, ResolvesNames) {
@@ -301,17 +335,6 @@ TEST(ServerTest, CountsWhatIsRefusedByItsReason) {
   refused(absl::OutOfRangeError("more tokens than the context"), "too_large");
   refused(absl::NotFoundError("no such model"), "");
 }
-
-// Holds a call until its client has gone.
-class WaitingJudge final : public JudgeService::Service {
- public:
-  grpc::Status Compare(grpc::ServerContext* context, const CompareRequest*, CompareResponse*) override {
-    inside.Notify();
-    while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
-    return ToGrpc(absl::CancelledError("the client has gone"));
-  }
-  absl::Notification inside;
-};
 
 TEST(ServerTest, CountsWhatWasNotAnsweredByItsCause) {
   Running busy("busy", 1, absl::ResourceExhaustedError("the queue is full"));

@@ -1,7 +1,6 @@
 #include "services/orchestrator/rpc/remote_services.h"
 
 #include <algorithm>
-#include <stop_token>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,35 +22,12 @@ using reward::v1::RewardService;
 using simulator::v1::SimulatorService;
 using trainer::v1::TrainerService;
 
-// Ends the call under way when `stop` is requested.
-class CancelOnStop {
- public:
-  CancelOnStop(const std::stop_token& stop, grpc::ClientContext& context)
-      : callback_(stop, [&context] { context.TryCancel(); }) {}
-
- private:
-  std::stop_callback<std::function<void()>> callback_;
-};
-
-std::function<bool()> Stopped(const CallOptions& options) {
-  return [stop = options.stop] { return stop.stop_requested(); };
-}
-
 template <typename Service, typename Request, typename Response>
 absl::StatusOr<Response> Unary(ReplicaPool& pool, const CallOptions& options, double cost,
                                grpc::Status (Service::Stub::*method)(grpc::ClientContext*, const Request&,
                                                                      Response*),
                                const Request& request) {
-  Response response;
-  ALMOST_RETURN_IF_ERROR(
-      pool.Try(cost, absl::Now() + options.timeout, Stopped(options),
-               [&](const std::shared_ptr<grpc::Channel>& channel, grpc::ClientContext& context) {
-                 const CancelOnStop cancel(options.stop, context);
-                 typename Service::Stub stub(channel);
-                 response.Clear();
-                 return (stub.*method)(&context, request, &response);
-               }));
-  return response;
+  return pool.Call<Service>(method, request, cost, absl::Now() + options.timeout, options.stop);
 }
 
 // A stream read to its end: whole or not at all.
@@ -63,9 +39,8 @@ absl::StatusOr<std::vector<Response>> WholeStream(
     const Request& request) {
   std::vector<Response> responses;
   ALMOST_RETURN_IF_ERROR(
-      pool.Try(cost, absl::Now() + options.timeout, Stopped(options),
+      pool.Try(cost, absl::Now() + options.timeout, options.stop,
                [&](const std::shared_ptr<grpc::Channel>& channel, grpc::ClientContext& context) {
-                 const CancelOnStop cancel(options.stop, context);
                  typename Service::Stub stub(channel);
                  responses.clear();
                  const auto reader = (stub.*method)(&context, request);
@@ -139,7 +114,6 @@ absl::StatusOr<types::v1::Model> RemoteServices::LoadModel(const CallOptions& op
                                                            const types::v1::LoadModelRequest& request) {
   std::vector<types::v1::Model> loaded;
   const auto load = [&]<typename Stub>(Stub stub, grpc::ClientContext& context) {
-    const CancelOnStop cancel(options.stop, context);
     types::v1::Model model;
     grpc::Status status = stub.LoadModel(&context, request, &model);
     if (status.ok()) loaded.push_back(std::move(model));
@@ -148,7 +122,7 @@ absl::StatusOr<types::v1::Model> RemoteServices::LoadModel(const CallOptions& op
   const bool generation = host == ModelHost::kGeneration;
   ALMOST_RETURN_IF_ERROR(
       (generation ? generation_ : reward_)
-          ->TryEach(absl::Now() + options.timeout,
+          ->TryEach(absl::Now() + options.timeout, options.stop,
                     [&](const std::shared_ptr<grpc::Channel>& channel, grpc::ClientContext& context) {
                       return generation ? load(GenerationService::Stub(channel), context)
                                         : load(RewardService::Stub(channel), context);
@@ -167,13 +141,13 @@ absl::Status RemoteServices::UnloadModel(const CallOptions& options, ModelHost h
                                          const types::v1::UnloadModelRequest& request) {
   const bool generation = host == ModelHost::kGeneration;
   return (generation ? generation_ : reward_)
-      ->TryEach(absl::Now() + options.timeout, [&](const std::shared_ptr<grpc::Channel>& channel,
-                                                   grpc::ClientContext& context) {
-        const CancelOnStop cancel(options.stop, context);
-        types::v1::UnloadModelResponse response;
-        return generation ? GenerationService::Stub(channel).UnloadModel(&context, request, &response)
-                          : RewardService::Stub(channel).UnloadModel(&context, request, &response);
-      });
+      ->TryEach(absl::Now() + options.timeout, options.stop,
+                [&](const std::shared_ptr<grpc::Channel>& channel, grpc::ClientContext& context) {
+                  types::v1::UnloadModelResponse response;
+                  return generation
+                             ? GenerationService::Stub(channel).UnloadModel(&context, request, &response)
+                             : RewardService::Stub(channel).UnloadModel(&context, request, &response);
+                });
 }
 
 absl::StatusOr<std::vector<simulator::v1::GeneratePromptsResponse>> RemoteServices::GeneratePrompts(
@@ -223,9 +197,8 @@ absl::Status RemoteServices::WatchJob(const CallOptions& options, const trainer:
   trainer::v1::WatchJobRequest from = request;
   bool enough = false;
   const absl::Status status =
-      trainer_->Try(1, absl::Now() + options.timeout, Stopped(options),
+      trainer_->Try(1, absl::Now() + options.timeout, options.stop,
                     [&](const std::shared_ptr<grpc::Channel>& channel, grpc::ClientContext& context) {
-                      const CancelOnStop cancel(options.stop, context);
                       TrainerService::Stub stub(channel);
                       const auto reader = stub.WatchJob(&context, from);
                       for (trainer::v1::JobEvent event; !enough && reader->Read(&event);) {

@@ -67,10 +67,9 @@ absl::StatusOr<std::vector<std::optional<std::vector<Completion>>>> ModelCalls::
       item.mutable_sampling()->set_first_candidate(0);
       cost += request.text.size() / kBytesPerToken + request.num_candidates * sampling.max_new_tokens();
     }
-    ALMOST_ASSIGN_OR_RETURN(
-        const generation::v1::GenerateResponse response,
-        generation_.Call<GenerationService>(&GenerationService::Stub::Generate, call, cost, Deadline(),
-                                            [&] { return stop.stop_requested() || client_.IsCancelled(); }));
+    ALMOST_ASSIGN_OR_RETURN(const generation::v1::GenerateResponse response,
+                            generation_.Call<GenerationService>(&GenerationService::Stub::Generate, call,
+                                                                cost, Deadline(), stop));
     if (response.items_size() != call.items_size()) {
       return absl::InternalError(absl::StrCat("the generation service answered ", response.items_size(),
                                               " of ", call.items_size(), " items"));
@@ -108,8 +107,7 @@ absl::StatusOr<std::vector<std::optional<RewardScore>>> ModelCalls::Score(
     }
     ALMOST_ASSIGN_OR_RETURN(
         const reward::v1::ScoreResponse response,
-        reward_.Call<RewardService>(&RewardService::Stub::Score, call, cost, Deadline(),
-                                    [&] { return stop.stop_requested() || client_.IsCancelled(); }));
+        reward_.Call<RewardService>(&RewardService::Stub::Score, call, cost, Deadline(), stop));
     if (response.items_size() != call.items_size()) {
       return absl::InternalError(absl::StrCat("the reward service answered ", response.items_size(), " of ",
                                               call.items_size(), " items"));

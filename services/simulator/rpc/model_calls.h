@@ -20,8 +20,8 @@
 namespace almost::simulator {
 
 // What one client's request asks of the generation and reward services. Items are sent in calls of at most
-// 64; every call ends by the client's deadline, or `call_timeout` after it began, or when the client has
-// gone. All answers of one model must come from the same weights and the same numerics: kFailedPrecondition
+// 64; every call ends by the client's deadline, or `call_timeout` after it began, or when it is asked to
+// stop. All answers of one model must come from the same weights and the same numerics: kFailedPrecondition
 // otherwise, since a replica with others would change what is drawn. Thread-safe.
 class ModelCalls {
  public:

@@ -265,7 +265,7 @@ grpc::Status SimulatorService::GeneratePrompts(grpc::ServerContext* context,
   const int num_batches = (num_attempts + kBatchCompletions - 1) / kBatchCompletions;
   int attempt = 0;
   return ToGrpc(InOrder<Answers>(
-      num_batches, calls_in_flight_,
+      num_batches, calls_in_flight_, [context] { return context->IsCancelled(); },
       [&](int batch, const std::stop_token& stop) {
         const int begin = batch * kBatchCompletions;
         std::vector<CompletionRequest> requests;
@@ -306,7 +306,7 @@ grpc::Status SimulatorService::SimulateDialogues(grpc::ServerContext* context,
   const int batch_size = std::max(1, kBatchCompletions / options->num_candidates);
   const int num_batches = (request->seeds_size() + batch_size - 1) / batch_size;
   return ToGrpc(InOrder<std::vector<Dialogue>>(
-      num_batches, calls_in_flight_,
+      num_batches, calls_in_flight_, [context] { return context->IsCancelled(); },
       [&](int batch, const std::stop_token& stop) -> absl::StatusOr<std::vector<Dialogue>> {
         const int begin = batch * batch_size;
         std::vector<Dialogue> dialogues;

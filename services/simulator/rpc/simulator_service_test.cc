@@ -28,9 +28,14 @@ using ::testing::HasSubstr;
 // Continues any text with a word that depends on its item's seed and on the candidate's number.
 class ScriptedGeneration final : public generation::v1::GenerationService::Service {
  public:
-  grpc::Status Generate(grpc::ServerContext*, const generation::v1::GenerateRequest* request,
+  grpc::Status Generate(grpc::ServerContext* context, const generation::v1::GenerateRequest* request,
                         generation::v1::GenerateResponse* response) override {
     const int call = calls++;
+    if (holds) {
+      const absl::Time give_up = absl::Now() + absl::Seconds(10);
+      while (!context->IsCancelled() && absl::Now() < give_up) absl::SleepFor(absl::Milliseconds(1));
+      ++(context->IsCancelled() ? cancelled : waited_in_vain);
+    }
     if (!failure.ok()) return ToGrpc(failure);
     most_items = std::max(most_items.load(), request->items_size());
     for (const generation::v1::GenerateItem& item : request->items()) {
@@ -54,6 +59,8 @@ class ScriptedGeneration final : public generation::v1::GenerationService::Servi
     return grpc::Status::OK;
   }
   std::atomic<int> calls = 0, most_items = 0;
+  std::atomic<bool> holds = false;  // every call, until its client has gone
+  std::atomic<int> cancelled = 0, waited_in_vain = 0;
   bool mixed_numerics = false;
   absl::Status failure, item_failure = absl::OutOfRangeError("over the context");
 };
@@ -177,7 +184,7 @@ TEST_F(SimulatorServiceTest, StreamsARoundInItemOrderWhateverIsInFlight) {
 TEST(InOrderTest, ItsThreadsWorkForTheCallersTrace) {
   const TraceScope scope(Trace::New());
   const absl::Status status = InOrder<std::string>(
-      3, 2,
+      3, 2, [] { return false; },
       [](int, const std::stop_token&) -> absl::StatusOr<std::string> { return CurrentTrace().trace_id; },
       [](std::string trace_id) {
         EXPECT_EQ(trace_id, CurrentTrace().trace_id);
@@ -227,6 +234,34 @@ TEST_F(SimulatorServiceTest, PassesOnWhatIsNoFaultOfAnItem) {
   const absl::Status status = Dialogues(request).second;
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("top_p"));
+}
+
+// Else the services would compute on for nobody, and a drain would wait for them.
+TEST_F(SimulatorServiceTest, AClientThatGoesTakesItsCallsWithIt) {
+  const auto wait_for = [](const std::atomic<int>& count, int wanted) {
+    const absl::Time give_up = absl::Now() + absl::Seconds(20);
+    while (count < wanted && absl::Now() < give_up) absl::SleepFor(absl::Milliseconds(1));
+    return count.load();
+  };
+  generation_.holds = true;
+  grpc::ClientContext prompts;
+  const auto stream = stub_->GeneratePrompts(&prompts, PromptsRequest());
+  ASSERT_EQ(wait_for(generation_.calls, 4), 4);
+  absl::Time gone = absl::Now();
+  prompts.TryCancel();
+  EXPECT_EQ(wait_for(generation_.cancelled, 4), 4);
+  EXPECT_LT(absl::Now() - gone, absl::Seconds(1));
+  EXPECT_EQ(FromGrpc(stream->Finish()).code(), absl::StatusCode::kCancelled);
+
+  // A server that stops cancels what is left after drain_seconds, which are 1 here.
+  grpc::ClientContext dialogues;
+  const auto other = stub_->SimulateDialogues(&dialogues, DialoguesRequest());
+  ASSERT_EQ(wait_for(generation_.calls, 8), 8);
+  gone = absl::Now();
+  server_->Drain();
+  EXPECT_LT(absl::Now() - gone, absl::Seconds(2));
+  EXPECT_EQ(wait_for(generation_.cancelled, 8), 8);
+  EXPECT_EQ(generation_.waited_in_vain, 0);
 }
 
 TEST_F(SimulatorServiceTest, RefusesToMixNumerics) {

@@ -54,9 +54,8 @@ absl::StatusOr<RewardFunction> MakeRewardFunction(const std::string& target, con
       absl::StatusOr<ScoreResponse> response = absl::UnavailableError("not asked");
       while (!response.ok()) {
         if (stop.stop_requested()) return absl::CancelledError("the job was asked to stop");
-        response =
-            pool->Call<RewardService>(&RewardService::Stub::Score, request, static_cast<double>(bytes),
-                                      absl::Now() + kCallDeadline, [&stop] { return stop.stop_requested(); });
+        response = pool->Call<RewardService>(&RewardService::Stub::Score, request, static_cast<double>(bytes),
+                                             absl::Now() + kCallDeadline, stop);
         if (response.ok()) break;
         if (!MayPass(response.status()) || absl::Now() > give_up)
           return Annotate(response.status(), "reward");
