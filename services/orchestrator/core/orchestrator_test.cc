@@ -129,6 +129,15 @@ class OrchestratorTest : public ::testing::Test {
   std::unique_ptr<Orchestrator> orchestrator_;
 };
 
+// The ids of the stages that were done, not taken over.
+std::vector<std::string> Done(const v1::Run& run) {
+  std::vector<std::string> done;
+  for (const v1::Stage& stage : run.stages()) {
+    if (stage.cached_from().empty()) done.push_back(stage.id());
+  }
+  return done;
+}
+
 // What answers is the same, whether or not the process is stopped while the second model does.
 TEST_F(OrchestratorTest, ModelsThatAnswerInTurnAreInMemoryOneByOne) {
   const auto hashes = UndisturbedHashes();
@@ -510,6 +519,25 @@ TEST_F(OrchestratorTest, VanillaModelsAreEvaluatedWithoutAnyOtherStage) {
   EXPECT_EQ(nlohmann::json::parse(file).at("systems").size(), 1);
 }
 
+TEST_F(OrchestratorTest, WhatNeedsAStageThatIsLeftOutIsLeftOutWithIt) {
+  ASSERT_TRUE(Start().ok());
+  v1::Recipe recipe = ScriptedRecipe(7);
+  v1::EvaluationStage& evaluation = *recipe.mutable_evaluation();
+  evaluation.set_world_questions(5);
+  *evaluation.mutable_baseline() = recipe.responses().configurations(0);
+  recipe.clear_demonstration();  // which SFT learns from, and RL begins with
+  ASSERT_TRUE(Create("r", recipe).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  const v1::Run run = orchestrator_->Get("r").value();
+  EXPECT_THAT(Done(run),
+              ElementsAre("prompts", "responses", "comparisons", "reward_model", "evaluation", "report"));
+  const std::string answers =
+      store_->ReadFile(Hashes("r").at("evaluation/evaluation"), "answers.jsonl").value();
+  EXPECT_THAT(answers, HasSubstr("\"reward\":"));
+  EXPECT_THAT(answers, ::testing::Not(HasSubstr("\"sft\":")));
+  EXPECT_FALSE(run.recipe().has_sft() || run.recipe().has_rl());
+}
+
 // With the paper's pairs, which depend on their prompt alone, and a scorer that has to agree.
 v1::Recipe PaperRecipe() {
   v1::Recipe recipe = ScriptedRecipe(7);
@@ -588,15 +616,6 @@ TEST_F(OrchestratorTest, AStageThatFailsEndsTheOneItFollows) {
   fails = false;
   ASSERT_TRUE(orchestrator_->Resume("r").ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
-}
-
-// The ids of the stages that were done, not taken over.
-std::vector<std::string> Done(const v1::Run& run) {
-  std::vector<std::string> done;
-  for (const v1::Stage& stage : run.stages()) {
-    if (stage.cached_from().empty()) done.push_back(stage.id());
-  }
-  return done;
 }
 
 TEST_F(OrchestratorTest, AStageThatHasBeenDoneIsTakenOver) {

@@ -459,6 +459,13 @@ absl::Status CheckMemory(const v1::Recipe& recipe, const std::map<std::string, t
 }  // namespace
 
 v1::Recipe WithDefaults(v1::Recipe recipe) {
+  // Stages that are not there are left out together with what needs them, as MakeStages does.
+  if (!recipe.has_prompts()) recipe.clear_responses();
+  if (!recipe.has_responses()) recipe.clear_comparisons();
+  if (!recipe.has_comparisons()) recipe.clear_reward_model();
+  if (!recipe.has_reward_model()) recipe.clear_demonstration();
+  if (!recipe.has_demonstration()) recipe.clear_sft();
+  if (!recipe.has_sft()) recipe.clear_rl();
   if (recipe.prompt_format().empty()) recipe.set_prompt_format("paper");
   const std::string filter = recipe.prompt_format() == "world" ? "world" : "paper";
   if (recipe.has_prompts() && !recipe.prompts().has_num_shots()) recipe.mutable_prompts()->set_num_shots(10);

@@ -8,7 +8,7 @@
 // "responses.configurations[2].model: …".
 namespace almost::orchestrator {
 
-// `recipe` with the defaults that recipe.proto states.
+// `recipe` with the defaults that recipe.proto states, and without stages whose inputs it does not make.
 v1::Recipe WithDefaults(v1::Recipe recipe);
 
 // What can be checked by reading: ids are unique, references exist, numbers are in range, demonstration files

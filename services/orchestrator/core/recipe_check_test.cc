@@ -53,6 +53,20 @@ TEST(RecipeCheckTest, FillsInTheStatedDefaults) {
   EXPECT_EQ(CheckRecipe(recipe), absl::OkStatus());
 }
 
+TEST(RecipeCheckTest, LeavesOutWhatNeedsAStageThatIsNotThere) {
+  v1::Recipe recipe = Recipe();
+  recipe.clear_sft();
+  EXPECT_FALSE(WithDefaults(recipe).has_rl());
+  EXPECT_TRUE(WithDefaults(recipe).has_demonstration());
+  recipe = Recipe();
+  recipe.clear_responses();
+  recipe = WithDefaults(recipe);
+  EXPECT_FALSE(recipe.has_comparisons() || recipe.has_reward_model() || recipe.has_demonstration() ||
+               recipe.has_sft() || recipe.has_rl());
+  EXPECT_TRUE(recipe.has_prompts() && recipe.has_evaluation());
+  EXPECT_EQ(CheckRecipe(recipe), absl::OkStatus());
+}
+
 TEST(RecipeCheckTest, NamesTheFieldThatIsWrong) {
   const auto expect = [](const char* start, const std::function<void(v1::Recipe&)>& change) {
     v1::Recipe recipe = Recipe();
@@ -200,6 +214,10 @@ TEST(RecipeCheckTest, LoadsEveryModelAndMeasuresWhatItWillRead) {
   EXPECT_EQ(CheckModels(long_answers, services, holds_none), absl::OkStatus());
   long_answers.mutable_rl()->mutable_dpo()->set_max_tokens(513);
   expect_refused(long_answers, "rl.dpo.max_tokens: ");
+
+  v1::Recipe no_policy = Recipe();
+  no_policy.clear_sft();  // from which RL begins, and which the evaluation asks
+  EXPECT_EQ(CheckModels(WithDefaults(no_policy), services, holds_none), absl::OkStatus());
 
   v1::Recipe missing = Recipe();
   missing.mutable_models(1)->set_source("missing");
