@@ -100,6 +100,9 @@ void PrintPlan(const pb::Run& run) {
   absl::PrintF(".\n%s", MemoryText(run));
 }
 
+// Every model of the recipe is loaded once to be looked at.
+constexpr absl::Duration kCreateTimeout = absl::Minutes(30);
+
 struct RunFlags {
   std::string recipe, id, judge;
   std::vector<std::filesystem::path> changes;
@@ -118,8 +121,9 @@ absl::Status Run(const Cli& cli, const RunFlags& flags) {
   request.set_recompute(flags.recompute);
   request.set_priority(flags.priority);
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
-  ALMOST_ASSIGN_OR_RETURN(pb::Run run, Call<pb::OrchestratorService>(
-                                           endpoint, &pb::OrchestratorService::Stub::CreateRun, request));
+  ALMOST_ASSIGN_OR_RETURN(
+      pb::Run run, Call<pb::OrchestratorService>(endpoint, &pb::OrchestratorService::Stub::CreateRun, request,
+                                                 kCreateTimeout));
   if (flags.validate_only || !flags.follow) {
     if (cli.json) {
       PrintJson(stdout, run);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -129,7 +130,8 @@ absl::Status Orchestrator::Start(RunRecord record) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::Run> Orchestrator::Create(const v1::CreateRunRequest& request) {
+absl::StatusOr<v1::Run> Orchestrator::Create(const v1::CreateRunRequest& request,
+                                             const std::function<bool()>& given_up) {
   const std::string& id = request.run_id();
   const v1::Recipe& recipe = request.recipe();
   if (!request.validate_only()) ALMOST_RETURN_IF_ERROR(ValidateId("run_id", id));
@@ -139,11 +141,14 @@ absl::StatusOr<v1::Run> Orchestrator::Create(const v1::CreateRunRequest& request
   record.recipe = Serialize(recipe);
   record.settings = Settings(request).SerializeAsString();
   record.create_time = absl::Now();
-  const absl::StatusOr<RunRecord> existing = environment_.journal->GetRun(id);
-  if (existing.ok()) {
-    if (existing->recipe == record.recipe) return Get(id);
+  // The run of that id, if there is one.
+  const auto existing = [&]() -> std::optional<absl::StatusOr<v1::Run>> {
+    const absl::StatusOr<RunRecord> known = environment_.journal->GetRun(id);
+    if (!known.ok()) return std::nullopt;
+    if (known->recipe == record.recipe) return Get(id);
     return absl::AlreadyExistsError(absl::StrCat("run_id: \"", id, "\" is a run with another recipe"));
-  }
+  };
+  if (auto run = existing(); run.has_value()) return *std::move(run);
   ALMOST_RETURN_IF_ERROR(check_(recipe));
   if (request.validate_only()) {
     v1::Run run;
@@ -153,6 +158,9 @@ absl::StatusOr<v1::Run> Orchestrator::Create(const v1::CreateRunRequest& request
     return run;
   }
   const absl::MutexLock start_lock(&start_mutex_);
+  // The check took its time: another call may have created the run, and this one's client be gone.
+  if (auto run = existing(); run.has_value()) return *std::move(run);
+  if (given_up && given_up()) return absl::CancelledError("the client has gone");
   v1::RunEvent event;
   event.set_state(v1::RUN_STATE_RUNNING);
   event.set_message("created");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -33,8 +34,9 @@ class Orchestrator {
 
   // The recipe's defaults are filled in. Durable when it returns. Id and recipe as in a run that exists
   // return that run. kAlreadyExists: the id with another recipe. Otherwise as ValidateId and the recipe
-  // check.
-  absl::StatusOr<v1::Run> Create(const v1::CreateRunRequest& request);
+  // check, which may take minutes; kCancelled: after it `given_up` is true, and nothing was begun.
+  absl::StatusOr<v1::Run> Create(const v1::CreateRunRequest& request,
+                                 const std::function<bool()>& given_up = nullptr);
   // kNotFound names the run, here and below.
   absl::StatusOr<v1::Run> Get(absl::string_view id) const;
   // Newest first, those with a number below `before` (0: any); `next` is the last one's number, 0 at the end.

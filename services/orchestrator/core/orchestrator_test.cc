@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <latch>
 #include <optional>
 #include <thread>
 
@@ -77,8 +78,7 @@ class OrchestratorTest : public ::testing::Test {
     environment.retry.pause_after = absl::Milliseconds(20);
     environment.progress_interval = absl::ZeroDuration();
     environment.concurrent_items = concurrent_items_;
-    orchestrator_ =
-        std::make_unique<Orchestrator>(environment, [](const v1::Recipe&) { return absl::OkStatus(); });
+    orchestrator_ = std::make_unique<Orchestrator>(environment, check_);
     return orchestrator_->Recover();
   }
   absl::StatusOr<v1::Run> Create(const std::string& id, const v1::Recipe& recipe, bool validate_only = false,
@@ -120,6 +120,7 @@ class OrchestratorTest : public ::testing::Test {
 
   const fs::path folder_;
   int concurrent_items_ = 8;
+  Orchestrator::RecipeCheck check_ = [](const v1::Recipe&) { return absl::OkStatus(); };
   FaultEnv env_;
   RunObserver observer_;
   std::shared_ptr<ArtifactStore> store_;
@@ -1256,6 +1257,35 @@ TEST_F(OrchestratorTest, CreateIsHarmlessToRepeat) {
   int64_t next = 0;
   EXPECT_EQ(orchestrator_->List(0, 10, &next)->size(), 1u);
   EXPECT_EQ(next, 0);
+}
+
+TEST_F(OrchestratorTest, ARunThatIsAskedForTwiceAtOnceIsOne) {
+  std::latch both_inside(2);
+  check_ = [&](const v1::Recipe&) {
+    both_inside.arrive_and_wait();
+    return absl::OkStatus();
+  };
+  ASSERT_TRUE(Start().ok());
+  std::vector<std::jthread> clients;
+  for (int i = 0; i < 2; ++i) {
+    clients.emplace_back([this] {
+      const auto run = Create("r", ScriptedRecipe(7));
+      ASSERT_TRUE(run.ok()) << run.status();
+      EXPECT_EQ(run->name(), "runs/r");
+    });
+  }
+  clients.clear();
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+}
+
+TEST_F(OrchestratorTest, ARunWhoseClientHasGoneIsNotBegun) {
+  ASSERT_TRUE(Start().ok());
+  v1::CreateRunRequest request;
+  request.set_run_id("r");
+  *request.mutable_recipe() = WithDefaults(ScriptedRecipe(7));
+  const auto run = orchestrator_->Create(request, [] { return true; });
+  EXPECT_EQ(run.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(orchestrator_->Get("r").status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(OrchestratorTest, AFullDiskOfTheStoreFailsTheRunByName) {

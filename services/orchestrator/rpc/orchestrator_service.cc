@@ -182,11 +182,11 @@ absl::Status Watch(const Orchestrator& orchestrator, const v1::WatchRunRequest& 
 
 }  // namespace
 
-grpc::Status OrchestratorService::CreateRun(grpc::ServerContext*, const v1::CreateRunRequest* request,
+grpc::Status OrchestratorService::CreateRun(grpc::ServerContext* context, const v1::CreateRunRequest* request,
                                             v1::Run* response) {
   v1::CreateRunRequest whole = *request;
   *whole.mutable_recipe() = WithDefaults(request->recipe());
-  return Answer(orchestrator_->Create(whole), response);
+  return Answer(orchestrator_->Create(whole, [context] { return context->IsCancelled(); }), response);
 }
 
 grpc::Status OrchestratorService::GetRun(grpc::ServerContext*, const v1::GetRunRequest* request,

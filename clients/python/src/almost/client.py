@@ -224,12 +224,12 @@ class Orchestrator(Client):
     _stub_class = OrchestratorServiceStub
 
     def create_run(self, run_id: str, recipe: Recipe, *, validate_only: bool = False, recompute: bool = False,
-                   priority: int = 0) -> orchestrator.Run:
+                   priority: int = 0, timeout: float = 1800) -> orchestrator.Run:
         """Starts a run; almost.read_recipe reads a recipe from its YAML. With validate_only the answer's stages have a
-        plan."""
+        plan. Each model is loaded once to be looked at first, and a run whose client has gone by then is not begun."""
         request = orchestrator.CreateRunRequest(run_id=run_id, recipe=recipe, validate_only=validate_only,
                                                 recompute=recompute, priority=priority)
-        return self._call(self.stub.CreateRun, request)
+        return self._call(self.stub.CreateRun, request, timeout)
 
     def get_run(self, name: str) -> orchestrator.Run:
         return self._call(self.stub.GetRun, orchestrator.GetRunRequest(name=name))
