@@ -1027,6 +1027,19 @@ TEST_F(OrchestratorTest, PausesWhileServicesAreAwayAndGoesOnByItself) {
   EXPECT_EQ(Hashes("r"), hashes);
 }
 
+TEST_F(OrchestratorTest, AStreamThatIsTooSlowIsGivenLonger) {
+  concurrent_items_ = 1;
+  ASSERT_TRUE(Start().ok());
+  std::atomic<int> late{0};
+  services_->SetScript([&](absl::string_view method, const CallOptions& options) -> absl::Status {
+    if (method != "SimulateDialogues" || options.timeout >= absl::Minutes(25)) return absl::OkStatus();
+    return ++late < 10 ? absl::DeadlineExceededError("too slow") : absl::FailedPreconditionError("for ever");
+  });
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  EXPECT_EQ(late, 2) << "of the first item, with 10 and 20 minutes; the second begins with what was enough";
+}
+
 TEST_F(OrchestratorTest, BringsBackModelsThatAServiceHasLost) {
   const auto hashes = UndisturbedHashes();
   Reset();

@@ -75,6 +75,7 @@ RetryingServices::RetryingServices(Services* services, const RetryPolicy& policy
       on_pause_(std::move(on_pause)),
       on_retry_(std::move(on_retry)),
       last_answer_(std::chrono::steady_clock::now()),
+      stream_timeout_(policy.stream_timeout),
       keeper_([this](const std::stop_token& ended) { KeepModels(ended); }) {}
 
 absl::Status RetryingServices::BackOff(int attempt, const absl::Status& why) {
@@ -123,6 +124,25 @@ absl::StatusOr<T> RetryingServices::Retry(absl::Duration timeout, bool needs_mod
     }
     ALMOST_RETURN_IF_ERROR(BackOff(attempt, status));
   }
+}
+
+template <typename T>
+absl::StatusOr<T> RetryingServices::RetryStream(
+    const std::function<absl::StatusOr<T>(const CallOptions&)>& call) {
+  return Retry<T>(policy_.stream_timeout, true, [&](CallOptions options) {
+    {
+      const absl::MutexLock lock(&mutex_);
+      options.timeout = stream_timeout_;
+    }
+    absl::StatusOr<T> answer = call(options);
+    if (absl::IsDeadlineExceeded(answer.status())) {
+      // Others may have been too slow at the same time: they double it once.
+      const absl::MutexLock lock(&mutex_);
+      stream_timeout_ =
+          std::max(stream_timeout_, std::min(2 * options.timeout, policy_.longest_stream_timeout));
+    }
+    return answer;
+  });
 }
 
 template <typename T>
@@ -233,8 +253,8 @@ absl::StatusOr<reward::v1::ScoreResponse> RetryingServices::Score(const reward::
 
 absl::StatusOr<std::vector<simulator::v1::GeneratePromptsResponse>> RetryingServices::GeneratePrompts(
     const simulator::v1::GeneratePromptsRequest& request) {
-  auto mined = Retry<std::vector<simulator::v1::GeneratePromptsResponse>>(
-      policy_.stream_timeout, true, [&](const CallOptions& options) {
+  auto mined =
+      RetryStream<std::vector<simulator::v1::GeneratePromptsResponse>>([&](const CallOptions& options) {
         const CostMeter::Busy busy = At(ModelHost::kGeneration);
         return services_->GeneratePrompts(options, request);
       });
@@ -247,8 +267,8 @@ absl::StatusOr<std::vector<simulator::v1::GeneratePromptsResponse>> RetryingServ
 
 absl::StatusOr<std::vector<simulator::v1::SimulateDialoguesResponse>> RetryingServices::SimulateDialogues(
     const simulator::v1::SimulateDialoguesRequest& request) {
-  auto dialogues = Retry<std::vector<simulator::v1::SimulateDialoguesResponse>>(
-      policy_.stream_timeout, true, [&](const CallOptions& options) {
+  auto dialogues =
+      RetryStream<std::vector<simulator::v1::SimulateDialoguesResponse>>([&](const CallOptions& options) {
         const CostMeter::Busy generating = At(ModelHost::kGeneration);
         const CostMeter::Busy scoring = At(ModelHost::kReward);
         return services_->SimulateDialogues(options, request);

@@ -25,10 +25,13 @@ struct RetryPolicy {
   double retries_per_second = 2;
   // Without any answer for so long, the run counts as paused.
   absl::Duration pause_after = absl::Seconds(15);
-  // Of one try of an ordinary call, of a call that brings a model into memory, and of a simulator's stream.
+  // Of one try of an ordinary call, and of a call that brings a model into memory.
   absl::Duration call_timeout = absl::Minutes(2);
   absl::Duration load_timeout = absl::Minutes(10);
+  // Of a stage's first stream from the simulator. Nothing is kept of one that was too slow, so those after it
+  // have twice as long.
   absl::Duration stream_timeout = absl::Minutes(10);
+  absl::Duration longest_stream_timeout = absl::Hours(24);
   // How often a stage's models are put where they are missing: on a host that has restarted, or is new.
   absl::Duration restore_every = absl::Seconds(2);
 };
@@ -108,6 +111,9 @@ class RetryingServices {
   template <typename T>
   absl::StatusOr<T> Retry(absl::Duration timeout, bool needs_models,
                           const std::function<absl::StatusOr<T>(const CallOptions&)>& call);
+  // The same for a stream of the simulator, with a deadline that fits it.
+  template <typename T>
+  absl::StatusOr<T> RetryStream(const std::function<absl::StatusOr<T>(const CallOptions&)>& call);
   // Answer of a model placed here: its items' errors that are not their own, and its numerics.
   template <typename T>
   absl::StatusOr<T> Checked(const std::string& model, absl::StatusOr<T> answer);
@@ -135,6 +141,7 @@ class RetryingServices {
   std::map<std::string, std::string, std::less<>> numerics_ ABSL_GUARDED_BY(mutex_);  // model -> numerics_id
   std::chrono::steady_clock::time_point last_answer_ ABSL_GUARDED_BY(mutex_);
   bool paused_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Duration stream_timeout_ ABSL_GUARDED_BY(mutex_);
   std::jthread keeper_;
 };
 
