@@ -219,6 +219,10 @@ TEST_F(OrchestratorTest, AScorerThatMustAgreeIsLoadedForItsStageAlone) {
   EXPECT_THAT(kept, ::testing::Not(HasSubstr("drop_reason")));
   const Artifact comparisons = store_->Get(hashes.at("comparisons/comparisons")).value();
   EXPECT_TRUE(comparisons.inputs.contains("agreeing_scorer")) << comparisons.manifest_json;
+  const auto plan = Create("plan", recipe, /*validate_only=*/true);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_THAT(Done(*plan), ElementsAre("report"));
+  EXPECT_TRUE(services_->models().empty());
 }
 
 // The first call of `method` that has several items answers one of them with an error.

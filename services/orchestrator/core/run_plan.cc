@@ -56,6 +56,7 @@ class PlanContext : public StageContext {
   void Report(const std::map<std::string, double>&, int64_t, int64_t) override {}
 
   // Asks what each of the stage's models is, as far as it is there, and adds it to `plan`. Whether all are.
+  // Those of a source of their own stay, to be asked by Identity, until UnloadAll.
   absl::StatusOr<bool> Describe(const Stage& stage, v1::StagePlan* plan) {
     models_.clear();
     bool all = true;
@@ -75,7 +76,8 @@ class PlanContext : public StageContext {
         continue;
       }
       ALMOST_RETURN_IF_ERROR(request.status());
-      ALMOST_ASSIGN_OR_RETURN(const types::v1::Model model, Ask(need.host, *request));
+      ALMOST_ASSIGN_OR_RETURN(const types::v1::Model model,
+                              Ask(need.host, *request, /*stays=*/!need.source.empty()));
       Describe(model, &planned);
       PlacedModel& placed = models_[need.role];
       placed = {request->name(),        model.digest(),       model.numerics_id(), "",
@@ -103,6 +105,10 @@ class PlanContext : public StageContext {
     for (const auto& [name, digest] : outcome.artifacts) artifacts_[absl::StrCat(stage, "/", name)] = digest;
   }
 
+  void UnloadAll() {
+    for (const Placement& placement : std::exchange(staying_, {})) Unload(placement);
+  }
+
   // Why services() gave up, if it did.
   const absl::Status& away() const { return away_; }
 
@@ -114,18 +120,26 @@ class PlanContext : public StageContext {
     planned->set_context_tokens(model.context_tokens());
   }
 
-  absl::StatusOr<types::v1::Model> Ask(ModelHost host, const types::v1::LoadModelRequest& request) {
+  absl::StatusOr<types::v1::Model> Ask(ModelHost host, const types::v1::LoadModelRequest& request,
+                                       bool stays = false) {
     const Placement placement = {host, request.name()};
     const auto known = known_.find(placement);
     if (known != known_.end()) return known->second;
     const CallOptions options = {environment_.retry.load_timeout, stop_.get_token()};
     ALMOST_ASSIGN_OR_RETURN(types::v1::Model model, environment_.services->LoadModel(options, host, request));
-    if (!environment_.placement->IsHeld(placement)) {
-      types::v1::UnloadModelRequest unload;
-      unload.set_name(request.name());
-      environment_.services->UnloadModel({kUnloadTimeout, {}}, host, unload).IgnoreError();
+    if (stays) {
+      staying_.push_back(placement);
+    } else {
+      Unload(placement);
     }
     return known_[placement] = std::move(model);
+  }
+
+  void Unload(const Placement& placement) {
+    if (environment_.placement->IsHeld(placement)) return;
+    types::v1::UnloadModelRequest request;
+    request.set_name(placement.second);
+    environment_.services->UnloadModel({kUnloadTimeout, {}}, placement.first, request).IgnoreError();
   }
 
   const RunEnvironment& environment_;
@@ -137,6 +151,7 @@ class PlanContext : public StageContext {
   CostMeter meter_;
   RetryingServices services_;
   std::map<Placement, types::v1::Model> known_;
+  std::vector<Placement> staying_;
   std::map<std::string, std::string, std::less<>> vanilla_;  // id -> digest
   std::map<std::string, std::string> artifacts_;
   std::map<std::string, PlacedModel, std::less<>> models_;  // of the stage asked about last
@@ -206,19 +221,18 @@ absl::Status PlanRun(const RunEnvironment& environment, const v1::Recipe& recipe
     shown.set_id(std::string(stage->id()));
     shown.set_state(v1::STAGE_STATE_WAITING);
     v1::StagePlan& plan = *shown.mutable_plan();
-    absl::StatusOr<bool> described = context.Describe(*stage, &plan);
+    const absl::StatusOr<bool> described = context.Describe(*stage, &plan);
+    absl::StatusOr<std::optional<StageOutcome>> found = std::nullopt;
+    if (known && described.ok() && *described) found = context.Find(*stage);
+    context.UnloadAll();
     if (!described.ok()) return Annotate(described.status(), shown.id());
-    known = known && *described;
+    if (!found.ok()) return context.away().ok() ? Annotate(found.status(), shown.id()) : context.away();
+    known = found->has_value();
     if (known) {
-      const auto found = context.Find(*stage);
-      if (!found.ok()) return context.away().ok() ? Annotate(found.status(), shown.id()) : context.away();
-      known = found->has_value();
-      if (known) {
-        context.TakeOver(stage->id(), **found);
-        shown.set_cached_from(absl::StrCat("runs/", (*found)->run));
-        *shown.mutable_figures() = (*found)->shown.figures();
-        continue;
-      }
+      context.TakeOver(stage->id(), **found);
+      shown.set_cached_from(absl::StrCat("runs/", (*found)->run));
+      *shown.mutable_figures() = (*found)->shown.figures();
+      continue;
     }
     ALMOST_RETURN_IF_ERROR(Forecast(*environment.journal, *stage, recipe, &plan));
   }
