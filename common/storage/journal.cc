@@ -179,6 +179,14 @@ void JournalBatch::ForgetSetAside(std::string run, std::string stage) {
   });
 }
 
+void JournalBatch::ForgetItems(std::string run, std::string stage) {
+  changes_.push_back([run = std::move(run), stage = std::move(stage)](Sqlite& database) -> absl::Status {
+    ALMOST_ASSIGN_OR_RETURN(Sqlite::Query query,
+                            database.Prepare("DELETE FROM items WHERE run=? AND stage=?"));
+    return query.Bind(1, run).Bind(2, stage).Run();
+  });
+}
+
 void JournalBatch::DropResults(std::string run, std::string stage) {
   changes_.push_back([run = std::move(run), stage = std::move(stage)](Sqlite& database) -> absl::Status {
     ALMOST_ASSIGN_OR_RETURN(

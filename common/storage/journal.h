@@ -88,6 +88,8 @@ class JournalBatch {
   void SetItemAside(std::string run, std::string stage, int64_t item, absl::Status error);
   // Items set aside are to be tried again.
   void ForgetSetAside(std::string run, std::string stage);
+  // The stage is to be done anew.
+  void ForgetItems(std::string run, std::string stage);
   // The stage has published: what its items came to is in its artifacts.
   void DropResults(std::string run, std::string stage);
   void AddEvent(std::string run, std::string payload);

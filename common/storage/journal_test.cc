@@ -124,6 +124,13 @@ TEST_F(JournalTest, KeepsRunsStagesItemsAndEventsOverARestart) {
   EXPECT_TRUE(dropped[0].dropped);
   EXPECT_TRUE(journal->GetItems("r", "s", 1, 1, false)->front().dropped);
   EXPECT_EQ(dropped[1].state, ItemState::kStarted);
+
+  JournalBatch anew;
+  anew.StartItem("r", "other", 0, "r/other/0");
+  anew.ForgetItems("r", "s");
+  ASSERT_TRUE(journal->Commit(anew).ok());
+  EXPECT_TRUE(journal->GetItems("r", "s", 0, 10, true)->empty());
+  EXPECT_EQ(journal->GetItems("r", "other", 0, 10, true)->size(), 1u);
 }
 
 TEST_F(JournalTest, ABatchWhoseKeyIsTakenChangesNothing) {

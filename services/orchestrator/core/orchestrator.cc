@@ -96,12 +96,12 @@ absl::Status Orchestrator::Recover() {
       if (!AtWork(listed.state)) continue;
       ALMOST_ASSIGN_OR_RETURN(RunRecord record, environment_.journal->GetRun(listed.id));
       environment_.observer->StateChanged(record.id, v1::RUN_STATE_UNSPECIFIED, v1::RUN_STATE_RUNNING);
-      ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
+      ALMOST_RETURN_IF_ERROR(Start(std::move(record), /*may_redo=*/false));
     }
   }
 }
 
-absl::Status Orchestrator::Start(RunRecord record) {
+absl::Status Orchestrator::Start(RunRecord record, bool may_redo) {
   Journal& journal = *environment_.journal;
   ALMOST_ASSIGN_OR_RETURN(v1::Recipe recipe, ParseRecipe(record));
   ALMOST_ASSIGN_OR_RETURN(const std::vector<StageRecord> stage_records, journal.GetStages(record.id));
@@ -120,7 +120,7 @@ absl::Status Orchestrator::Start(RunRecord record) {
   const std::string id = record.id;
   record.recipe = std::string();  // a large one need not be there twice
   auto run = std::make_shared<RunExecution>(environment_, std::move(record), std::move(recipe),
-                                            std::move(stages), num_events);
+                                            std::move(stages), num_events, may_redo);
   const absl::MutexLock lock(&mutex_);
   // What has ended, and stands so in the journal, is read from there.
   std::erase_if(active_, [&](const auto& each) {
@@ -169,7 +169,7 @@ absl::StatusOr<v1::Run> Orchestrator::Create(const v1::CreateRunRequest& request
   batch.AddEvent(record.id, event.SerializeAsString());
   ALMOST_RETURN_IF_ERROR(environment_.journal->Commit(batch));
   environment_.observer->StateChanged(record.id, v1::RUN_STATE_UNSPECIFIED, v1::RUN_STATE_RUNNING);
-  ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
+  ALMOST_RETURN_IF_ERROR(Start(std::move(record), /*may_redo=*/false));
   return Get(id);
 }
 
@@ -280,11 +280,14 @@ absl::StatusOr<v1::Run> Orchestrator::Resume(absl::string_view id) {
   }
   // A run that ended in an earlier process is new to the observer.
   const auto before = active == nullptr ? v1::RUN_STATE_UNSPECIFIED : active->Snapshot().state();
+  google::rpc::Status error;
+  error.ParseFromString(record.error);
+  const bool may_redo = error.code() == static_cast<int>(absl::StatusCode::kFailedPrecondition);
   record.error.clear();
   record.end_time = absl::InfiniteFuture();
   ALMOST_RETURN_IF_ERROR(CommitState(record, v1::RUN_STATE_RUNNING, "resumed"));
   environment_.observer->StateChanged(record.id, before, v1::RUN_STATE_RUNNING);
-  ALMOST_RETURN_IF_ERROR(Start(std::move(record)));
+  ALMOST_RETURN_IF_ERROR(Start(std::move(record), may_redo));
   return Get(id);
 }
 

@@ -46,6 +46,7 @@ class Orchestrator {
   // The same, but the run keeps its jobs' progress. Harmless on one that is paused so.
   // kFailedPrecondition: it has ended.
   absl::StatusOr<v1::Run> Pause(absl::string_view id);
+  // A stage that failed because its models' numerics are others than before is done anew.
   // kFailedPrecondition: it is at work or has succeeded.
   absl::StatusOr<v1::Run> Resume(absl::string_view id);
 
@@ -77,7 +78,8 @@ class Orchestrator {
   std::shared_ptr<RunExecution> Active(absl::string_view id) const;
   // The run as the journal has it.
   absl::StatusOr<v1::Run> FromJournal(absl::string_view id) const;
-  absl::Status Start(RunRecord record);
+  // `may_redo`: see RunExecution.
+  absl::Status Start(RunRecord record, bool may_redo);
   // Journals the run in its new state, with the event that says so.
   absl::Status CommitState(RunRecord& record, v1::RunState state, absl::string_view message);
   // Does nothing to a run in another state.

@@ -1230,6 +1230,52 @@ TEST_F(OrchestratorTest, AStageRefusesToMixNumerics) {
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
   EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("does not mix two"));
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+}
+
+// What had ended stays; of the stage at work, and of the one that follows it, nothing does.
+TEST_F(OrchestratorTest, AResumedRunDoesAStageAnewWhoseNumericsChanged) {
+  concurrent_items_ = 1;
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_comparisons()->set_rule(v1::ComparisonStage::RULE_PAPER);
+  const auto upgrade = [this] {
+    services_->SetNumerics("numerics-2");
+    services_->SetSalt("numerics-2");
+  };
+  ASSERT_TRUE(Start().ok());
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    if (method == "LoadModel" && services_->calls("GeneratePrompts") == 3) upgrade();  // after the prompts
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(Create("r", recipe).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  const auto hashes = Hashes("r");
+
+  Reset();
+  ASSERT_TRUE(Start().ok());
+  services_->SetScript([&](absl::string_view method, const CallOptions&) -> absl::Status {
+    return method == "Generate" && services_->calls(method) > 4 ? absl::UnavailableError("being replaced")
+                                                                : absl::OkStatus();
+  });
+  ASSERT_TRUE(Create("r", recipe).ok());
+  // The first chunk has its three answers, and they are paired.
+  const auto is_paired = [this] {
+    const auto items = journal_->GetItems("r", "comparisons", 0, 1, /*results=*/false).value();
+    return !items.empty() && items[0].state == ItemState::kDone;
+  };
+  while (!is_paired()) absl::SleepFor(absl::Milliseconds(1));
+  Stop();
+  upgrade();
+  services_->SetScript(nullptr);
+  ASSERT_TRUE(Start().ok());
+  // By itself the run does not give up what was done.
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("a stage does not mix two"));
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+  EXPECT_EQ(Hashes("r"), hashes);
+  EXPECT_THAT(Messages("r"), Contains(HasSubstr("now has numerics numerics-2, not numerics-1")));
 }
 
 TEST_F(OrchestratorTest, AFailedJobIsTriedAgainOnlyWhenTheWorldFailed) {

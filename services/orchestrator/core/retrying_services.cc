@@ -152,9 +152,9 @@ absl::StatusOr<T> RetryingServices::Checked(const std::string& model, absl::Stat
   const absl::MutexLock lock(&mutex_);
   const auto numerics = numerics_.find(model);
   if (numerics != numerics_.end() && numerics->second != answer->numerics_id()) {
-    return absl::FailedPreconditionError(absl::StrCat(model, " was loaded with numerics ", numerics->second,
-                                                      " and answers with ", answer->numerics_id(),
-                                                      ": a stage does not mix two"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(model, " was loaded with numerics ", numerics->second, " and answers with ",
+                     answer->numerics_id(), ": a stage does not mix two; resume the run to do it anew"));
   }
   return answer;
 }

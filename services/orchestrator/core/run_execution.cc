@@ -34,7 +34,7 @@ google::rpc::Status ErrorProto(const absl::Status& status) {
 }  // namespace
 
 RunExecution::RunExecution(const RunEnvironment& environment, RunRecord record, v1::Recipe recipe,
-                           std::vector<StageProgress> stages, int64_t num_events)
+                           std::vector<StageProgress> stages, int64_t num_events, bool may_redo)
     : environment_(environment),
       recipe_(std::move(recipe)),
       settings_([&record] {
@@ -42,6 +42,7 @@ RunExecution::RunExecution(const RunEnvironment& environment, RunRecord record, 
         settings.ParseFromString(record.settings);
         return settings;
       }()),
+      may_redo_(may_redo),
       stages_(environment_.make_stages(recipe_)),
       retries_(environment_.retry),
       record_(std::move(record)),
@@ -371,6 +372,10 @@ absl::Status RunExecution::RunStage(Stage& stage, size_t index, bool following,
   for (int turn = num_turns - 1; turn >= 0; --turn) {
     ALMOST_RETURN_IF_ERROR(PlaceModels(stage, index, turn, context));
   }
+  {
+    const absl::MutexLock lock(&mutex_);
+    at_work_[index].placed = true;
+  }
   std::optional<StageIdentity> identity;
   std::string key;
   if (!following) {
@@ -581,6 +586,7 @@ absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, int turn, Con
   const std::string holder = absl::StrCat("runs/", context.run_id());
   needed_later.insert(needed_now.begin(), needed_now.end());
   const bool in_turns = stage.num_turns() > 1;
+  std::string anew;  // why the stage is done anew
   if (in_turns) context.services().ForgetModels();
   environment_.placement->ReleaseAllBut(holder, in_turns ? needed_now : needed_later);
 
@@ -619,20 +625,33 @@ absl::Status RunExecution::PlaceModels(Stage& stage, size_t index, int turn, Con
       const auto [bits, first] = progress_[index].models.try_emplace(
           need.role, StageProgress::ModelBits{placed.digest, placed.numerics_id});
       if (!first && bits->second.numerics_id != placed.numerics_id) {
-        return absl::FailedPreconditionError(absl::StrCat("model ", need.role, " was used with numerics ",
-                                                          bits->second.numerics_id, " and is loaded with ",
-                                                          placed.numerics_id, ": a stage does not mix two"));
+        if (!may_redo_ || at_work_[index].placed) {
+          return absl::FailedPreconditionError(
+              absl::StrCat("model ", need.role, " was used with numerics ", bits->second.numerics_id,
+                           " and is loaded with ", placed.numerics_id,
+                           ": a stage does not mix two; resume the run to do it anew"));
+        }
+        anew = absl::StrCat("stage begins anew: model ", need.role, " now has numerics ", placed.numerics_id,
+                            ", not ", bits->second.numerics_id);
+        bits->second = {placed.digest, placed.numerics_id};
       }
     }
     context.SetModel(need.role, std::move(placed));
   }
   // Before the first item: what its answers come from.
   JournalBatch batch;
+  v1::Stage shown;
   {
     const absl::MutexLock lock(&mutex_);
+    if (!anew.empty()) {
+      progress_[index].shown.set_items_done(0);
+      batch.ForgetItems(record_.id, std::string(stage.id()));
+      if (IsFollowed(index)) batch.ForgetItems(record_.id, std::string(stages_[index + 1]->id()));
+    }
+    shown = progress_[index].shown;
     batch.PutStage(record_.id, progress_[index].ToRecord());
   }
-  return environment_.journal->Commit(batch);
+  return anew.empty() ? environment_.journal->Commit(batch) : CommitWithEvent(std::move(batch), &shown, anew);
 }
 
 }  // namespace almost::orchestrator

@@ -76,9 +76,10 @@ class RunExecution {
   };
 
   // Starts at once. `record.settings` is a CreateRunRequest without id and recipe; `record.recipe` is not
-  // looked at. `stages`: what the journal knows of them.
+  // looked at. `stages`: what the journal knows of them. `may_redo`: a stage whose models have other numerics
+  // than the items that it has done is done anew; else it fails the run with kFailedPrecondition.
   RunExecution(const RunEnvironment& environment, RunRecord record, v1::Recipe recipe,
-               std::vector<StageProgress> stages, int64_t num_events);
+               std::vector<StageProgress> stages, int64_t num_events, bool may_redo);
   // Stops it for a restart, waiting for calls under way to end.
   ~RunExecution();
 
@@ -102,6 +103,8 @@ class RunExecution {
     // For the stage that follows it: its items that have ended, in the order in which they did.
     std::vector<int64_t> ended_items;
     bool all_ended = false;
+    // Its models have been placed, and items of this process may have been done with them.
+    bool placed = false;
     // Its end is in the journal. Only then may the stage that follows it drop its results.
     bool published = false;
   };
@@ -147,6 +150,7 @@ class RunExecution {
   const RunEnvironment environment_;
   const v1::Recipe recipe_;
   const v1::CreateRunRequest settings_;  // without id and recipe
+  const bool may_redo_;
   const std::vector<std::unique_ptr<Stage>> stages_;
   RetryBudget retries_;
   std::stop_source stop_;  // somebody asked for it
