@@ -4,7 +4,6 @@
 #include <thread>
 
 #include "CLI/CLI.hpp"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
@@ -13,7 +12,6 @@
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "common/storage/store_options.h"
-#include "google/protobuf/util/json_util.h"
 #include "services/trainer/metrics.h"
 #include "services/trainer/rpc/job_spec_proto.h"
 #include "services/trainer/rpc/reward_client.h"
@@ -41,90 +39,6 @@ struct Options {
 
 // One attempt after another where ranks come and go; without a step done, so many.
 constexpr int kFruitlessAttempts = 5;
-
-void ClearPlaces(v1::PpoSpec& spec) {
-  spec.clear_dataset();
-  spec.clear_mix_dataset();
-  spec.clear_reward_target();
-  spec.clear_reward_model();
-  spec.clear_reward_source();
-  spec.clear_guard_model();
-  spec.clear_guard_digest();
-}
-
-// The part of a spec that the weights depend on, as JSON: no addresses, names or paths. What those stand for
-// is pinned by the manifest's inputs.
-absl::StatusOr<nlohmann::json> Content(v1::JobSpec spec) {
-  spec.clear_base_model();
-  spec.clear_output();
-  spec.clear_checkpoint_steps();
-  spec.clear_priority();
-  switch (spec.kind_case()) {
-    case v1::JobSpec::kPretrain:
-      spec.mutable_pretrain()->clear_dataset();
-      spec.mutable_pretrain()->clear_model_config();
-      break;
-    case v1::JobSpec::kSft:
-      spec.mutable_sft()->clear_dataset();
-      break;
-    case v1::JobSpec::kRewardModel:
-      spec.mutable_reward_model()->clear_dataset();
-      break;
-    case v1::JobSpec::kDpo:
-      spec.mutable_dpo()->clear_dataset();
-      break;
-    case v1::JobSpec::kPpo:
-      ClearPlaces(*spec.mutable_ppo());
-      break;
-    case v1::JobSpec::kGrpo:
-      ClearPlaces(*spec.mutable_grpo());
-      break;
-    default:
-      break;
-  }
-  std::string text;
-  google::protobuf::util::JsonPrintOptions print;
-  print.preserve_proto_field_names = true;
-  if (!google::protobuf::util::MessageToJsonString(spec, &text, print).ok()) {
-    return absl::InternalError("the spec has no JSON form");
-  }
-  return nlohmann::json::parse(text);
-}
-
-// What the job began from, by digest where it is an artifact.
-std::map<std::string, std::string> Inputs(const v1::JobSpec& spec) {
-  std::map<std::string, std::string> inputs;
-  const auto add = [&](const char* name, const std::string& source) {
-    constexpr absl::string_view kArtifacts = "artifacts/";
-    if (absl::StartsWith(source, kArtifacts)) inputs[name] = source.substr(kArtifacts.size());
-  };
-  add("base_model", spec.base_model());
-  switch (spec.kind_case()) {
-    case v1::JobSpec::kPretrain:
-      add("dataset", spec.pretrain().dataset());
-      break;
-    case v1::JobSpec::kSft:
-      add("dataset", spec.sft().dataset());
-      break;
-    case v1::JobSpec::kRewardModel:
-      add("dataset", spec.reward_model().dataset());
-      break;
-    case v1::JobSpec::kDpo:
-      add("dataset", spec.dpo().dataset());
-      break;
-    case v1::JobSpec::kPpo:
-    case v1::JobSpec::kGrpo: {
-      const v1::PpoSpec& kind = spec.has_ppo() ? spec.ppo() : spec.grpo();
-      add("dataset", kind.dataset());
-      add("mix_dataset", kind.mix_dataset());
-      add("reward_model", kind.reward_source());
-      break;
-    }
-    default:
-      break;
-  }
-  return inputs;
-}
 
 // Copies the model to <model_root>/<output>, whole or not at all.
 absl::Status Place(const fs::path& model, const fs::path& root, const std::string& output) {
@@ -231,8 +145,8 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   ArtifactDraft draft;
   draft.kind = "model";
   draft.folder = job.work_folder / "model";
-  draft.inputs = Inputs(proto);
-  ALMOST_ASSIGN_OR_RETURN(draft.recipe, Content(proto));
+  draft.inputs = ManifestInputs(proto);
+  ALMOST_ASSIGN_OR_RETURN(draft.recipe, ManifestRecipe(proto));
   draft.numerics_id = trained.numerics_id;
   ALMOST_ASSIGN_OR_RETURN(const Artifact artifact,
                           WhileStoreIsAway(job, [&] { return store.Publish(draft); }));

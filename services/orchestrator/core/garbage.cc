@@ -69,6 +69,7 @@ absl::Status AddJobs(Services& services, const std::set<std::string>& runs, std:
   } while (!request.page_token().empty());
   return absl::OkStatus();
 }
+        AddSource(rl.value_model(), keep);
 
 }  // namespace
 

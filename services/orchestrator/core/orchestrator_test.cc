@@ -311,9 +311,12 @@ TEST_F(OrchestratorTest, CollectsOnlyWhatNothingRefersTo) {
   const std::string elsewhere = store_->Publish(draft)->digest;
   draft.files["model.safetensors"] = "base of a model trained by hand";
   const std::string base = store_->Publish(draft)->digest;
+  draft.files["model.safetensors"] = "what its value function begins as";
+  const std::string values = store_->Publish(draft)->digest;
   trainer::v1::CreateJobRequest by_hand;
   by_hand.set_job_id("by-hand");
   by_hand.mutable_spec()->set_base_model("artifacts/" + base);
+  by_hand.mutable_spec()->mutable_ppo()->set_value_model("artifacts/" + values);
   ASSERT_TRUE(services_->CreateJob({}, by_hand).ok());
   ASSERT_TRUE(services_
                   ->CancelJob({},
@@ -341,6 +344,7 @@ TEST_F(OrchestratorTest, CollectsOnlyWhatNothingRefersTo) {
   for (const auto& [name, digest] : hashes) EXPECT_TRUE(store_->Path(digest).ok()) << name;
   EXPECT_TRUE(store_->Path(elsewhere).ok());
   EXPECT_TRUE(store_->Path(base).ok());
+  EXPECT_TRUE(store_->Path(values).ok());
   EXPECT_EQ(orchestrator_->CollectGarbage(request)->garbage_size(), 0);
 
   // Candidates that were not chosen may go before the demonstrations that were.

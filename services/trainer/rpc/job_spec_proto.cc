@@ -7,6 +7,7 @@
 #include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/status.h"
+#include "google/protobuf/util/json_util.h"
 #include "services/trainer/core/datasets.h"
 
 namespace almost::trainer {
@@ -209,6 +210,17 @@ absl::StatusOr<KindSpec> ReadKind(const v1::JobSpec& proto, const Sources& sourc
   }
 }
 
+void ClearPlaces(v1::PpoSpec& spec) {
+  spec.clear_dataset();
+  spec.clear_mix_dataset();
+  spec.clear_reward_target();
+  spec.clear_reward_model();
+  spec.clear_reward_source();
+  spec.clear_value_model();
+  spec.clear_guard_model();
+  spec.clear_guard_digest();
+}
+
 }  // namespace
 
 absl::StatusOr<JobSpec> ReadJobSpec(const v1::JobSpec& proto, ArtifactStore* store,
@@ -229,6 +241,78 @@ absl::StatusOr<JobSpec> ReadJobSpec(const v1::JobSpec& proto, ArtifactStore* sto
   ALMOST_RETURN_IF_ERROR(ValidateJobSpec(spec));
   ALMOST_RETURN_IF_ERROR(CheckDataset(spec.kind));
   return spec;
+}
+
+absl::StatusOr<nlohmann::json> ManifestRecipe(v1::JobSpec spec) {
+  spec.clear_base_model();
+  spec.clear_output();
+  spec.clear_checkpoint_steps();
+  spec.clear_priority();
+  switch (spec.kind_case()) {
+    case v1::JobSpec::kPretrain:
+      spec.mutable_pretrain()->clear_dataset();
+      spec.mutable_pretrain()->clear_model_config();
+      break;
+    case v1::JobSpec::kSft:
+      spec.mutable_sft()->clear_dataset();
+      break;
+    case v1::JobSpec::kRewardModel:
+      spec.mutable_reward_model()->clear_dataset();
+      break;
+    case v1::JobSpec::kDpo:
+      spec.mutable_dpo()->clear_dataset();
+      break;
+    case v1::JobSpec::kPpo:
+      ClearPlaces(*spec.mutable_ppo());
+      break;
+    case v1::JobSpec::kGrpo:
+      ClearPlaces(*spec.mutable_grpo());
+      break;
+    default:
+      break;
+  }
+  std::string text;
+  google::protobuf::util::JsonPrintOptions print;
+  print.preserve_proto_field_names = true;
+  if (!google::protobuf::util::MessageToJsonString(spec, &text, print).ok()) {
+    return absl::InternalError("the spec has no JSON form");
+  }
+  return nlohmann::json::parse(text);
+}
+
+std::map<std::string, std::string> ManifestInputs(const v1::JobSpec& spec) {
+  std::map<std::string, std::string> inputs;
+  const auto add = [&](const char* name, const std::string& source) {
+    constexpr absl::string_view kArtifacts = "artifacts/";
+    if (absl::StartsWith(source, kArtifacts)) inputs[name] = source.substr(kArtifacts.size());
+  };
+  add("base_model", spec.base_model());
+  switch (spec.kind_case()) {
+    case v1::JobSpec::kPretrain:
+      add("dataset", spec.pretrain().dataset());
+      break;
+    case v1::JobSpec::kSft:
+      add("dataset", spec.sft().dataset());
+      break;
+    case v1::JobSpec::kRewardModel:
+      add("dataset", spec.reward_model().dataset());
+      break;
+    case v1::JobSpec::kDpo:
+      add("dataset", spec.dpo().dataset());
+      break;
+    case v1::JobSpec::kPpo:
+    case v1::JobSpec::kGrpo: {
+      const v1::PpoSpec& kind = spec.has_ppo() ? spec.ppo() : spec.grpo();
+      add("dataset", kind.dataset());
+      add("mix_dataset", kind.mix_dataset());
+      add("reward_model", kind.reward_source());
+      add("value_model", kind.value_model());
+      break;
+    }
+    default:
+      break;
+  }
+  return inputs;
 }
 
 }  // namespace almost::trainer

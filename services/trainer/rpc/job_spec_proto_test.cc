@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <limits>
 
 namespace almost::trainer {
 namespace {
@@ -92,6 +93,27 @@ TEST_F(JobSpecProto, WhatBelongsTogetherIsAskedForTogether) {
   job = Ppo();
   job.mutable_ppo()->set_guard_digest("abc");
   Refused(job, "ppo.guard_digest");
+}
+
+TEST_F(JobSpecProto, TheManifestPinsWhatTheJobBeganFromAndNamesNoPlace) {
+  for (const bool grpo : {false, true}) {
+    v1::JobSpec job = grpo ? Grpo() : Ppo();
+    v1::PpoSpec& kind = grpo ? *job.mutable_grpo() : *job.mutable_ppo();
+    const std::string elsewhere = ManifestRecipe(job)->dump();
+    job.set_base_model("artifacts/b");
+    job.set_output("policies/new");
+    kind.set_dataset("artifacts/d");
+    kind.set_mix_dataset("artifacts/m");
+    kind.set_reward_source("artifacts/r");
+    kind.set_value_model("artifacts/v");
+    kind.set_guard_model("models/guard");
+    EXPECT_EQ(ManifestRecipe(job)->dump(), elsewhere);
+    EXPECT_THAT(
+        ManifestInputs(job),
+        testing::UnorderedElementsAre(testing::Pair("base_model", "b"), testing::Pair("dataset", "d"),
+                                      testing::Pair("mix_dataset", "m"), testing::Pair("reward_model", "r"),
+                                      testing::Pair("value_model", "v")));
+  }
 }
 
 // A dataset is read from the store after every byte has been held against its hash.
