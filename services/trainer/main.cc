@@ -12,6 +12,7 @@
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "common/storage/store_options.h"
+#include "services/trainer/core/output_folder.h"
 #include "services/trainer/metrics.h"
 #include "services/trainer/rpc/job_spec_proto.h"
 #include "services/trainer/rpc/reward_client.h"
@@ -39,23 +40,6 @@ struct Options {
 
 // One attempt after another where ranks come and go; without a step done, so many.
 constexpr int kFruitlessAttempts = 5;
-
-// Copies the model to <model_root>/<output>, whole or not at all.
-absl::Status Place(const fs::path& model, const fs::path& root, const std::string& output) {
-  const fs::path to = (root / output).lexically_normal();
-  const fs::path relative = to.lexically_relative(root.lexically_normal());
-  if (relative.empty() || *relative.begin() == "..")
-    return InvalidField("output", "beneath model_root", output);
-  const fs::path fresh = to.string() + ".new";
-  std::error_code error;
-  fs::remove_all(fresh, error);
-  fs::create_directories(to.parent_path(), error);
-  fs::copy(model, fresh, fs::copy_options::recursive, error);
-  if (!error) fs::remove_all(to, error);
-  if (!error) fs::rename(fresh, to, error);
-  return error ? absl::InternalError(absl::StrCat("output: ", to.string(), ": ", error.message()))
-               : absl::OkStatus();
-}
 
 // Asks the store again for as long as S3 cannot be reached and the job is not to stop: what was trained for
 // days is not lost to an outage of minutes.
@@ -151,7 +135,7 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   ALMOST_ASSIGN_OR_RETURN(const Artifact artifact,
                           WhileStoreIsAway(job, [&] { return store.Publish(draft); }));
   if (!proto.output().empty()) {
-    ALMOST_RETURN_IF_ERROR(Place(draft.folder, options.model_root, proto.output()));
+    ALMOST_RETURN_IF_ERROR(PlaceModel(draft.folder, options.model_root, proto.output()));
   }
   log::Info("job finished", {{"job", job.id}, {"artifact", artifact.digest}});
   return TrainedModel{artifact.digest, trained.numerics_id};

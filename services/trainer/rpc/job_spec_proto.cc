@@ -9,6 +9,7 @@
 #include "common/rpc/status.h"
 #include "google/protobuf/util/json_util.h"
 #include "services/trainer/core/datasets.h"
+#include "services/trainer/core/output_folder.h"
 
 namespace almost::trainer {
 namespace {
@@ -225,6 +226,7 @@ void ClearPlaces(v1::PpoSpec& spec) {
 
 absl::StatusOr<JobSpec> ReadJobSpec(const v1::JobSpec& proto, ArtifactStore* store,
                                     const fs::path& model_root) {
+  if (!proto.output().empty()) ALMOST_RETURN_IF_ERROR(OutputFolder(model_root, proto.output()).status());
   Sources sources(store, model_root);
   JobSpec spec;
   if (!proto.base_model().empty()) {

@@ -95,6 +95,17 @@ TEST_F(JobSpecProto, WhatBelongsTogetherIsAskedForTogether) {
   Refused(job, "ppo.guard_digest");
 }
 
+// Whoever asks for a place learns of it before the job is trained.
+TEST_F(JobSpecProto, AnOutputThatCannotBePlacedIsRefused) {
+  v1::JobSpec job = Ppo();
+  job.set_output("policies/new");
+  EXPECT_TRUE(Read(job).ok()) << Read(job).status();
+  for (const char* output : {".", "base/..", "../x", "/x", "prompts.jsonl"}) {
+    job.set_output(output);
+    Refused(job, "output: ");
+  }
+}
+
 TEST_F(JobSpecProto, TheManifestPinsWhatTheJobBeganFromAndNamesNoPlace) {
   for (const bool grpo : {false, true}) {
     v1::JobSpec job = grpo ? Grpo() : Ppo();
