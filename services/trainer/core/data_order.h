@@ -14,7 +14,7 @@ namespace almost::trainer {
 // For samples that must not be parted there is BatchesOfGroups.
 class DataOrder {
  public:
-  DataOrder(uint64_t seed, int64_t num_samples, int epochs, int batch_size)
+  DataOrder(uint64_t seed, int64_t num_samples, int64_t epochs, int batch_size)
       : seed_(seed), num_samples_(num_samples), epochs_(epochs), batch_size_(batch_size) {}
 
   int64_t num_steps() const { return (num_samples_ * epochs_ + batch_size_ - 1) / batch_size_; }

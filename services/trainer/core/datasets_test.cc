@@ -167,6 +167,13 @@ TEST(DataOrder, EverySampleComesOnceAnEpochInAnOrderOfTheSeed) {
   EXPECT_NE(DataOrder(8, 10, 3, 4).Batch(0), order.Batch(0));
 }
 
+// One prompt for all iterations of a job that is never to end.
+TEST(DataOrder, ThereMayBeMoreEpochsThanAnInt) {
+  DataOrder order(7, 1, int64_t{1} << 33, 8);
+  EXPECT_EQ(order.num_steps(), int64_t{1} << 30);
+  EXPECT_EQ(order.Batch(0).size(), 8u);
+}
+
 TEST(DataOrder, GroupsStayWholeAndEachComesOnceAnEpoch) {
   const std::vector<size_t> sizes = {3, 1, 5, 2, 4, 1, 9};
   const auto batches = BatchesOfGroups(7, sizes, /*epochs=*/2, /*batch_size=*/6);

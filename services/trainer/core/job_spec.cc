@@ -43,7 +43,12 @@ absl::Status Validate(const OptimizerSpec& spec) {
 }
 
 absl::Status Validate(const MemorySpec& spec) {
-  ALMOST_RETURN_IF_ERROR(Positive("memory.micro_batch_tokens", static_cast<double>(spec.micro_batch_tokens)));
+  // Times threads and ranks it stays within 64 bits.
+  constexpr int64_t kMaxMicroBatchTokens = int64_t{1} << 32;
+  ALMOST_RETURN_IF_ERROR(
+      Check("memory.micro_batch_tokens",
+            spec.micro_batch_tokens >= 1 && spec.micro_batch_tokens <= kMaxMicroBatchTokens,
+            absl::StrCat("in [1, ", kMaxMicroBatchTokens, "]"), spec.micro_batch_tokens));
   if (!spec.adapters) return absl::OkStatus();
   ALMOST_RETURN_IF_ERROR(Check("memory.lora.rank", spec.adapters->rank >= 1 && spec.adapters->rank <= 1024,
                                "in [1, 1024]", spec.adapters->rank));

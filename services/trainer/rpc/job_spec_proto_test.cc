@@ -106,6 +106,15 @@ TEST_F(JobSpecProto, AnOutputThatCannotBePlacedIsRefused) {
   }
 }
 
+// Sums and products of counts stay within 64 bits.
+TEST_F(JobSpecProto, ABudgetBeyondAllMemoryIsRefused) {
+  for (const int64_t tokens : {std::numeric_limits<int64_t>::max(), int64_t{1} << 62, int64_t{-1}}) {
+    v1::JobSpec job = Ppo();
+    job.mutable_memory()->set_micro_batch_tokens(tokens);
+    Refused(job, "memory.micro_batch_tokens");
+  }
+}
+
 TEST_F(JobSpecProto, TheManifestPinsWhatTheJobBeganFromAndNamesNoPlace) {
   for (const bool grpo : {false, true}) {
     v1::JobSpec job = grpo ? Grpo() : Ppo();

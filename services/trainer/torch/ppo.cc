@@ -66,11 +66,11 @@ class PpoTask : public Task {
         reference_(inputs.model.Frozen()),
         learner_(inputs.model, std::move(values), optimizer_, spec_.value_learning_rate,
                  inputs.spec.num_threads, group_),
-        order_(seed_, static_cast<int64_t>(prompts_.size()),
-               // Enough passes over the prompts for every iteration.
-               static_cast<int>(
-                   int64_t{spec_.num_iterations} * num_prompts() / static_cast<int64_t>(prompts_.size()) + 1),
-               num_prompts()),
+        order_(
+            seed_, static_cast<int64_t>(prompts_.size()),
+            // Enough passes over the prompts for every iteration, and for a look at what the last one made.
+            (int64_t{spec_.num_iterations} + 1) * num_prompts() / static_cast<int64_t>(prompts_.size()) + 1,
+            num_prompts()),
         mix_order_(DeriveSeed(seed_, "mix"), static_cast<int64_t>(mix_.size()),
                    std::numeric_limits<int>::max(), spec_.minibatch_size),
         kl_coefficient_(spec_.kl_coefficient) {
@@ -386,7 +386,8 @@ class PpoTask : public Task {
       for (size_t begin = 0; begin < order.size(); begin += spec_.minibatch_size) {
         const size_t end = std::min(begin + spec_.minibatch_size, order.size());
         // Updates of all iterations, counted on.
-        const int64_t minibatches = (spec_.rollouts + spec_.minibatch_size - 1) / spec_.minibatch_size;
+        const int64_t minibatches =
+            (int64_t{spec_.rollouts} + spec_.minibatch_size - 1) / spec_.minibatch_size;
         const int64_t update = step * spec_.epochs * minibatches + static_cast<int64_t>(progress.updates);
         ALMOST_RETURN_IF_ERROR(
             Update(rollouts, {order.data() + begin, order.data() + end}, factor, update, progress));
