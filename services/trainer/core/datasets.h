@@ -67,8 +67,10 @@ absl::StatusOr<Comparisons> ReadComparisons(const std::filesystem::path& file, c
 absl::StatusOr<Dataset<Sample>> ReadTexts(const std::filesystem::path& file,
                                           std::shared_ptr<const Tokenizer> tokenizer, int max_tokens);
 
-// Lines {"prompt"}: whatever else a line holds is not looked at.
-absl::StatusOr<Dataset<std::string>> ReadPrompts(const std::filesystem::path& file);
+// Lines {"prompt"}: whatever else a line holds is not looked at. One that leaves no room for an answer of
+// `max_new_tokens` within max_tokens is refused.
+absl::StatusOr<Dataset<std::string>> ReadPrompts(const std::filesystem::path& file, const Encoding& encoding,
+                                                 int max_new_tokens);
 
 // Whether the job's datasets are there, not empty, and have a first line of their kind: what can be said
 // about a dataset of any size before the job's turn comes. OK where it has none. kInvalidArgument:

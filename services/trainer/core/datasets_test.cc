@@ -90,7 +90,7 @@ TEST_F(Datasets, ABrokenLineIsNamed) {
   EXPECT_EQ(no_rejected.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(no_rejected.status().message(), HasSubstr("dataset.jsonl line 2"));
   EXPECT_THAT(no_rejected.status().message(), HasSubstr("rejected"));
-  const auto not_json = ReadPrompts(Write("{\"prompt\":\"a\"}\n{\"prompt\":\n"));
+  const auto not_json = ReadPrompts(Write("{\"prompt\":\"a\"}\n{\"prompt\":\n"), encoding_, 1);
   EXPECT_EQ(not_json.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(not_json.status().message(), HasSubstr("line 2"));
   const auto role = ReadDialogues(Write(R"({"messages":[{"role":"robot","content":"x"}]})"
@@ -101,9 +101,9 @@ TEST_F(Datasets, ABrokenLineIsNamed) {
 }
 
 TEST_F(Datasets, AnEmptyOrMissingFileIsRefused) {
-  EXPECT_EQ(ReadPrompts(Write("")).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReadPrompts(Write(""), encoding_, 1).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ReadDocuments(Write("")).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(ReadPrompts("no/such/file").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReadPrompts("no/such/file", encoding_, 1).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(Datasets, AreCheckedByTheirFirstLineBeforeAJobBegins) {

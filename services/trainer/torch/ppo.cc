@@ -543,11 +543,15 @@ absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunct
     return absl::FailedPreconditionError(
         absl::StrCat(kind, ": the tokenizer has no end-of-text token for an answer to end with"));
   }
-  ALMOST_ASSIGN_OR_RETURN(Dataset<std::string> prompts, ReadPrompts(spec.dataset));
+  const int context = inputs.model.config().max_positions;
+  ALMOST_RETURN_IF_ERROR(
+      MaxTokens(absl::StrCat(kind, ".max_new_tokens"), spec.max_new_tokens, inputs.model.config()).status());
+  ALMOST_ASSIGN_OR_RETURN(
+      Dataset<std::string> prompts,
+      ReadPrompts(spec.dataset, {inputs.format, inputs.tokenizer, context}, spec.max_new_tokens));
   Dataset<Sample> mix;
   if (!spec.mix_dataset.empty()) {
-    ALMOST_ASSIGN_OR_RETURN(
-        mix, ReadTexts(spec.mix_dataset, inputs.tokenizer, inputs.model.config().max_positions));
+    ALMOST_ASSIGN_OR_RETURN(mix, ReadTexts(spec.mix_dataset, inputs.tokenizer, context));
   }
   ALMOST_ASSIGN_OR_RETURN(std::optional<ValueFunction> values, MakeValueFunction(inputs));
   return std::make_unique<PpoTask>(std::move(inputs), std::move(values), std::move(prompts), std::move(mix),

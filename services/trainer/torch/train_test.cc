@@ -6,8 +6,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <fstream>
+#include <tuple>
 
+#include "absl/strings/str_cat.h"
 #include "common/model/model_folder.h"
 #include "common/text/tokenizer.h"
 #include "nlohmann/json.hpp"
@@ -168,6 +171,27 @@ TEST_F(TrainTest, ADamagedCheckpointIsNamedAndTheOneBeforeTaken) {
   EXPECT_THAT(warning, HasSubstr("step-000000000004"));
   EXPECT_EQ(first, 3);
   EXPECT_EQ(resumed->output_digest, Train(spec, Context("undisturbed"))->output_digest);
+}
+
+TEST_F(TrainTest, APromptBeyondTheContextIsNamedBeforeTheFirstStep) {
+  const int context_tokens = (*ModelFolder::Open(World()))->config().max_positions;
+  std::ofstream prompts(root_ / "prompts.jsonl");
+  for (int i = 0; i < 20; ++i) prompts << nlohmann::json{{"prompt", "What is 1 plus 2?"}} << "\n";
+  std::string words;
+  for (int i = 0; i < context_tokens; ++i) words += "What ";
+  prompts << nlohmann::json{{"prompt", words}} << "\n";
+  prompts.close();
+  for (const char* kind : {"ppo", "grpo"}) {
+    JobSpec spec = Spec(kind);
+    std::get<PpoSpec>(spec.kind).dataset = root_ / "prompts.jsonl";
+    int64_t last = 0;
+    TrainContext context = Context("job");
+    context.report = [&](int64_t step, int64_t, const auto&) { last = step; };
+    const absl::Status status = Train(spec, context).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("prompts.jsonl line 21: "));
+    EXPECT_EQ(last, 0);
+  }
 }
 
 TEST_F(TrainTest, RewardsThatCannotBeHadFailTheJobAndAreNeverMadeUp) {
@@ -417,6 +441,9 @@ TEST_F(TrainTest, BadSpecsAreRefusedByField) {
   spec = Spec("grpo");
   std::get<PpoSpec>(spec.kind).mix_coefficient = 0;
   refuse(spec, "grpo.mix_coefficient");
+  spec = Spec("ppo");
+  std::get<PpoSpec>(spec.kind).max_new_tokens = 100000;
+  refuse(spec, "ppo.max_new_tokens");
   spec = Spec("reward_model");
   std::get<RewardModelSpec>(spec.kind).patience = 1;
   refuse(spec, "reward_model.patience");
