@@ -58,6 +58,7 @@ class PpoTask : public Task {
         memory_(inputs.spec.memory),
         seed_(inputs.spec.seed),
         group_(*inputs.group),
+        stop_(inputs.stop),
         sampler_(spec_, inputs.spec.num_threads, inputs.format, std::move(inputs.tokenizer), group_),
         prompts_(std::move(prompts)),
         mix_(std::move(mix)),
@@ -211,8 +212,8 @@ class PpoTask : public Task {
     std::optional<RolloutScorer> scorer;
     if (group_.rank() == 0) scorer.emplace(reward_, guard_, prompts.size());
     Scored scored;
-    ALMOST_ASSIGN_OR_RETURN(scored.rollouts,
-                            sampler_.Draw(learner_.policy(), prompts, seed, scorer ? &*scorer : nullptr));
+    ALMOST_ASSIGN_OR_RETURN(
+        scored.rollouts, sampler_.Draw(learner_.policy(), prompts, seed, scorer ? &*scorer : nullptr, stop_));
     meanwhile(scored.rollouts);
     scored.scores = scorer ? scorer->Finish() : RolloutScores();
     return scored;
@@ -512,6 +513,7 @@ absl::StatusOr<std::optional<ValueFunction>> MakeValueFunction(const TaskInputs&
   if (spec.value_model.empty()) {
     return ValueFunction(ValueHead::Initialize(policy.hidden_size, inputs.spec.seed, inputs.model.device()));
   }
+  const std::stop_token stop_;
   ALMOST_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(spec.value_model));
   if (!folder->config().reward_head || folder->config().vocab_size != policy.vocab_size) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -34,7 +34,8 @@ std::string RolloutSampler::Text(const std::vector<int32_t>& generated) const {
 
 absl::StatusOr<std::vector<Rollout>> RolloutSampler::Draw(const Transformer& policy,
                                                           const std::vector<std::string>& prompts,
-                                                          uint64_t seed, RolloutScorer* scorer) const {
+                                                          uint64_t seed, RolloutScorer* scorer,
+                                                          const std::stop_token& stop) const {
   const int32_t end_of_text = *tokenizer_->eos_id();
   std::vector<Rollout> rollouts;
   std::vector<size_t> own;  // this rank's share
@@ -53,6 +54,7 @@ absl::StatusOr<std::vector<Rollout>> RolloutSampler::Draw(const Transformer& pol
   options.max_queued_requests = static_cast<int>(own.size());
   ALMOST_ASSIGN_OR_RETURN(const auto generator, engine::Engine::Create(policy.InMemoryFolder(), options));
   std::vector<absl::StatusOr<engine::Candidate>> answers(own.size(), absl::UnknownError("not drawn"));
+  std::vector<uint64_t> requests;
   absl::BlockingCounter left(static_cast<int>(own.size()));
   for (size_t j = 0; j < own.size(); ++j) {
     const size_t i = own[j];
@@ -73,12 +75,20 @@ absl::StatusOr<std::vector<Rollout>> RolloutSampler::Draw(const Transformer& pol
       }
       left.DecrementCount();
     };
-    if (const auto id = generator->Submit(std::move(request)); !id.ok()) {
+    if (const auto id = generator->Submit(std::move(request)); id.ok()) {
+      requests.push_back(*id);
+    } else {
       answers[j] = id.status();
       left.DecrementCount();
     }
   }
-  left.Wait();
+  {
+    // Of several ranks each has to stay with the others, to the end of the step.
+    const std::stop_callback cancel(group_.size() == 1 ? stop : std::stop_token(), [&] {
+      for (const uint64_t id : requests) generator->Cancel(id);
+    });
+    left.Wait();
+  }
 
   nlohmann::json drawn = nlohmann::json::array();
   for (size_t j = 0; j < own.size(); ++j) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -42,10 +43,11 @@ class RolloutSampler {
                  std::shared_ptr<const Tokenizer> tokenizer, Group& group);
 
   // One answer a prompt: a function of weights, prompts and seed. The scorer, null on ranks but 0, is given
-  // each answer as soon as it is there.
+  // each answer as soon as it is there. kCancelled: `stop` asked for it, which is heeded where one rank
+  // trains.
   absl::StatusOr<std::vector<Rollout>> Draw(const Transformer& policy,
                                             const std::vector<std::string>& prompts, uint64_t seed,
-                                            RolloutScorer* scorer) const;
+                                            RolloutScorer* scorer, const std::stop_token& stop) const;
 
  private:
   std::string Text(const std::vector<int32_t>& generated) const;

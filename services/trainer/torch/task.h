@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -52,7 +53,7 @@ class Task {
   virtual nlohmann::json Values() const = 0;
   virtual absl::Status Restore(const nlohmann::json& values) = 0;
 
-  // Once, after the last step.
+  // Once, after the last step. kCancelled as Step's.
   virtual absl::StatusOr<Finished> Finish() { return Finished{}; }
   virtual const Transformer& model() const = 0;
 };
@@ -66,6 +67,7 @@ struct TaskInputs {
   PromptFormat format;
   Transformer model;
   Group* group;  // outlives the task
+  std::stop_token stop;
 };
 
 // By the spec's kind. Errors name the field, or the file and line.

@@ -43,7 +43,8 @@ absl::Status CheckFrozen(const OptimizerSpec& optimizer, const Transformer& mode
 }
 
 // The base model, or a fresh one, as the spec wants it held.
-absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, torch::Device device, Group& group) {
+absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, const TrainContext& context, Group& group) {
+  const torch::Device device = context.device;
   const torch::ScalarType dtype =
       spec.memory.precision == Precision::kFloat32 ? torch::kFloat32 : torch::kBFloat16;
   const auto* pretrain = std::get_if<PretrainSpec>(&spec.kind);
@@ -55,7 +56,7 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, torch::Device device, Gr
     ALMOST_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromFolder(folder));
     Transformer model = Transformer::Initialize(config, dtype, DeriveSeed(spec.seed, "weights")).To(device);
     if (spec.memory.recompute_layers) model.RecomputeLayers();
-    return TaskInputs{spec, folder, "", tokenizer, format, std::move(model), &group};
+    return TaskInputs{spec, folder, "", tokenizer, format, std::move(model), &group, context.stop};
   }
   ALMOST_ASSIGN_OR_RETURN(const auto weights, ModelFolder::Open(folder));
   const bool reward_head = std::holds_alternative<RewardModelSpec>(spec.kind);
@@ -65,7 +66,8 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, torch::Device device, Gr
   if (const auto& adapters = spec.memory.adapters) {
     model.AddAdapters(adapters->rank, adapters->alpha, DeriveSeed(spec.seed, "adapters"));
   }
-  return TaskInputs{spec, folder, weights->digest(), tokenizer, format, std::move(model), &group};
+  return TaskInputs{spec,   folder,      weights->digest(), tokenizer, format, std::move(model),
+                    &group, context.stop};
 }
 
 absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs, const RewardFunction& reward,
@@ -174,7 +176,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
   }
   digest = group.Broadcast(digest);
   if (!digest.empty()) return TrainedModel{digest, numerics_id};
-  ALMOST_ASSIGN_OR_RETURN(TaskInputs inputs, Prepare(spec, context.device, group));
+  ALMOST_ASSIGN_OR_RETURN(TaskInputs inputs, Prepare(spec, context, group));
   ExportedModel exported{
       .config = inputs.model.config(),
       .format = inputs.format,
@@ -221,6 +223,14 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
   const double peak_flops = PeakFlops(context.device, spec.memory.precision, spec.num_threads) * group.size();
   int64_t saved = step;
   SteadyClock::time_point saved_at = SteadyClock::now();
+  const auto save = [&] {
+    absl::Status status = timed(CheckpointWork::Operation::kWrite, [&] {
+      return WriteCheckpoint(checkpoints, step, numerics_id, *task, group);
+    });
+    saved = step;
+    saved_at = SteadyClock::now();
+    return status;
+  };
   while (step < task->num_steps()) {
     // Anybody's wish to stop is everybody's; whether a checkpoint is due, rank 0's clock says.
     std::vector<double> wishes(group.size() + 1);
@@ -229,16 +239,12 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
     group.Merge(wishes);
     const bool stop = std::any_of(wishes.begin(), wishes.end() - 1, [](double wish) { return wish != 0; });
     const bool due = spec.checkpoint_steps > 0 ? step - saved >= spec.checkpoint_steps : wishes.back() != 0;
-    if (step > saved && (stop || due)) {
-      ALMOST_RETURN_IF_ERROR(timed(CheckpointWork::Operation::kWrite, [&] {
-        return WriteCheckpoint(checkpoints, step, numerics_id, *task, group);
-      }));
-      saved = step;
-      saved_at = SteadyClock::now();
-    }
+    if (step > saved && (stop || due)) ALMOST_RETURN_IF_ERROR(save());
     if (stop) return absl::CancelledError("stopped between two steps");
     const auto begin = SteadyClock::now();
-    ALMOST_ASSIGN_OR_RETURN(Metrics metrics, task->Step(step));
+    absl::StatusOr<Metrics> stepped = task->Step(step);
+    if (absl::IsCancelled(stepped.status()) && step > saved) ALMOST_RETURN_IF_ERROR(save());
+    ALMOST_ASSIGN_OR_RETURN(Metrics metrics, std::move(stepped));
     ++step;
     const double seconds = std::chrono::duration<double>(SteadyClock::now() - begin).count();
     if (!std::isfinite(metrics["loss"]) || !std::isfinite(metrics["grad_norm"])) {
@@ -255,7 +261,9 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
     if (context.report) context.report(step, task->num_steps(), metrics);
   }
 
-  ALMOST_ASSIGN_OR_RETURN(const Finished finished, task->Finish());
+  absl::StatusOr<Finished> ended = task->Finish();
+  if (absl::IsCancelled(ended.status()) && step > saved) ALMOST_RETURN_IF_ERROR(save());
+  ALMOST_ASSIGN_OR_RETURN(const Finished finished, std::move(ended));
   if (!leads) return TrainedModel{group.Broadcast(""), numerics_id};
   exported.training["num_steps"] = task->num_steps();
   exported.training["measured"] = finished.measured;

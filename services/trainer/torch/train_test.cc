@@ -173,6 +173,53 @@ TEST_F(TrainTest, ADamagedCheckpointIsNamedAndTheOneBeforeTaken) {
   EXPECT_EQ(resumed->output_digest, Train(spec, Context("undisturbed"))->output_digest);
 }
 
+// The step under way is given up, those before it are not.
+TEST_F(TrainTest, AStopInTheMiddleOfRolloutsKeepsTheStepsBefore) {
+  for (const char* kind : {"ppo", "grpo"}) {
+    JobSpec spec = Spec(kind);
+    spec.checkpoint_steps = 100;
+    std::stop_source stop;
+    std::atomic<int64_t> done = 0;
+    TrainContext context = Context("stopped");
+    context.stop = stop.get_token();
+    context.report = [&](int64_t step, int64_t, const auto&) { done = step; };
+    context.reward = [&](std::span<const RewardInput> inputs) -> absl::StatusOr<std::vector<double>> {
+      if (done < 3) return YesReward(inputs);
+      stop.request_stop();
+      return absl::CancelledError("the job was asked to stop");
+    };
+    EXPECT_EQ(Train(spec, context).status().code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(done, 3);
+    int64_t first = 0;
+    context = Context("stopped");
+    context.report = [&](int64_t step, int64_t, const auto&) {
+      if (first == 0) first = step;
+    };
+    const auto resumed = Train(spec, context);
+    ASSERT_TRUE(resumed.ok()) << resumed.status();
+    EXPECT_EQ(first, 4) << kind;
+    EXPECT_EQ(resumed->output_digest, Train(spec, Context("undisturbed"))->output_digest);
+    fs::remove_all(root_ / "stopped");
+    fs::remove_all(root_ / "undisturbed");
+  }
+}
+
+// Asked to stop after the loop has looked and before the rollouts are drawn.
+TEST_F(TrainTest, RolloutsThatAreBeingDrawnAreGivenUpForAStop) {
+  for (const char* kind : {"ppo", "grpo"}) {
+    JobSpec spec = Spec(kind);
+    spec.checkpoint_steps = 3;
+    std::stop_source stop;
+    int64_t last = 0;
+    TrainContext context = Context(kind);
+    context.stop = stop.get_token();
+    context.checkpoint = [&](const CheckpointWork&) { stop.request_stop(); };
+    context.report = [&](int64_t step, int64_t, const auto&) { last = step; };
+    EXPECT_EQ(Train(spec, context).status().code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(last, 3) << kind;
+  }
+}
+
 TEST_F(TrainTest, APromptBeyondTheContextIsNamedBeforeTheFirstStep) {
   const int context_tokens = (*ModelFolder::Open(World()))->config().max_positions;
   std::ofstream prompts(root_ / "prompts.jsonl");
