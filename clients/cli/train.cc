@@ -209,7 +209,7 @@ void AddJobs(CLI::App& app, Cli& cli) {
   of_one("watch", "Follows a job until it ends", [&cli, id] { return WatchOne(cli, *id); });
   of_one("pause", "Stops a job at a checkpoint after the step under way; the device is free for others",
          [&cli, id] { return OneJob(cli, *id, &Trainer::Stub::PauseJob); });
-  of_one("resume", "Goes on with a paused job",
+  of_one("resume", "Goes on with a paused job, or with one that failed for want of room or of a service",
          [&cli, id] { return OneJob(cli, *id, &Trainer::Stub::ResumeJob); });
   of_one("cancel", "Gives a job up", [&cli, id] { return OneJob(cli, *id, &Trainer::Stub::CancelJob); });
 }

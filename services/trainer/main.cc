@@ -150,7 +150,10 @@ void FollowJobs(const Options& options, ArtifactStore& store, Rendezvous& rendez
       if (!proto.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
         return absl::DataLossError("the job's spec is damaged");
       }
-      ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(proto, &store, options.model_root));
+      const JobContext job{.id = "of rank 0", .spec = {}, .work_folder = {}, .stop = stop, .report = {}};
+      ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, WhileStoreIsAway(job, [&] {
+                                return ReadJobSpec(proto, &store, options.model_root);
+                              }));
       TrainContext context;
       context.device = options.ranks.device;
       context.stop = stop;

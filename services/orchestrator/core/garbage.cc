@@ -40,8 +40,10 @@ absl::Status AddRuns(Journal& journal, std::set<std::string>& ids, bool& at_work
   }
 }
 
-absl::Status AddJobs(Services& services, const std::set<std::string>& runs, std::set<std::string>& keep,
-                     bool& at_work) {
+// Adds what jobs refer to. With `remove` the trainer is told that nobody goes on from the checkpoints which
+// failed jobs of deleted runs have kept.
+absl::Status AddJobs(Services& services, const std::set<std::string>& runs, bool remove,
+                     std::set<std::string>& keep, bool& at_work) {
   std::set<std::string> prefixes;
   for (const std::string& run : runs) prefixes.insert(RunInJobId(run));
   trainer::v1::ListJobsRequest request;
@@ -52,7 +54,13 @@ absl::Status AddJobs(Services& services, const std::set<std::string>& runs, std:
       at_work = at_work || IsAtWork(job.state());
       const std::optional<std::string> run = RunOfJob(job.name());
       const bool is_of_deleted_run = run.has_value() && !prefixes.contains(*run);
-      if (!IsAtWork(job.state()) && is_of_deleted_run) continue;
+      if (!IsAtWork(job.state()) && is_of_deleted_run) {
+        if (!remove || job.state() != trainer::v1::JOB_STATE_FAILED) continue;
+        trainer::v1::CancelJobRequest cancel;
+        cancel.set_name(job.name());
+        ALMOST_RETURN_IF_ERROR(services.CancelJob({absl::Seconds(30), {}}, cancel).status());
+        continue;
+      }
       if (!job.output_digest().empty()) keep.insert(job.output_digest());
       AddSource(job.spec().base_model(), keep);
       AddSource(job.spec().sft().dataset(), keep);
@@ -61,6 +69,7 @@ absl::Status AddJobs(Services& services, const std::set<std::string>& runs, std:
         AddSource(rl.dataset(), keep);
         AddSource(rl.mix_dataset(), keep);
         AddSource(rl.reward_source(), keep);
+        AddSource(rl.value_model(), keep);
       }
       AddSource(job.spec().pretrain().dataset(), keep);
       AddSource(job.spec().reward_model().dataset(), keep);
@@ -69,7 +78,6 @@ absl::Status AddJobs(Services& services, const std::set<std::string>& runs, std:
   } while (!request.page_token().empty());
   return absl::OkStatus();
 }
-        AddSource(rl.value_model(), keep);
 
 }  // namespace
 
@@ -95,7 +103,7 @@ absl::StatusOr<v1::CollectGarbageResponse> CollectGarbage(Journal& journal, Serv
   std::set<std::string> runs;
   bool at_work = false;
   ALMOST_RETURN_IF_ERROR(AddRuns(journal, runs, at_work));
-  ALMOST_RETURN_IF_ERROR(AddJobs(services, runs, keep, at_work));
+  ALMOST_RETURN_IF_ERROR(AddJobs(services, runs, request.remove(), keep, at_work));
   if (request.remove() && at_work && min_age < kLeastAgeAtWork) {
     return absl::FailedPreconditionError(
         "min_age: must be at least an hour while runs or jobs are at work: nothing refers to what they "

@@ -374,6 +374,26 @@ TEST_F(OrchestratorTest, CollectsOnlyWhatNothingRefersTo) {
   EXPECT_TRUE(store_->Get(elsewhere).ok()) << "nothing goes unless all who may refer to it have been asked";
 }
 
+TEST_F(OrchestratorTest, CollectsWhatFailedJobsOfDeletedRunsHaveKept) {
+  ASSERT_TRUE(Start().ok());
+  services_->SetScript([](absl::string_view method, const CallOptions&) {
+    return method == "Train" ? absl::ResourceExhaustedError("no space left") : absl::OkStatus();
+  });
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  v1::CollectGarbageRequest request;
+  request.set_remove(true);
+  ASSERT_TRUE(orchestrator_->CollectGarbage(request).ok());
+  EXPECT_EQ(services_->calls("CancelJob"), 0) << "the run may be resumed";
+  ASSERT_TRUE(orchestrator_->Delete("r").ok());
+  request.set_remove(false);
+  ASSERT_TRUE(orchestrator_->CollectGarbage(request).ok());
+  EXPECT_EQ(services_->calls("CancelJob"), 0);
+  request.set_remove(true);
+  ASSERT_TRUE(orchestrator_->CollectGarbage(request).ok());
+  EXPECT_EQ(services_->calls("CancelJob"), 1);
+}
+
 TEST_F(OrchestratorTest, CollectsNothingNewWhileARunIsAtWork) {
   ASSERT_TRUE(Start().ok());
   services_->HoldJobs(true);
@@ -1309,6 +1329,38 @@ TEST_F(OrchestratorTest, AJobThatFailsForAFullDiskWaitsForAResume) {
   ASSERT_TRUE(orchestrator_->Resume("r").ok());
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
   EXPECT_EQ(Hashes("r"), hashes);
+  EXPECT_EQ(services_->calls("ResumeJob"), 1);
+  EXPECT_EQ(services_->jobs().size(), 3u) << "the one that failed has gone on, no other began anew";
+}
+
+TEST_F(OrchestratorTest, AJobThatAnOutageEndedGoesOnWithinItsRun) {
+  const auto hashes = UndisturbedHashes();
+  const int64_t tokens = orchestrator_->Get("r")->cost().trained_tokens();
+  Reset();
+  ASSERT_TRUE(Start().ok());
+  std::atomic<int> left{2};
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    return method == "Train" && left-- > 0 ? absl::UnavailableError("reward: nobody there")
+                                           : absl::OkStatus();
+  });
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(Hashes("r"), hashes);
+  EXPECT_EQ(services_->calls("ResumeJob"), 2);
+  EXPECT_EQ(services_->jobs().size(), 3u);
+  EXPECT_EQ(orchestrator_->Get("r")->cost().trained_tokens(), tokens) << "no step counts twice";
+}
+
+// Nothing is there to go on from: the work was given up, or the job failed of itself.
+TEST_F(OrchestratorTest, AJobThatCannotGoOnIsFollowedByAnother) {
+  ASSERT_TRUE(Start().ok());
+  std::atomic<int> left{1};
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    return method == "Train" && left-- > 0 ? absl::NotFoundError("reward: no models/RM") : absl::OkStatus();
+  });
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED);
+  EXPECT_EQ(services_->jobs().size(), 4u);
 }
 
 TEST_F(OrchestratorTest, CreateIsHarmlessToRepeat) {

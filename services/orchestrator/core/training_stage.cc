@@ -17,13 +17,14 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr absl::Duration kWatch = absl::Seconds(5);
-// Jobs that a run may start for a stage, over failures of the world, cancellations and resumptions.
+// Jobs that a run may start for a stage, and goes at one, over failures of the world, cancellations and
+// resumptions.
 constexpr int kMaxJobs = 20;
 
-// A failure of the world, not of the job: another job of the same spec may succeed. kNotFound: the reward
-// service has lost the model and was not given it back in time. Not kResourceExhausted: the trainer's disk is
-// full, and stays so until somebody makes room and resumes the run.
-bool IsWorthAnotherJob(const absl::Status& status) {
+// A failure of the world, not of the job: another go at it may succeed. kNotFound: the reward service has
+// lost the model and was not given it back in time. Not kResourceExhausted: the trainer's disk is full, and
+// stays so until somebody makes room and resumes the run.
+bool IsWorthAnotherGo(const absl::Status& status) {
   return (IsTransient(status) && !absl::IsResourceExhausted(status)) || absl::IsNotFound(status);
 }
 
@@ -48,11 +49,26 @@ std::string VanillaSource(const v1::Recipe& recipe, absl::string_view id) {
   return "";
 }
 
+// What has been seen of a job, over all goes at it.
+struct History {
+  int64_t sequence = 0;  // of the last event
+  std::map<int64_t, std::map<std::string, double>> curves;
+
+  double Tokens() const {
+    double tokens = 0;
+    for (const auto& [step, metrics] : curves) {
+      if (const auto count = metrics.find("tokens"); count != metrics.end()) tokens += count->second;
+    }
+    return tokens;
+  }
+};
+
 // Watches until the job has ended and leaves it so in `job`.
-absl::Status Follow(StageContext& context, trainer::v1::Job& job,
-                    std::map<int64_t, std::map<std::string, double>>& curves) {
+absl::Status Follow(StageContext& context, trainer::v1::Job& job, History& history) {
+  const double tokens_before = history.Tokens();
   trainer::v1::WatchJobRequest watch;
   watch.set_name(job.name());
+  watch.set_after_sequence(history.sequence);
   trainer::v1::GetJobRequest get;
   get.set_name(job.name());
   CostMeter& meter = context.services().meter();
@@ -67,19 +83,16 @@ absl::Status Follow(StageContext& context, trainer::v1::Job& job,
           }
           if (event.metrics().empty()) return true;
           const std::map<std::string, double> metrics(event.metrics().begin(), event.metrics().end());
-          curves[event.step()] = metrics;
+          history.curves[event.step()] = metrics;
           context.Report(metrics, event.step(), event.num_steps());
           return true;
         }));
+    history.sequence = watch.after_sequence();
     ALMOST_ASSIGN_OR_RETURN(job, context.services().GetJob(get));
     if (HasEnded(job.state())) break;
   }
-  double tokens = 0;
-  for (const auto& [step, metrics] : curves) {
-    if (const auto count = metrics.find("tokens"); count != metrics.end()) tokens += count->second;
-  }
   v1::Cost cost;
-  cost.set_trained_tokens(static_cast<int64_t>(tokens));
+  cost.set_trained_tokens(static_cast<int64_t>(history.Tokens() - tokens_before));
   meter.Add(cost);
   return absl::OkStatus();
 }
@@ -122,24 +135,30 @@ absl::StatusOr<std::string> TrainingStage::RunItem(StageContext& context, int64_
   request.mutable_spec()->set_prompt_format(context.recipe().prompt_format());
   request.mutable_spec()->set_priority(context.priority());
   absl::Status status;
-  for (int number = 0; number < kMaxJobs; ++number) {
+  History history;  // of the job with this number
+  for (int number = 0, goes = 0; number < kMaxJobs && goes < kMaxJobs;) {
     request.set_job_id(RunJobId(context.run_id(), id(), request.spec(), number));
     ALMOST_ASSIGN_OR_RETURN(trainer::v1::Job job, context.services().CreateJob(request));
-    if (job.state() == trainer::v1::JOB_STATE_PAUSED) {  // with this run, which now goes on
+    // Paused with this run, which now goes on; or failed of the world, and with its checkpoints kept.
+    if (job.state() == trainer::v1::JOB_STATE_PAUSED || job.state() == trainer::v1::JOB_STATE_FAILED) {
       trainer::v1::ResumeJobRequest resume;
       resume.set_name(job.name());
       ALMOST_ASSIGN_OR_RETURN(job, context.services().ResumeJob(resume));
     }
-    // One that had ended without a model before we asked belongs to an earlier try.
+    // It ended without a model, and there is nothing that it could go on from: another one begins anew.
     if (HasEnded(job.state()) && job.state() != trainer::v1::JOB_STATE_SUCCEEDED) {
       status = ErrorOf(job);
+      history = {};
+      ++number;
       continue;
     }
-    std::map<int64_t, std::map<std::string, double>> curves;
-    ALMOST_RETURN_IF_ERROR(Follow(context, job, curves));
-    if (job.state() == trainer::v1::JOB_STATE_SUCCEEDED) return Result(context, job, curves, made.dataset);
+    ALMOST_RETURN_IF_ERROR(Follow(context, job, history));
+    if (job.state() == trainer::v1::JOB_STATE_SUCCEEDED) {
+      return Result(context, job, history.curves, made.dataset);
+    }
     status = ErrorOf(job);
-    if (!IsWorthAnotherJob(status)) return status;
+    if (!IsWorthAnotherGo(status)) return status;
+    ++goes;
   }
   return status;
 }

@@ -84,6 +84,28 @@ void RecordFromJson(const json& value, JobRecord& record) {
   }
 }
 
+// Whether a job that failed of this may go on once the world is as it should be: room on the disk, a service
+// or a volume back. What it failed of by itself it would fail of again.
+bool MayGoOn(const absl::Status& error) {
+  switch (error.code()) {
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kUnauthenticated:
+    case absl::StatusCode::kUnknown:  // the device failed
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool KeepsWork(const JobRecord& record) {
+  return !HasEnded(record.state) || (record.state == JobState::kFailed && MayGoOn(record.error));
+}
+
 }  // namespace
 
 absl::string_view JobStateName(JobState state) { return kStateNames[static_cast<int>(state)]; }
@@ -184,7 +206,10 @@ absl::StatusOr<JobRecord> JobQueue::Stop(absl::string_view id, JobState state) {
   const auto found = jobs_.find(std::string(id));
   if (found == jobs_.end()) return absl::NotFoundError(absl::StrCat("no job jobs/", id));
   Job& job = found->second;
-  if (HasEnded(job.record.state) || job.record.state == state) return job.record;
+  if (HasEnded(job.record.state) || job.record.state == state) {
+    if (state == JobState::kCancelled) RemoveWork(id);
+    return job.record;
+  }
   if (job.record.state == JobState::kRunning) {
     job.stops_as = std::max(job.stops_as, state);
     job.stop.request_stop();
@@ -203,9 +228,16 @@ absl::StatusOr<JobRecord> JobQueue::Resume(absl::string_view id) {
   if (found == jobs_.end()) return absl::NotFoundError(absl::StrCat("no job jobs/", id));
   Job& job = found->second;
   if (job.stops_as == JobState::kPaused) job.stops_as = JobState::kQueued;  // it has not stopped yet
-  if (job.record.state != JobState::kPaused) return job.record;
+  const bool failed = job.record.state == JobState::kFailed && fs::exists(root_ / job.record.id / "work");
+  if (job.record.state != JobState::kPaused && !failed) return job.record;
+  const JobRecord before = job.record;
   job.record.state = JobState::kQueued;
-  ALMOST_RETURN_IF_ERROR(Record(job));
+  job.record.error = absl::OkStatus();
+  job.record.end_time = absl::InfiniteFuture();
+  if (const absl::Status status = Record(job); !status.ok()) {
+    job.record = before;
+    return status;
+  }
   return job.record;
 }
 
@@ -344,7 +376,7 @@ void JobQueue::RunJob(const std::string& id) {
     job.events.push_back(std::move(event));
     return;
   }
-  if (HasEnded(job.record.state)) RemoveWork(id);
+  if (!KeepsWork(job.record)) RemoveWork(id);
 }
 
 }  // namespace almost::trainer

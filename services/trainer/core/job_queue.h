@@ -66,14 +66,16 @@ struct TrainedModel {
 struct JobContext {
   std::string id;
   std::string spec;
-  std::filesystem::path work_folder;  // exists; kept over restarts until the job ends
+  std::filesystem::path work_folder;  // exists; kept over restarts until the job ends for good
   std::stop_token stop;               // when requested: write a checkpoint and return kCancelled soon
   // Any thread; becomes an event. A metric that is not finite is left out of it.
   std::function<void(int64_t step, int64_t num_steps, const std::map<std::string, double>& metrics)> report;
 };
 
 // Runs on the queue's thread. Called again for the same job after a restart: goes on from what it left in
-// work_folder. An error other than kCancelled fails the job.
+// work_folder. An error other than kCancelled fails the job: one of the world's (kResourceExhausted,
+// kUnavailable, kDeadlineExceeded, kAborted, kNotFound, kPermissionDenied, kUnauthenticated, kUnknown) keeps
+// its work for Resume.
 using TrainFunction = std::function<absl::StatusOr<TrainedModel>(const JobContext&)>;
 
 // One device's jobs: one runs to its end, the others wait, by priority and then in the order of their
@@ -94,12 +96,14 @@ class JobQueue {
   absl::StatusOr<JobRecord> Get(absl::string_view id) const;
   // Newest first.
   std::vector<JobRecord> List() const;
-  // A queued job ends at once, a running one after its step. Harmless on one that has ended.
+  // A queued job ends at once, a running one after its step. Of one that has failed the work it had kept is
+  // removed; harmless on any other that has ended.
   absl::StatusOr<JobRecord> Cancel(absl::string_view id);
   // The same, but it keeps what it has done, and is kPaused until Resume, also over restarts. Harmless on one
   // that has ended.
   absl::StatusOr<JobRecord> Pause(absl::string_view id);
-  // A paused job waits in the queue again. Harmless on any other.
+  // A paused job waits in the queue again, and so does a failed one that has kept its work. Harmless on any
+  // other.
   absl::StatusOr<JobRecord> Resume(absl::string_view id);
   // Events after `after_sequence`; waits up to `timeout` for the first. Empty when none came.
   absl::StatusOr<std::vector<JobEvent>> Events(absl::string_view id, int64_t after_sequence,

@@ -231,6 +231,63 @@ TEST_F(JobQueueTest, AFailureKeepsItsReason) {
   EXPECT_EQ(record.error, absl::InvalidArgumentError("dataset: holds no line"));
 }
 
+TEST_F(JobQueueTest, WhatTheWorldFailedKeepsItsWorkAndGoesOnFromIt) {
+  for (const auto code : {absl::StatusCode::kResourceExhausted, absl::StatusCode::kUnavailable,
+                          absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kUnknown}) {
+    const std::string id = absl::StatusCodeToString(code);
+    const fs::path checkpoint = root_ / id / "work" / "checkpoint";
+    {
+      auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+        std::ofstream(context.work_folder / "checkpoint") << "step 7";
+        return absl::Status(code, "no space left");
+      });
+      ASSERT_TRUE(queue->Create(id, "spec").ok());
+      EXPECT_EQ(WaitForEnd(*queue, id).error.code(), code);
+      EXPECT_TRUE(fs::exists(checkpoint)) << id;
+    }
+    std::string found;
+    auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+      std::getline(std::ifstream(context.work_folder / "checkpoint"), found);
+      return ThreeSteps(context);
+    });
+    EXPECT_EQ(queue->Get(id)->state, JobState::kFailed) << "goes on only when it is asked to";
+    EXPECT_TRUE(fs::exists(checkpoint)) << id;
+    const JobRecord resumed = *queue->Resume(id);
+    EXPECT_EQ(resumed.state, JobState::kQueued);
+    EXPECT_TRUE(resumed.error.ok()) << resumed.error;
+    EXPECT_EQ(resumed.end_time, absl::InfiniteFuture());
+    EXPECT_EQ(WaitForEnd(*queue, id).state, JobState::kSucceeded);
+    EXPECT_EQ(found, "step 7");
+    EXPECT_FALSE(fs::exists(root_ / id / "work"));
+    EXPECT_EQ(queue->Resume(id)->state, JobState::kSucceeded);
+  }
+}
+
+TEST_F(JobQueueTest, CancelGivesUpWhatAFailedJobHasKept) {
+  auto queue = *JobQueue::Open(root_, [](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+    std::ofstream(context.work_folder / "checkpoint") << "step 7";
+    return absl::ResourceExhaustedError("no space left");
+  });
+  ASSERT_TRUE(queue->Create("job", "spec").ok());
+  WaitForEnd(*queue, "job");
+  EXPECT_EQ(queue->Pause("job")->state, JobState::kFailed);
+  EXPECT_TRUE(fs::exists(root_ / "job" / "work"));
+  EXPECT_EQ(queue->Cancel("job")->state, JobState::kFailed);
+  EXPECT_FALSE(fs::exists(root_ / "job" / "work"));
+  EXPECT_EQ(queue->Resume("job")->state, JobState::kFailed) << "there is nothing to go on from";
+}
+
+TEST_F(JobQueueTest, AJobsOwnFailureKeepsNoWork) {
+  auto queue = *JobQueue::Open(root_, [](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+    std::ofstream(context.work_folder / "checkpoint") << "step 7";
+    return absl::InternalError("step 8: the loss is nan");
+  });
+  ASSERT_TRUE(queue->Create("job", "spec").ok());
+  WaitForEnd(*queue, "job");
+  EXPECT_EQ(queue->Resume("job")->state, JobState::kFailed);
+  EXPECT_FALSE(fs::exists(root_ / "job" / "work"));
+}
+
 TEST_F(JobQueueTest, SurvivesAnEventCutShortAndNamesADamagedState) {
   {
     auto queue = *JobQueue::Open(root_, ThreeSteps);
