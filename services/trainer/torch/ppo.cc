@@ -359,8 +359,6 @@ class PpoTask : public Task {
         {"stop_fraction", stopped / count},
         {"entropy", entropy / tokens},
         {"score_length_correlation", Correlation(scores, lengths)},
-        {"logprob_gap", gap},
-        {"ratio_gap", std::expm1(gap)},
         // To draw them, what the policy and the reference say of them, and the passes of updates.
         {"model_flops", (1 + 2) * forward + spec_.epochs * TrainingFlops(memory_, forward)}};
     if (guard_) {
@@ -382,6 +380,11 @@ class PpoTask : public Task {
     std::vector<size_t> order(rollouts.size());
     std::iota(order.begin(), order.end(), size_t{0});
     Progress progress;
+    // Of both a temperature and a nucleus the engine has no log-probabilities that are the trainer's.
+    if (spec_.temperature == 1.0 || spec_.top_p == 1.0) {
+      metrics["logprob_gap"] = gap;
+      metrics["ratio_gap"] = std::expm1(gap);
+    }
     for (int epoch = 0; epoch < spec_.epochs; ++epoch) {
       random.Shuffle(order);
       for (size_t begin = 0; begin < order.size(); begin += spec_.minibatch_size) {

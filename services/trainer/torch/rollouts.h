@@ -20,10 +20,12 @@ namespace almost::trainer {
 // An answer that the policy gave, and what is said of it before it is learned from.
 struct Rollout {
   std::string prompt, response;
-  Sample sample;                        // prompt and generated tokens; these are the targets
-  bool stopped = false;                 // ended by itself, not by max_new_tokens
-  std::vector<double> engine_logprobs;  // by generated token, as it was drawn
-  std::vector<double> logprobs;         // the same by the trainer's arithmetic: what ratios refer to
+  Sample sample;         // prompt and generated tokens; these are the targets
+  bool stopped = false;  // ended by itself, not by max_new_tokens
+  // By generated token. With a temperature as it was drawn: after truncation to the nucleus, which the
+  // trainer's have not.
+  std::vector<double> engine_logprobs;
+  std::vector<double> logprobs;  // the same by the trainer's arithmetic: what ratios refer to
   std::vector<double> reference, values, entropies;
   std::vector<double> advantages, returns;
   double score = 0;   // raw

@@ -461,6 +461,27 @@ TEST_F(TrainTest, RolloutAndTrainerLogProbabilitiesAgree) {
   EXPECT_LT(worst, 1e-4);
 }
 
+// The trainer has probabilities before truncation: of the engine's two kinds those after it are no match.
+TEST_F(TrainTest, TheGapIsToldWhereBothSpeakOfOneDistribution) {
+  for (const auto& [temperature, top_p, is_told] :
+       {std::tuple(0.7, 1.0, true), std::tuple(1.0, 0.9, true), std::tuple(0.7, 0.9, false)}) {
+    JobSpec spec = Spec("ppo");
+    auto& kind = std::get<PpoSpec>(spec.kind);
+    kind.num_iterations = 3;
+    kind.temperature = temperature;
+    kind.top_p = top_p;
+    TrainContext context = Context(absl::StrCat("job-", temperature, "-", top_p));
+    context.report = [&](int64_t, int64_t, const auto& metrics) {
+      for (const char* name : {"logprob_gap", "ratio_gap"}) {
+        EXPECT_EQ(metrics.contains(name), is_told) << name;
+        if (!metrics.contains(name)) continue;
+        EXPECT_LT(metrics.at(name), 1e-4) << name << ", top_p " << top_p;
+      }
+    };
+    ASSERT_TRUE(Train(spec, context).ok());
+  }
+}
+
 TEST_F(TrainTest, BadSpecsAreRefusedByField) {
   const auto refuse = [&](const JobSpec& spec, absl::string_view field) {
     const absl::Status status = Train(spec, Context("refused")).status();
