@@ -144,17 +144,19 @@ absl::Status JobQueue::Recover() {
       std::ifstream events(entry.path() / "events.jsonl");
       for (std::string line; std::getline(events, line);) {
         const json event = json::parse(line, nullptr, /*allow_exceptions=*/false);
-        if (event.is_discarded()) break;  // the line a crash cut short
+        if (event.is_discarded()) continue;  // cut short by a crash or a full disk
         job.events.push_back(EventFromJson(event));
+        job.events.back().sequence = static_cast<int64_t>(job.events.size());
       }
     } catch (const json::exception& e) {
       return absl::DataLossError(absl::StrCat("job ", entry.path().string(), ": ", e.what()));
     }
-    // Appending goes on after the last whole line.
+    // Appending goes on after whole lines.
     std::string whole;
     for (const JobEvent& event : job.events) absl::StrAppend(&whole, EventToJson(event).dump(), "\n");
     ALMOST_RETURN_IF_ERROR(Env::Posix()->WriteAtomically(entry.path() / "events.jsonl", whole));
     if (job.record.state == JobState::kRunning) job.record.state = JobState::kQueued;
+    if (!KeepsWork(job.record)) RemoveWork(job.record.id);  // killed before it was
     jobs_.emplace(job.record.id, std::move(job));
   }
   return absl::OkStatus();

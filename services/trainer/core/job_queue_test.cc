@@ -288,6 +288,46 @@ TEST_F(JobQueueTest, AJobsOwnFailureKeepsNoWork) {
   EXPECT_FALSE(fs::exists(root_ / "job" / "work"));
 }
 
+// Killed after its end had been recorded and before its work was removed.
+TEST_F(JobQueueTest, WorkThatAnEndedJobLeftBehindIsRemovedOnOpening) {
+  for (const bool succeeds : {true, false}) {
+    const std::string id = succeeds ? "succeeds" : "fails";
+    const auto train = [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+      if (!succeeds) return absl::InvalidArgumentError("dataset: holds no line");
+      return ThreeSteps(context);
+    };
+    {
+      auto queue = *JobQueue::Open(root_, train);
+      ASSERT_TRUE(queue->Create(id, "spec").ok());
+      WaitForEnd(*queue, id);
+    }
+    fs::create_directories(root_ / id / "work");
+    std::ofstream(root_ / id / "work" / "checkpoint") << "step 7";
+    auto queue = *JobQueue::Open(root_, train);
+    EXPECT_FALSE(fs::exists(root_ / id / "work"));
+  }
+}
+
+// A disk that was full for a moment: what is written afterwards is not lost with it.
+TEST_F(JobQueueTest, AnEventCutShortTakesNoLaterOnesWithIt) {
+  {
+    auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+      context.report(1, 4, {});
+      std::ofstream(root_ / "job" / "events.jsonl", std::ios::app) << "{\"sequence\":4,\"sta";
+      for (int step = 2; step <= 4; ++step) context.report(step, 4, {});
+      return TrainedModel{"digest", "numerics"};
+    });
+    ASSERT_TRUE(queue->Create("job", "spec").ok());
+    WaitForEnd(*queue, "job");
+  }
+  const auto queue = *JobQueue::Open(root_, ThreeSteps);
+  const std::vector<JobEvent> events = *queue->Events("job", 0, absl::ZeroDuration());
+  ASSERT_EQ(events.size(), 6u);  // queued, running, steps 1, 3 and 4, succeeded
+  for (size_t i = 0; i < events.size(); ++i) EXPECT_EQ(events[i].sequence, static_cast<int64_t>(i) + 1);
+  EXPECT_EQ(events[3].step, 3);
+  EXPECT_EQ(events.back().state, JobState::kSucceeded);
+}
+
 TEST_F(JobQueueTest, SurvivesAnEventCutShortAndNamesADamagedState) {
   {
     auto queue = *JobQueue::Open(root_, ThreeSteps);
