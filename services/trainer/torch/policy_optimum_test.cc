@@ -225,6 +225,10 @@ TEST_P(PolicyOptimum, BeyondItsKlLimitTheJobEndsWithThePolicyBefore) {
   Ppo(spec).kl_limit = 0;
   Ppo(spec).num_iterations = static_cast<int>(steps) - 2;
   ExpectSameWeights(job.folder, Run(spec, Capitals, "shorter").folder);
+  // Also where it is the last update that leads beyond it.
+  Ppo(spec).kl_limit = 0.3;
+  Ppo(spec).num_iterations = static_cast<int>(steps) - 1;
+  ExpectSameWeights(job.folder, Run(spec, Capitals, "to the end").folder);
 }
 
 // Documents beside the rollouts: learned although nothing is rewarded.

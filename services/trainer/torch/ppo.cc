@@ -86,15 +86,10 @@ class PpoTask : public Task {
 
   absl::StatusOr<Metrics> Step(int64_t step) override {
     if (spec_.normalize_rewards && reward_std_ == 0) ALMOST_RETURN_IF_ERROR(MeasureBase());
-    std::vector<std::string> prompts;
-    for (const size_t index : order_.Batch(step)) {
-      ALMOST_ASSIGN_OR_RETURN(const std::string prompt, prompts_.Read(index));
-      prompts.insert(prompts.end(), is_grpo() ? spec_.group_size : 1, prompt);
-    }
-    const uint64_t seed = DeriveSeed(DeriveSeed(seed_, "rollouts"), static_cast<uint64_t>(step));
+    ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> prompts, PromptsOf(step));
     Stopwatch stopwatch;
     double rollout_seconds = 0;
-    ALMOST_ASSIGN_OR_RETURN(Scored scored, Draw(prompts, seed, [&](std::vector<Rollout>& drawn) {
+    ALMOST_ASSIGN_OR_RETURN(Scored scored, Draw(prompts, SeedOf(step), [&](std::vector<Rollout>& drawn) {
                               rollout_seconds = stopwatch.Lap();
                               Evaluate(drawn);
                             }));
@@ -144,6 +139,17 @@ class PpoTask : public Task {
   }
   absl::StatusOr<Finished> Finish() override {
     Finished finished;
+    // The last update is followed by no step that would have looked at its policy.
+    if (spec_.kl_limit > 0 && ended_after_ == 0) {
+      const int64_t step = spec_.num_iterations;
+      ALMOST_ASSIGN_OR_RETURN(const std::vector<std::string> prompts, PromptsOf(step));
+      ALMOST_ASSIGN_OR_RETURN(std::vector<Rollout> rollouts,
+                              sampler_.Draw(learner_.policy(), prompts, SeedOf(step), nullptr, stop_));
+      Evaluate(rollouts);
+      double kl = 0;
+      for (const Rollout& rollout : rollouts) kl += rollout.Kl();
+      if (!KeepWithinLimit(kl / static_cast<double>(rollouts.size()))) ended_after_ = step;
+    }
     if (ended_after_ > 0) finished.measured["ended_by_kl_limit_after"] = ended_after_;
     return finished;
   }
@@ -152,6 +158,19 @@ class PpoTask : public Task {
  private:
   bool is_grpo() const { return spec_.group_size > 0; }
   int num_prompts() const { return is_grpo() ? spec_.rollouts / spec_.group_size : spec_.rollouts; }
+
+  // A group of answers to a prompt: so many times.
+  absl::StatusOr<std::vector<std::string>> PromptsOf(int64_t step) {
+    std::vector<std::string> prompts;
+    for (const size_t index : order_.Batch(step)) {
+      ALMOST_ASSIGN_OR_RETURN(const std::string prompt, prompts_.Read(index));
+      prompts.insert(prompts.end(), is_grpo() ? spec_.group_size : 1, prompt);
+    }
+    return prompts;
+  }
+  uint64_t SeedOf(int64_t step) const {
+    return DeriveSeed(DeriveSeed(seed_, "rollouts"), static_cast<uint64_t>(step));
+  }
 
   // Whether the policy that made the rollouts is. If so it is kept; if not, the one that was kept comes back.
   bool KeepWithinLimit(double kl) {
@@ -361,6 +380,11 @@ class PpoTask : public Task {
         {"score_length_correlation", Correlation(scores, lengths)},
         // To draw them, what the policy and the reference say of them, and the passes of updates.
         {"model_flops", (1 + 2) * forward + spec_.epochs * TrainingFlops(memory_, forward)}};
+    // Of both a temperature and a nucleus the engine has no log-probabilities that are the trainer's.
+    if (spec_.temperature == 1.0 || spec_.top_p == 1.0) {
+      metrics["logprob_gap"] = gap;
+      metrics["ratio_gap"] = std::expm1(gap);
+    }
     if (guard_) {
       metrics["guard_score_mean"] = guard / count;
       metrics["guard_score_correlation"] = Correlation(scores, guards);
@@ -380,11 +404,6 @@ class PpoTask : public Task {
     std::vector<size_t> order(rollouts.size());
     std::iota(order.begin(), order.end(), size_t{0});
     Progress progress;
-    // Of both a temperature and a nucleus the engine has no log-probabilities that are the trainer's.
-    if (spec_.temperature == 1.0 || spec_.top_p == 1.0) {
-      metrics["logprob_gap"] = gap;
-      metrics["ratio_gap"] = std::expm1(gap);
-    }
     for (int epoch = 0; epoch < spec_.epochs; ++epoch) {
       random.Shuffle(order);
       for (size_t begin = 0; begin < order.size(); begin += spec_.minibatch_size) {
@@ -494,6 +513,7 @@ class PpoTask : public Task {
   const MemorySpec memory_;
   const uint64_t seed_;
   Group& group_;
+  const std::stop_token stop_;
   const RolloutSampler sampler_;
   const Dataset<std::string> prompts_;
   const Dataset<Sample> mix_;  // documents; empty: none
@@ -516,7 +536,6 @@ absl::StatusOr<std::optional<ValueFunction>> MakeValueFunction(const TaskInputs&
   if (spec.value_model.empty()) {
     return ValueFunction(ValueHead::Initialize(policy.hidden_size, inputs.spec.seed, inputs.model.device()));
   }
-  const std::stop_token stop_;
   ALMOST_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(spec.value_model));
   if (!folder->config().reward_head || folder->config().vocab_size != policy.vocab_size) {
     return absl::InvalidArgumentError(absl::StrCat(
