@@ -11,9 +11,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/base/random.h"
+#include "common/base/sleep.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/call_metrics.h"
 #include "common/rpc/call_trace.h"
@@ -207,11 +207,7 @@ absl::Status ReplicaPool::Try(double cost, absl::Time deadline, const std::stop_
     const double jitter = 0.5 + RandomUnit(static_cast<uint64_t>(absl::ToUnixNanos(absl::Now())), draws++, 0);
     const absl::Duration wait = std::max(backoff * jitter, RetryDelay(status));
     if (absl::Now() + wait >= deadline) return Annotate(status, target_);
-    absl::Notification stopped;
-    {
-      const std::stop_callback on_stop(stop, [&stopped] { stopped.Notify(); });
-      stopped.WaitForNotificationWithTimeout(wait);
-    }
+    SleepUnlessStopped(wait, stop);
     ++tries;
     backoff = std::min(2 * backoff, options_.longest_backoff);
   }

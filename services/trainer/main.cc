@@ -44,13 +44,14 @@ constexpr int kFruitlessAttempts = 5;
 // Asks the store again for as long as S3 cannot be reached and the job is not to stop: what was trained for
 // days is not lost to an outage of minutes.
 template <typename Call>
-auto WhileStoreIsAway(const JobContext& job, const Call& call) -> decltype(call()) {
+auto WhileStoreIsAway(absl::string_view job, const std::stop_token& stop, const Call& call)
+    -> decltype(call()) {
   constexpr absl::Duration kPause = absl::Seconds(1);
   while (true) {
     auto answer = call();
     if (!absl::IsUnavailable(answer.status())) return answer;
-    if (job.stop.stop_requested()) return absl::CancelledError("the job was stopped");
-    log::Warning("job waits for the store", {{"job", job.id}, {"error", answer.status().ToString()}});
+    if (stop.stop_requested()) return absl::CancelledError("the job was stopped");
+    log::Warning("job waits for the store", {{"job", job}, {"error", answer.status().ToString()}});
     absl::SleepFor(kPause);
   }
 }
@@ -96,7 +97,7 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   v1::JobSpec proto;
   if (!proto.ParseFromString(job.spec))
     return absl::DataLossError(absl::StrCat("job ", job.id, ": spec is damaged"));
-  ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, WhileStoreIsAway(job, [&] {
+  ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, WhileStoreIsAway(job.id, job.stop, [&] {
                             return ReadJobSpec(proto, &store, options.model_root);
                           }));
   TrainContext context;
@@ -133,7 +134,7 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   ALMOST_ASSIGN_OR_RETURN(draft.recipe, ManifestRecipe(proto));
   draft.numerics_id = trained.numerics_id;
   ALMOST_ASSIGN_OR_RETURN(const Artifact artifact,
-                          WhileStoreIsAway(job, [&] { return store.Publish(draft); }));
+                          WhileStoreIsAway(job.id, job.stop, [&] { return store.Publish(draft); }));
   if (!proto.output().empty()) {
     ALMOST_RETURN_IF_ERROR(PlaceModel(draft.folder, options.model_root, proto.output()));
   }
@@ -150,8 +151,7 @@ void FollowJobs(const Options& options, ArtifactStore& store, Rendezvous& rendez
       if (!proto.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
         return absl::DataLossError("the job's spec is damaged");
       }
-      const JobContext job{.id = "of rank 0", .spec = {}, .work_folder = {}, .stop = stop, .report = {}};
-      ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, WhileStoreIsAway(job, [&] {
+      ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, WhileStoreIsAway("of rank 0", stop, [&] {
                                 return ReadJobSpec(proto, &store, options.model_root);
                               }));
       TrainContext context;

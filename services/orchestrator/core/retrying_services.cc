@@ -1,13 +1,12 @@
 #include "services/orchestrator/core/retrying_services.h"
 
 #include <algorithm>
-#include <condition_variable>
-#include <mutex>
 #include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/sleep.h"
 #include "common/base/status_macros.h"
 #include "common/logging/logging.h"
 
@@ -37,14 +36,6 @@ absl::Status CheckItems(const Response& answer) {
 absl::Duration BackoffAfter(const RetryPolicy& policy, int attempt) {
   const double doubled = static_cast<double>(1 << std::min(attempt, 16));
   return std::min(policy.max_backoff, policy.first_backoff * doubled) * Jitter();
-}
-
-bool SleepUnlessStopped(absl::Duration duration, const std::stop_token& stop) {
-  std::mutex mutex;
-  std::condition_variable_any stopped;
-  std::unique_lock lock(mutex);
-  stopped.wait_for(lock, stop, absl::ToChronoNanoseconds(duration), [] { return false; });
-  return !stop.stop_requested();
 }
 
 bool IsTransient(const absl::Status& status) {

@@ -55,8 +55,6 @@ class RetryBudget {
 
 // Before try number `attempt` + 2: doubled from first_backoff up to max_backoff, with jitter.
 absl::Duration BackoffAfter(const RetryPolicy& policy, int attempt);
-// False: `stop` was requested before `duration` was over.
-bool SleepUnlessStopped(absl::Duration duration, const std::stop_token& stop);
 
 // Whether the same call may succeed later: kUnavailable, kDeadlineExceeded, kResourceExhausted, kAborted.
 bool IsTransient(const absl::Status& status);

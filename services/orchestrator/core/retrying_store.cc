@@ -3,6 +3,8 @@
 #include <chrono>
 #include <optional>
 
+#include "common/base/sleep.h"
+
 namespace almost::orchestrator {
 namespace {
 
