@@ -203,7 +203,7 @@ class Scaling(unittest.TestCase):
         self.assertEqual(client.returncode, 0)
         self.assertEqual(metric("127.0.0.1:9455", 'almost_orchestrator_items_total{.*outcome="error"'), 0)
         tries = {code: metric("127.0.0.1:9454", f'grpc_client_handled_total{{.*grpc_code="{code}".*Score')
-                 for code in ("OK", "NotFound", "Unavailable")}
+                 for code in ("OK", "NOT_FOUND", "UNAVAILABLE")}
         print(f"evened out {evened:.1f} s after the name had three addresses; scored by the newcomers {trained}; left within "
               f"{ {n: round(s, 1) for n, s in leaving.items()} } s; the client made {calls.strip()} calls, none failed; "
               f"tries of the trainer {tries}")
