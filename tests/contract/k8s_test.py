@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "tests/integration"))
 from ports import free_port  # noqa: E402
 
 K8S = ROOT / "k8s"
+MONITORING = ROOT / "deploy/monitoring"
 BIN = pathlib.Path(os.environ["ALMOST_BINARY_DIR"]) / "bin"
 TOOLS = pathlib.Path(os.environ["TOOLS"])  # deploy/setup --full
 SERVICES = ("generation", "reward", "simulator", "trainer", "orchestrator")
@@ -73,6 +74,10 @@ def renderings():
         found[f"prod with {name} in its list"] = listed_in("prod", name)
         found[f"prod+{name}"] = rendered_with(K8S / "overlays/prod", [name])
     return found
+
+
+def printed_rules():
+    return subprocess.run([MONITORING / "print_prometheus_rules"], check=True, capture_output=True, text=True).stdout
 
 
 def shown(name):
@@ -186,9 +191,20 @@ class Manifests(unittest.TestCase):
             for name, text in renderings().items():
                 (pathlib.Path(folder) / f"{name.replace('/', '-')}.yaml").write_text(text)
             (pathlib.Path(folder) / "loader.yaml").write_text(shown("loader.yaml"))
+            (pathlib.Path(folder) / "dashboards.yaml").write_text(kustomize(MONITORING))
+            (pathlib.Path(folder) / "rules.yaml").write_text(printed_rules())
             done = subprocess.run([TOOLS / "kubectl-validate", folder, "--version", "1.30", "--local-crds", os.environ["CRDS"]],
                                   capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_monitoring_brings_every_dashboard_and_every_rule(self):
+        found = {}
+        for doc in yaml.safe_load_all(kustomize(MONITORING)):
+            self.assertEqual((doc["kind"], doc["metadata"]["labels"]["grafana_dashboard"]), ("ConfigMap", "1"))
+            found |= doc["data"]
+        self.assertEqual(found, {f"almost-{path.name}": path.read_text() for path in MONITORING.glob("dashboards/*.json")})
+        rules = [doc["spec"] for doc in yaml.safe_load_all(printed_rules())]
+        self.assertEqual(rules, [yaml.safe_load((MONITORING / f"{name}.yaml").read_text()) for name in ("rules", "alerts")])
 
     def test_every_selector_finds_what_it_is_for(self):
         for docs, doc in self.every():
