@@ -7,6 +7,7 @@
 #include "common/metrics/metrics_server.h"
 #include "common/rpc/bearer_token.h"
 #include "common/rpc/status.h"
+#include "google/protobuf/descriptor.h"
 #include "grpcpp/server_context.h"
 
 namespace almost {
@@ -14,6 +15,11 @@ namespace {
 
 using grpc::experimental::InterceptionHookPoints;
 using grpc::experimental::InterceptorBatchMethods;
+
+const char* TypeName(bool client_streams, bool server_streams) {
+  if (client_streams) return server_streams ? "bidi_stream" : "client_stream";
+  return server_streams ? "server_stream" : "unary";
+}
 
 // The families of one side.
 class Families {
@@ -27,6 +33,24 @@ class Families {
                      .Name(absl::StrCat("grpc_", side, "_handling_seconds"))
                      .Help("Time from start to end of calls.")
                      .Register(registry)) {}
+
+  // Prometheus sees no increase in the value that a series begins with: what a service fails by its own fault
+  // is counted from 0, for each of its methods.
+  void CountFailuresOf(const google::protobuf::ServiceDescriptor& service) {
+    for (int i = 0; i < service.method_count(); ++i) {
+      const google::protobuf::MethodDescriptor& method = *service.method(i);
+      prometheus::Labels labels = {
+          {"grpc_type", TypeName(method.client_streaming(), method.server_streaming())},
+          {"grpc_service", service.full_name()},
+          {"grpc_method", method.name()}};
+      for (const absl::StatusCode code :
+           {absl::StatusCode::kUnknown, absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kInternal,
+            absl::StatusCode::kUnavailable, absl::StatusCode::kDataLoss}) {
+        labels["grpc_code"] = absl::StatusCodeToString(code);
+        handled_.Add(labels);
+      }
+    }
+  }
 
   // One call, from its start to its end.
   class Call {
@@ -186,8 +210,13 @@ class ClientInterceptor : public grpc::experimental::Interceptor {
 
 class ServerFactory : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:
-  explicit ServerFactory(prometheus::Registry& registry)
-      : families_(registry, "server"), requests_(registry) {}
+  ServerFactory(prometheus::Registry& registry, const std::vector<std::string>& services)
+      : families_(registry, "server"), requests_(registry) {
+    for (const std::string& name : services) {
+      const auto* service = google::protobuf::DescriptorPool::generated_pool()->FindServiceByName(name);
+      if (service != nullptr) families_.CountFailuresOf(*service);
+    }
+  }
   grpc::experimental::Interceptor* CreateServerInterceptor(grpc::experimental::ServerRpcInfo* info) override {
     return new ServerInterceptor(families_, IsInfrastructureCall(info->method()) ? nullptr : &requests_,
                                  info);
@@ -212,8 +241,8 @@ class ClientFactory : public grpc::experimental::ClientInterceptorFactoryInterfa
 }  // namespace
 
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> ServerCallMetrics(
-    prometheus::Registry& registry) {
-  return std::make_unique<ServerFactory>(registry);
+    prometheus::Registry& registry, const std::vector<std::string>& services) {
+  return std::make_unique<ServerFactory>(registry, services);
 }
 std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface> ClientCallMetrics(
     prometheus::Registry& registry) {

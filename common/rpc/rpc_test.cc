@@ -322,6 +322,16 @@ TEST(ServerTest, CountsCallsByCode) {
   EXPECT_EQ(handled.at("OK"), 1);
 }
 
+// A counter that appears with its first value has not increased: Prometheus would miss the first failures.
+TEST(ServerTest, CountsOfFailuresAreThereBeforeTheFirst) {
+  Running server("counted");
+  std::map<std::string, double> none;
+  for (const char* code : {"UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+    none[code] = 0;
+  EXPECT_EQ(ValuesBy("grpc_code", "grpc_server_handled_total", server.registry), none);
+  EXPECT_TRUE(ValuesBy("grpc_method", "grpc_server_handled_total", server.registry).contains("Compare"));
+}
+
 TEST(ServerTest, CountsWhatIsRefusedByItsReason) {
   const auto refused = [](const absl::Status& status, const char* reason) {
     Running server("refuses", 1, status);
