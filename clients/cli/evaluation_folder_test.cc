@@ -6,6 +6,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 #include "common/storage/env.h"
 
 namespace almost::cli {
@@ -16,8 +17,6 @@ using ::testing::HasSubstr;
 
 class EvaluationFolderTest : public ::testing::Test {
  protected:
-  void SetUp() override { EXPECT_TRUE(Env::Posix()->Remove(path_).ok()); }
-
   // Evaluates 10 items, 3 at a time, until `fail_at`; returns the ids that were evaluated.
   absl::StatusOr<std::set<int64_t>> Evaluate(int64_t fail_at) {
     auto folder = EvaluationFolder::Open(path_, about_);
@@ -39,7 +38,7 @@ class EvaluationFolderTest : public ::testing::Test {
     return evaluated;
   }
 
-  const std::filesystem::path path_ = std::filesystem::path(::testing::TempDir()) / "evaluation_folder_test";
+  const ScratchFolder path_;
   ordered_json about_ = {{"benchmark", "b"}, {"model", {{"digest", "d1"}}}};
   absl::Status status_;
   std::vector<ordered_json> items_;

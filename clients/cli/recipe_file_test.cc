@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "common/base/scratch_folder.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -16,12 +17,7 @@ using testing::HasSubstr;
 
 class ReadRecipeTest : public testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = fs::path(testing::TempDir()) / "almost_recipe_file_test";
-    fs::remove_all(folder_);
-    fs::create_directories(folder_ / "data");
-  }
-  void TearDown() override { fs::remove_all(folder_); }
+  void SetUp() override { fs::create_directories(folder_ / "data"); }
 
   void Write(const std::string& name, const std::string& text) { std::ofstream(folder_ / name) << text; }
 
@@ -30,7 +26,7 @@ class ReadRecipeTest : public testing::Test {
     return ReadRecipe(folder_ / "recipe.yaml", judge);
   }
 
-  fs::path folder_;
+  const ScratchFolder folder_;
 };
 
 TEST_F(ReadRecipeTest, ReplacesFilesBesideTheRecipeByTheirContents) {

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "common/base/random.h"
+#include "common/base/scratch_folder.h"
 #include "common/engine/cpu_model.h"
 #include "common/engine/step_runner.h"
 #include "common/kernels/thread_team.h"
@@ -434,8 +435,7 @@ TEST(EngineTest, ReportsDamagedWeightsInsteadOfTokens) {
     tensors.push_back(
         {name, view.dtype, view.shape, poisoned ? std::as_bytes(std::span(poison)) : view.bytes});
   }
-  const std::filesystem::path folder = testing::TempDir() + "/damaged_weights";
-  std::filesystem::create_directories(folder);
+  const ScratchFolder folder;
   ASSERT_TRUE(WriteModelFolder(folder, RewardModel()->config(), tensors).ok());
   const auto engine = Engine::Create(*ModelFolder::Open(folder), {});
   const std::vector<int32_t> sequence = {1, 2, 3};

@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 
 namespace almost {
 namespace {
@@ -18,10 +19,12 @@ using ::testing::HasSubstr;
 class BenchmarkFilesTest : public ::testing::Test {
  protected:
   std::filesystem::path Write(const std::string& name, const std::string& contents) {
-    const auto file = std::filesystem::path(::testing::TempDir()) / absl::StrCat("benchmark_files_", name);
+    const auto file = folder_ / name;
     std::ofstream(file, std::ios::binary) << contents;
     return file;
   }
+
+  const ScratchFolder folder_;
 };
 
 std::vector<std::string> Contents(const std::vector<Message>& messages) {

@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 #include "nlohmann/json.hpp"
 
 namespace almost {
@@ -20,10 +21,10 @@ fs::path Golden(const char* name) {
 }
 
 fs::path FreshFolder() {
-  const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-  const fs::path folder = fs::path(testing::TempDir()) / absl::StrCat("model_folder_", test->name());
-  fs::remove_all(folder);
-  fs::create_directories(folder);
+  static const ScratchFolder folders;
+  static int number = 0;
+  const fs::path folder = folders / absl::StrCat(++number);
+  fs::create_directory(folder);
   return folder;
 }
 

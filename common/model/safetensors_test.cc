@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 
 namespace almost {
 namespace {
@@ -18,8 +19,8 @@ namespace fs = std::filesystem;
 using testing::HasSubstr;
 
 fs::path TestFile() {
-  const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-  return fs::path(testing::TempDir()) / absl::StrCat("safetensors_", test->name());
+  static const ScratchFolder folder;
+  return folder / testing::UnitTest::GetInstance()->current_test_info()->name();
 }
 
 std::string Read(const fs::path& path) {

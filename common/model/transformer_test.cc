@@ -9,6 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "common/base/random.h"
+#include "common/base/scratch_folder.h"
 #include "nlohmann/json.hpp"
 
 namespace almost {
@@ -341,8 +342,7 @@ TEST(Transformer, SavedFolderIsTheSameModel) {
   for (const char* name : {"qwen3", "pythia"}) {
     for (const torch::ScalarType type : {torch::kFloat32, torch::kBFloat16}) {
       const Transformer model = LoadGolden(name, type);
-      const fs::path folder = fs::path(testing::TempDir()) / "llama_saved";
-      fs::create_directories(folder);
+      const ScratchFolder folder;
       ASSERT_TRUE(model.Save(folder).ok());
       const auto opened = ModelFolder::Open(folder);
       ASSERT_TRUE(opened.ok()) << opened.status();

@@ -9,6 +9,7 @@
 
 #include "absl/time/clock.h"
 #include "almost/judge/v1/judge.grpc.pb.h"
+#include "common/base/scratch_folder.h"
 #include "common/rpc/replica_pool.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
@@ -27,7 +28,8 @@ using testing::Not;
 constexpr char kToken[] = "kBq9-lE~1.0/correct+horse";
 
 std::string TokenFile(const std::string& name, const std::string& content) {
-  const std::string path = testing::TempDir() + "/" + name;
+  static const ScratchFolder folder;
+  const std::string path = folder / name;
   std::ofstream(path) << content;
   return path;
 }

@@ -11,6 +11,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "almost/judge/v1/judge.grpc.pb.h"
+#include "common/base/scratch_folder.h"
 #include "common/rpc/replica_pool.h"
 
 // A server's end, and who may speak to it.
@@ -92,7 +93,6 @@ TEST_F(DrainTest, WhatTakesLongerThanTheDeadlineIsCutOff) {
 class TlsTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    fs::create_directories(Folder());
     Certify("ca", "-x509 -days 2");
     for (const char* name : {"server", "client"}) {
       Certify(name, "");
@@ -101,9 +101,11 @@ class TlsTest : public testing::Test {
     }
     Certify("stranger", "-x509 -days 2");
   }
-  static void TearDownTestSuite() { fs::remove_all(Folder()); }
 
-  static fs::path Folder() { return fs::path(testing::TempDir()) / absl::StrCat("server_test-", getpid()); }
+  static const fs::path& Folder() {
+    static const ScratchFolder folder;
+    return folder;
+  }
   static std::string File(const std::string& name) { return (Folder() / name).string(); }
   static void Run(const std::string& command) {
     ASSERT_EQ(std::system(absl::StrCat("cd ", Folder().string(), " && ", command, " 2>log").c_str()), 0)

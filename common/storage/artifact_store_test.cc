@@ -5,6 +5,7 @@
 
 #include <fstream>
 
+#include "common/base/scratch_folder.h"
 #include "common/base/sha256.h"
 #include "common/storage/fault_env.h"
 
@@ -18,9 +19,6 @@ std::string Message(const absl::Status& status) { return std::string(status.mess
 
 class ArtifactStoreTest : public ::testing::Test {
  protected:
-  ArtifactStoreTest() : folder_(ScratchFolder()) {}
-  ~ArtifactStoreTest() override { fs::remove_all(folder_); }
-
   std::shared_ptr<ArtifactStore> Open(Env* env = Env::Posix()) {
     return ArtifactStore::Open(folder_ / "store", env).value();
   }
@@ -50,7 +48,7 @@ class ArtifactStoreTest : public ::testing::Test {
     return names;
   }
 
-  const fs::path folder_;
+  const ScratchFolder folder_;
 };
 
 TEST_F(ArtifactStoreTest, EqualContentHasOneDigest) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/base/scratch_folder.h"
 #include "common/storage/fault_env.h"
 
 namespace almost {
@@ -12,9 +13,7 @@ namespace fs = std::filesystem;
 
 class EnvTest : public ::testing::Test {
  protected:
-  EnvTest() : folder_(ScratchFolder()) { fs::create_directories(folder_); }
-  ~EnvTest() override { fs::remove_all(folder_); }
-  const fs::path folder_;
+  const ScratchFolder folder_;
 };
 
 TEST_F(EnvTest, WritesAppendsAndReads) {

@@ -87,14 +87,4 @@ absl::StatusOr<std::vector<std::string>> FaultEnv::List(const fs::path& folder) 
 
 absl::StatusOr<int64_t> FaultEnv::FreeBytes(const fs::path& folder) { return base_->FreeBytes(folder); }
 
-fs::path ScratchFolder() {
-  const fs::path memory = "/dev/shm";
-  std::error_code error;
-  const fs::path folder = memory / ("almost-" + UniqueName());
-  if (fs::is_directory(memory) && fs::create_directory(folder, error)) return folder;
-  const fs::path on_disk = fs::temp_directory_path() / ("almost-" + UniqueName());
-  fs::create_directories(on_disk);
-  return on_disk;
-}
-
 }  // namespace almost

@@ -55,7 +55,4 @@ class FaultEnv : public Env {
   int operations_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-// A new, empty folder for a test; in memory where the system has such a place, for tests sync a lot.
-std::filesystem::path ScratchFolder();
-
 }  // namespace almost

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 #include "common/storage/fault_env.h"
 #include "common/storage/faulting_disk.h"
 
@@ -23,11 +24,7 @@ using ::testing::HasSubstr;
 
 class JournalTest : public ::testing::Test {
  protected:
-  JournalTest() : folder_(ScratchFolder()), file_(folder_ / "journal.db") { fs::create_directories(folder_); }
-  ~JournalTest() override {
-    FaultingDisk::Heal();
-    fs::remove_all(folder_);
-  }
+  ~JournalTest() override { FaultingDisk::Heal(); }
 
   static RunRecord Run(const std::string& id) {
     RunRecord run;
@@ -51,8 +48,8 @@ class JournalTest : public ::testing::Test {
     return journal.Commit(batch);
   }
 
-  const fs::path folder_;
-  const fs::path file_;
+  const ScratchFolder folder_;
+  const fs::path file_ = folder_ / "journal.db";
 };
 
 TEST_F(JournalTest, KeepsRunsStagesItemsAndEventsOverARestart) {

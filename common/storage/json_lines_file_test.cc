@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 #include "common/storage/fault_env.h"
 #include "common/storage/json_lines.h"
 
@@ -16,8 +17,6 @@ using ::testing::HasSubstr;
 
 class JsonLinesFileTest : public ::testing::TestWithParam<const char*> {
  protected:
-  JsonLinesFileTest() : folder_(ScratchFolder()) { fs::create_directories(folder_); }
-  ~JsonLinesFileTest() override { fs::remove_all(folder_); }
   fs::path File() const { return folder_ / GetParam(); }
   static ordered_json Line(int64_t number) {
     return {{"id", number}, {"text", std::string(static_cast<size_t>(number % 977), 'x')}};
@@ -36,7 +35,7 @@ class JsonLinesFileTest : public ::testing::TestWithParam<const char*> {
     });
   }
 
-  const fs::path folder_;
+  const ScratchFolder folder_;
 };
 
 INSTANTIATE_TEST_SUITE_P(Files, JsonLinesFileTest, ::testing::Values("a.jsonl", "a.jsonl.gz"));

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 
 namespace almost {
 namespace {
@@ -17,11 +18,6 @@ using ::testing::HasSubstr;
 class ComparisonFilesTest : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ =
-        std::filesystem::path(testing::TempDir()) /
-        absl::StrCat("comparison_files_", testing::UnitTest::GetInstance()->current_test_info()->name());
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
     Write("prompts.txt", "Why?\nHow?\r\n");
     Write("a.json", R"(["one", "BAD"])");
     Write("b.json", R"(["two", "zw\u00f6lf"])");
@@ -29,7 +25,7 @@ class ComparisonFilesTest : public testing::Test {
   void Write(const char* name, absl::string_view contents) { std::ofstream(folder_ / name) << contents; }
   absl::Status ReadStatus() { return ResponseFolder::Read(folder_, rubric_).status(); }
 
-  std::filesystem::path folder_;
+  const ScratchFolder folder_;
   Rubric rubric_ = {{{"a"}, {"b"}}};
 };
 

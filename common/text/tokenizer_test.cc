@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 #include "common/base/sha256.h"
 #include "common/text/hugging_face_tokenizer.h"
 
@@ -133,19 +134,13 @@ INSTANTIATE_TEST_SUITE_P(Models, TokenizerGoldenTest,
 
 class TokenizerLoadTest : public testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = std::filesystem::path(testing::TempDir()) /
-              absl::StrCat("tokenizer_", testing::UnitTest::GetInstance()->current_test_info()->name());
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
-  }
   void Copy(const char* from) {
     std::filesystem::copy(Goldens() / from / "tokenizer.json", folder_ / "tokenizer.json");
   }
   void Write(const char* name, absl::string_view contents) { std::ofstream(folder_ / name) << contents; }
   absl::Status LoadStatus() { return Tokenizer::Load(folder_).status(); }
 
-  std::filesystem::path folder_;
+  const ScratchFolder folder_;
 };
 
 TEST_F(TokenizerLoadTest, TakesSpecialTokensFromTokenizerConfigFirst) {

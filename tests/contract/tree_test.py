@@ -34,6 +34,11 @@ class Tree(unittest.TestCase):
                  for match in paths.finditer(text(path))]
         self.assertEqual(found, [])
 
+    def test_what_tests_write_is_their_own_and_goes_with_them(self):
+        found = [str(path.relative_to(ROOT)) for path in tracked("*_test.cc", "*_fixture.h", "tests/robustness/*.cc")
+                 if re.search(r"\bTempDir\(|temp_directory_path\(", text(path))]
+        self.assertEqual(found, [], "use common/base/scratch_folder.h")
+
     def test_versions_are_pinned_in_one_file(self):
         home = ROOT / "deploy/versions.env"
         versions = dict(re.findall(r"^([A-Z_]+)=(\d+(?:\.\d+)+)$", text(home), re.MULTILINE))

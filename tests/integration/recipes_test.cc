@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "clients/cli/recipe_file.h"
+#include "common/base/scratch_folder.h"
 #include "services/orchestrator/core/orchestrator.h"
 #include "services/orchestrator/core/recipe_check.h"
 #include "services/orchestrator/core/scripted_services.h"
@@ -73,20 +74,21 @@ class RecipesTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     const fs::path source = std::getenv("ALMOST_SOURCE_DIR");
-    tree_ = fs::path(::testing::TempDir()) / "almost_recipes_test";
-    fs::remove_all(tree_);
-    fs::create_directories(tree_ / "common/world");
-    fs::copy(source / "common/world/data", tree_ / "common/world/data", fs::copy_options::recursive);
-    fs::create_directories(tree_ / "deploy");
+    fs::create_directories(Tree() / "common/world");
+    fs::copy(source / "common/world/data", Tree() / "common/world/data", fs::copy_options::recursive);
+    fs::create_directories(Tree() / "deploy");
     fs::copy(source / "deploy/recipes", Recipes(), fs::copy_options::recursive);
     std::ofstream(Recipes() / "seed_prompts.txt") << "Write questions.\n\n" << Questions(12);
     std::ofstream(Recipes() / "questions.txt") << "Why is the sky blue?\n";
     Demonstrations("HHH_prompt.txt", 5);
     Demonstrations("Faithful_prompt.txt", 3);
   }
-  static void TearDownTestSuite() { fs::remove_all(tree_); }
 
-  static fs::path Recipes() { return tree_ / "deploy/recipes"; }
+  static const fs::path& Tree() {
+    static const ScratchFolder tree;
+    return tree;
+  }
+  static fs::path Recipes() { return Tree() / "deploy/recipes"; }
   static std::string Questions(int count) {
     std::string lines;
     for (int i = 0; i < count; ++i) absl::StrAppend(&lines, "What is number ", i, "?\n");
@@ -111,7 +113,7 @@ class RecipesTest : public ::testing::Test {
   // What the orchestrator answers to CreateRun with validate_only.
   static absl::StatusOr<v1::Run> DryRun(const v1::Recipe& recipe, const HostMemory& memory = {},
                                         int64_t cache_tokens = 1 << 20) {
-    const fs::path folder = tree_ / "orchestrator";
+    const fs::path folder = Tree() / "orchestrator";
     const auto store = ArtifactStore::Open(folder / "store").value();
     const auto journal = Journal::Open(folder / "journal.db").value();
     SizedServices services(store.get());
@@ -135,8 +137,6 @@ class RecipesTest : public ::testing::Test {
     request.set_validate_only(true);
     return orchestrator.Create(request);
   }
-
-  inline static fs::path tree_;
 };
 
 // Bytes of weights that a stage has in memory at once on a service.

@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "common/base/random.h"
+#include "common/base/scratch_folder.h"
 #include "common/base/sha256.h"
 #include "common/storage/fault_env.h"
 
@@ -22,7 +23,7 @@ using ::testing::HasSubstr;
 
 class S3StoreTest : public ::testing::Test {
  protected:
-  S3StoreTest() : folder_(ScratchFolder()) {
+  S3StoreTest() {
     const auto variable = [](const char* name) {
       const char* const value = std::getenv(name);
       return std::string(value == nullptr ? "" : value);
@@ -34,7 +35,6 @@ class S3StoreTest : public ::testing::Test {
     options_.s3.part_bytes = 5 << 20;
     options_.prefix = "a prefix/" + UniqueName() + "/";
   }
-  ~S3StoreTest() override { fs::remove_all(folder_); }
 
   // As a process on another machine: with a cache of its own, so named.
   std::shared_ptr<S3Store> Open(const std::string& cache, int64_t cache_bytes = int64_t{1} << 30) {
@@ -60,7 +60,7 @@ class S3StoreTest : public ::testing::Test {
   }
   static std::string Contents(const fs::path& file) { return Env::Posix()->Read(file).value(); }
 
-  const fs::path folder_;
+  const ScratchFolder folder_;
   S3StoreOptions options_;
 };
 

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/scratch_folder.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "common/serving/model_registry.h"
@@ -74,7 +75,7 @@ class SimulatorOnTheWorld : public ::testing::Test {
     return responses;
   }
 
-  const fs::path root_ = fs::path(::testing::TempDir()) / "simulator_test_models";
+  const ScratchFolder root_;
   prometheus::Registry generation_registry_, reward_registry_, registry_;
   ModelRegistry language_models_{
       ModelRegistry::Head::kLanguageModel, nullptr, World() / "models", {}, generation_registry_};

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "common/base/scratch_folder.h"
 #include "common/engine/engine.h"
 #include "nlohmann/json.hpp"
 #include "tests/parity/whole_logits.h"
@@ -117,8 +118,7 @@ TEST_F(RewardParity, ReadsTheHeadUnderItsOfficialName) {
   for (const auto& [name, view] : (*opened)->tensors()) {
     tensors.push_back({name == "score.weight" ? "v_head.weight" : name, view.dtype, view.shape, view.bytes});
   }
-  const fs::path folder = fs::path(testing::TempDir()) / "official_reward_head";
-  fs::create_directories(folder);
+  const ScratchFolder folder;
   ASSERT_TRUE(WriteModelFolder(folder, (*opened)->config(), tensors).ok());
   ExpectGoldenScores(folder, "llama_reward");
 }

@@ -22,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/random.h"
+#include "common/base/scratch_folder.h"
 #include "common/logging/logging.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
@@ -295,7 +296,7 @@ bool Idle(const ModelRegistry& models) {
 int Main(double seconds, int num_clients, uint64_t seed) {
   if (!log::Start("soak", "error").ok()) return 1;
   const fs::path world = fs::path(std::getenv("ALMOST_SOURCE_DIR")) / "common/world/models";
-  const fs::path folder = fs::temp_directory_path() / absl::StrCat("almost_soak_", ::getpid());
+  const ScratchFolder folder;
   if (!WriteWorldRewardModel(folder / "R", 1).ok()) return 1;
   prometheus::Registry generation_registry, reward_registry;
   generation::Metrics generation_metrics(generation_registry);
@@ -381,7 +382,6 @@ int Main(double seconds, int num_clients, uint64_t seed) {
     if (!Idle(language_models) || !Idle(reward_models)) ++counts.wrong;
     for (const auto& [name, stats] : language_models.Stats()) preemptions += stats.preemptions;
   }
-  fs::remove_all(folder);
   std::printf(
       "%ld answered, %ld streams, %ld cancelled, %ld late, %ld refused, %ld cut off, %ld of nonsense, %ld "
       "loads and "

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "common/base/scratch_folder.h"
 #include "common/base/sha256.h"
 #include "common/storage/fault_env.h"
 #include "common/storage/gzip.h"
@@ -23,12 +24,10 @@ constexpr char kLines[] =
 
 class DatasetCardTest : public ::testing::Test {
  protected:
-  DatasetCardTest() : folder_(ScratchFolder()) {}
-  ~DatasetCardTest() override { std::filesystem::remove_all(folder_); }
   ArtifactDraft Draft(const std::string& file, const std::string& contents) const;
   ArtifactDraft Draft() const { return Draft("comparisons.jsonl", kLines); }
 
-  const std::filesystem::path folder_;
+  const ScratchFolder folder_;
 };
 
 ArtifactDraft DatasetCardTest::Draft(const std::string& file, const std::string& contents) const {

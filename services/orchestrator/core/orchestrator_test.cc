@@ -12,6 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/base/scratch_folder.h"
 #include "common/logging/logging.h"
 #include "common/storage/fault_env.h"
 #include "common/storage/faulting_disk.h"
@@ -35,7 +36,7 @@ using ::testing::StartsWith;
 
 class OrchestratorTest : public ::testing::Test {
  protected:
-  OrchestratorTest() : folder_(ScratchFolder()) {
+  OrchestratorTest() {
     EXPECT_TRUE(log::Start("orchestrator_test", "error").ok());
     FaultingDisk::FailAt(-1, SQLITE_OK);
     Reset();
@@ -43,7 +44,6 @@ class OrchestratorTest : public ::testing::Test {
   ~OrchestratorTest() override {
     FaultingDisk::Heal();
     Stop();
-    fs::remove_all(folder_);
   }
 
   // Everything anew.
@@ -118,7 +118,7 @@ class OrchestratorTest : public ::testing::Test {
     return messages;
   }
 
-  const fs::path folder_;
+  const ScratchFolder folder_;
   int concurrent_items_ = 8;
   Orchestrator::RecipeCheck check_ = [](const v1::Recipe&) { return absl::OkStatus(); };
   FaultEnv env_;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/base/scratch_folder.h"
 #include "common/storage/fault_env.h"
 #include "google/protobuf/util/json_util.h"
 #include "services/orchestrator/core/scripted_services.h"
@@ -177,7 +178,7 @@ TEST(RecipeCheckTest, RefusesMoreShotsThanAFileHolds) {
 }
 
 TEST(RecipeCheckTest, LoadsEveryModelAndMeasuresWhatItWillRead) {
-  const std::filesystem::path folder = ScratchFolder();
+  const ScratchFolder folder;
   const auto store = ArtifactStore::Open(folder).value();
   ScriptedServices services(store.get());
   const auto holds_none = [](const std::string&) { return false; };
@@ -224,7 +225,6 @@ TEST(RecipeCheckTest, LoadsEveryModelAndMeasuresWhatItWillRead) {
   status = CheckModels(missing, services, holds_none);
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(status.message()), HasSubstr("models[1]: "));
-  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 #include "common/base/sha256.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
@@ -26,8 +27,7 @@ using ::testing::HasSubstr;
 class OrchestratorServiceTest : public ::testing::Test {
  protected:
   OrchestratorServiceTest()
-      : folder_(ScratchFolder()),
-        store_(ArtifactStore::Open(folder_ / "store").value()),
+      : store_(ArtifactStore::Open(folder_ / "store").value()),
         journal_(Journal::Open(folder_ / "journal.db").value()),
         services_(store_.get()),
         placement_(&services_),
@@ -42,10 +42,7 @@ class OrchestratorServiceTest : public ::testing::Test {
     stub_ = v1::OrchestratorService::NewStub(
         grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()), grpc::InsecureChannelCredentials()));
   }
-  ~OrchestratorServiceTest() override {
-    server_.reset();
-    std::filesystem::remove_all(folder_);
-  }
+  ~OrchestratorServiceTest() override { server_.reset(); }
 
   RunEnvironment Environment() {
     RunEnvironment environment;
@@ -77,7 +74,7 @@ class OrchestratorServiceTest : public ::testing::Test {
     return events;
   }
 
-  const std::filesystem::path folder_;
+  const ScratchFolder folder_;
   const std::shared_ptr<ArtifactStore> store_;
   const std::unique_ptr<Journal> journal_;
   ScriptedServices services_;

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 #include "common/engine/cpu_model.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
@@ -63,7 +64,7 @@ class RewardServiceTest : public testing::Test {
     return response;
   }
 
-  const fs::path root_ = fs::path(testing::TempDir()) / "reward_service_test";
+  const ScratchFolder root_;
   prometheus::Registry registry_;
   Metrics metrics_;
   ModelRegistry models_;

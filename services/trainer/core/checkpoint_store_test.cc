@@ -5,6 +5,8 @@
 
 #include <fstream>
 
+#include "common/base/scratch_folder.h"
+
 namespace almost::trainer {
 namespace {
 
@@ -15,8 +17,6 @@ using testing::IsEmpty;
 
 class CheckpointStoreTest : public testing::Test {
  protected:
-  CheckpointStoreTest() { fs::remove_all(folder_); }
-
   void Write(int64_t step) {
     const std::vector<float> values = {static_cast<float>(step), 0.1f};
     const absl::Status status = store_.Write(step, "numerics", {{"third", 1.0 / 3.0}},
@@ -36,7 +36,7 @@ class CheckpointStoreTest : public testing::Test {
     stream.put(byte);
   }
 
-  const fs::path folder_ = fs::path(testing::TempDir()) / "checkpoint_store_test";
+  const ScratchFolder folder_;
   CheckpointStore store_{folder_};
   std::vector<std::string> damaged_;
 };

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <set>
 
+#include "common/base/scratch_folder.h"
 #include "services/trainer/core/data_order.h"
 #include "services/trainer/core/document_stream.h"
 #include "services/trainer/core/micro_batches.h"
@@ -23,7 +24,7 @@ using testing::HasSubstr;
 class Datasets : public testing::Test {
  protected:
   fs::path Write(const std::string& text) const {
-    const fs::path file = fs::path(testing::TempDir()) / "dataset.jsonl";
+    const fs::path file = folder_ / "dataset.jsonl";
     std::ofstream(file) << text;
     return file;
   }
@@ -40,6 +41,7 @@ class Datasets : public testing::Test {
     return std::accumulate(texts.begin(), texts.end(), std::string());
   }
 
+  const ScratchFolder folder_;
   const std::shared_ptr<const Tokenizer> tokenizer_ =
       Tokenizer::Load(fs::path(std::getenv("ALMOST_SOURCE_DIR")) / "common/world/models/S").value();
   const PromptFormat format_ = PromptFormat::World();

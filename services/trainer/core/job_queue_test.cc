@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "absl/synchronization/notification.h"
+#include "common/base/scratch_folder.h"
 
 namespace almost::trainer {
 namespace {
@@ -22,12 +23,6 @@ void WaitForStop(const std::stop_token& stop) {
 
 class JobQueueTest : public testing::Test {
  protected:
-  JobQueueTest() : root_(fs::path(testing::TempDir()) / ("jobs-" + std::to_string(getpid()) + "-" + Name())) {
-    fs::remove_all(root_);
-  }
-  ~JobQueueTest() override { fs::remove_all(root_); }
-  static std::string Name() { return testing::UnitTest::GetInstance()->current_test_info()->name(); }
-
   static JobRecord WaitForEnd(const JobQueue& queue, const std::string& id) {
     for (int64_t seen = 0;;) {
       const auto events = queue.Events(id, seen, absl::Seconds(20));
@@ -38,7 +33,7 @@ class JobQueueTest : public testing::Test {
     }
   }
 
-  const fs::path root_;
+  const ScratchFolder root_;
 };
 
 absl::StatusOr<TrainedModel> ThreeSteps(const JobContext& context) {

@@ -5,6 +5,8 @@
 #include <fstream>
 #include <string>
 
+#include "common/base/scratch_folder.h"
+
 namespace almost::trainer {
 namespace {
 
@@ -15,9 +17,8 @@ class JsonLinesFileTest : public testing::Test {
   static absl::StatusOr<bool> All(const JsonLinesFile::Json&) { return true; }
   void Write(const std::string& text) const { std::ofstream(file_) << text; }
 
-  const fs::path file_ =
-      fs::path(testing::TempDir()) /
-      (std::string(testing::UnitTest::GetInstance()->current_test_info()->name()) + ".jsonl");
+  const ScratchFolder folder_;
+  const fs::path file_ = folder_ / "lines.jsonl";
 };
 
 TEST_F(JsonLinesFileTest, HasTheLinesThatAreKeptInTheirOrder) {

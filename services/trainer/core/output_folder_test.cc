@@ -2,10 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <fstream>
 #include <map>
+
+#include "common/base/scratch_folder.h"
 
 namespace almost::trainer {
 namespace {
@@ -15,7 +16,6 @@ namespace fs = std::filesystem;
 class OutputFolderTest : public testing::Test {
  protected:
   OutputFolderTest() {
-    fs::remove_all(folder_);
     Write(model_ / "config.json", "new");
     Write(model_ / "model.safetensors", "weights");
     for (const char* name : {"S", "M"}) Write(root_ / "models" / name / "config.json", "old");
@@ -27,7 +27,6 @@ class OutputFolderTest : public testing::Test {
     fs::create_directory_symlink(folder_ / "secret", root_ / "out");
     fs::create_directory_symlink(root_ / "nowhere", root_ / "dangling");
   }
-  ~OutputFolderTest() override { fs::remove_all(folder_); }
 
   static void Write(const fs::path& file, const std::string& text) {
     fs::create_directories(file.parent_path());
@@ -47,7 +46,7 @@ class OutputFolderTest : public testing::Test {
     return found;
   }
 
-  const fs::path folder_ = fs::path(testing::TempDir()) / ("output_folder_test-" + std::to_string(getpid()));
+  const ScratchFolder folder_;
   const fs::path root_ = folder_ / "root", model_ = folder_ / "work" / "model";
 };
 

@@ -2,10 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <fstream>
 #include <limits>
+
+#include "common/base/scratch_folder.h"
 
 namespace almost::trainer {
 namespace {
@@ -16,13 +17,11 @@ using testing::HasSubstr;
 class JobSpecProto : public testing::Test {
  protected:
   JobSpecProto() {
-    fs::remove_all(root_);
     fs::create_directories(root_ / "models" / "base");
     std::ofstream(root_ / "models" / "prompts.jsonl") << "{\"prompt\": \"a\"}\n";
     std::ofstream(root_ / "models" / "texts.jsonl") << "{\"text\": \"a\"}\n";
     store_ = ArtifactStore::Open(root_ / "store").value();
   }
-  ~JobSpecProto() override { fs::remove_all(root_); }
 
   static v1::PpoSpec Rollouts() {
     v1::PpoSpec spec;
@@ -59,7 +58,7 @@ class JobSpecProto : public testing::Test {
     EXPECT_THAT(std::string(status.message()), HasSubstr(field));
   }
 
-  const fs::path root_ = fs::path(testing::TempDir()) / ("job_spec_proto_test-" + std::to_string(getpid()));
+  const ScratchFolder root_;
   std::shared_ptr<ArtifactStore> store_;
 };
 

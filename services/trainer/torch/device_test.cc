@@ -144,8 +144,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
 
 class DeviceTest : public JobFixture {
  protected:
-  DeviceTest() : JobFixture("device_test") {}
-
   struct Result {
     absl::StatusOr<TrainedModel> trained;
     std::vector<double> losses;

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/base/scratch_folder.h"
 #include "nlohmann/json.hpp"
 #include "services/trainer/core/job_spec.h"
 #include "services/trainer/core/reward_function.h"
@@ -23,10 +23,7 @@ class JobFixture : public testing::TestWithParam<std::string> {
  protected:
   using Json = nlohmann::json;
 
-  explicit JobFixture(const std::string& name)
-      : root_(std::filesystem::path(testing::TempDir()) / (name + "-" + std::to_string(getpid()))) {
-    std::filesystem::remove_all(root_);
-    std::filesystem::create_directories(root_);
+  JobFixture() {
     std::ofstream pairs(root_ / "pairs.jsonl"), dialogues(root_ / "dialogues.jsonl"),
         rankings(root_ / "rankings.jsonl"), texts(root_ / "texts.jsonl");
     for (int i = 0; i < 8; ++i) {
@@ -115,7 +112,7 @@ class JobFixture : public testing::TestWithParam<std::string> {
     return scores;
   }
 
-  const std::filesystem::path root_;
+  const ScratchFolder root_;
 };
 
 }  // namespace almost::trainer

@@ -16,8 +16,6 @@ namespace {
 
 class MklTest : public JobFixture {
  protected:
-  MklTest() : JobFixture("mkl_test") {}
-
   // Of the job's model, trained in a process of its own: MKL reads its mode once.
   std::string Digest(const JobSpec& spec, const char* mode) const {
     int ends[2];

@@ -1,12 +1,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
 #include <fstream>
 
+#include "common/base/scratch_folder.h"
 #include "common/model/model_folder.h"
 #include "common/model/transformer.h"
 #include "common/text/prompt_format.h"
@@ -44,15 +44,12 @@ double NumCapitals(const std::string& text) {
 class PolicyOptimum : public testing::TestWithParam<const char*> {
  protected:
   PolicyOptimum() {
-    fs::remove_all(root_);
-    fs::create_directories(root_);
     std::ofstream prompts(root_ / "prompts.jsonl");
     for (const std::string& prompt : Prompts()) prompts << nlohmann::json{{"prompt", prompt}} << "\n";
     for (int32_t id = 0; id < ModelFolder::Open(World()).value()->config().vocab_size; ++id) {
       capital_V_.push_back(NumCapitals(tokenizer_->Decode(std::span(&id, 1), /*skip_special_tokens=*/true)));
     }
   }
-  ~PolicyOptimum() override { fs::remove_all(root_); }
 
   // The reward service's part.
   static absl::StatusOr<std::vector<double>> Capitals(std::span<const RewardInput> inputs) {
@@ -165,7 +162,7 @@ class PolicyOptimum : public testing::TestWithParam<const char*> {
     }
   }
 
-  const fs::path root_ = fs::path(testing::TempDir()) / ("policy_optimum_test-" + std::to_string(getpid()));
+  const ScratchFolder root_;
   const std::shared_ptr<const Tokenizer> tokenizer_ = Tokenizer::Load(World()).value();
   std::vector<double> capital_V_;
 };

@@ -58,8 +58,6 @@ struct Mishap {
 
 class RanksTest : public JobFixture {
  protected:
-  RanksTest() : JobFixture("ranks_test") {}
-
   // Runs the job in `num_ranks` processes. Returns their statuses as codes, minus the signal of one that a
   // signal ended; rank 0's losses go beneath root_.
   std::vector<int> Run(const std::vector<JobSpec>& spec_by_rank, const std::string& work,

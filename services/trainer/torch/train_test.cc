@@ -44,8 +44,6 @@ absl::StatusOr<std::vector<double>> YesReward(std::span<const RewardInput> input
 
 class TrainTest : public JobFixture {
  protected:
-  TrainTest() : JobFixture("train_test") {}
-
   TrainContext Context(const std::string& work) const {
     TrainContext context;
     context.work_folder = root_ / work;
