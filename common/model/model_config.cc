@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
@@ -39,6 +40,22 @@ constexpr Family kFamilies[] = {
 };
 
 bool IsNeoX(const Family& family) { return &family.names == &kNeoXNames; }
+
+// The ids that a field has: one, several or none.
+absl::StatusOr<std::vector<int>> TokenIds(absl::string_view file, const json& object, const char* name,
+                                          int vocab_size) {
+  std::vector<int> found;
+  const json value = object.value(name, json());
+  if (value.is_null()) return found;
+  for (const json& id : value.is_array() ? value : json::array({value})) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(file, ": ", name, " must be in [0, vocab_size), got ", id.dump()));
+    }
+    found.push_back(id.get<int>());
+  }
+  return found;
+}
 
 absl::Status Malformed(absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("config.json: ", what));
@@ -153,21 +170,11 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(const json& object) {
         fields.Has("id2label") ? static_cast<int>(object["id2label"].size()) : fields.Int("num_labels", 2);
     if (labels != 1) return Unsupported("num_labels", labels, "1");
   }
-  for (const char* name : {"eos_token_id", "bos_token_id"}) {
-    if (!fields.Has(name)) continue;
-    const json ids = object[name].is_array() ? object[name] : json::array({object[name]});
-    for (const json& id : ids) {
-      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= config.vocab_size) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("config.json: ", name, " must be in [0, vocab_size), got ", id.dump()));
-      }
-      if (std::string(name) == "eos_token_id") {
-        config.eos_token_ids.push_back(id.get<int>());
-      } else {
-        config.bos_token_id = id.get<int>();
-      }
-    }
-  }
+  ALMOST_ASSIGN_OR_RETURN(config.eos_token_ids,
+                          TokenIds("config.json", object, "eos_token_id", config.vocab_size));
+  ALMOST_ASSIGN_OR_RETURN(const std::vector<int> bos,
+                          TokenIds("config.json", object, "bos_token_id", config.vocab_size));
+  if (!bos.empty()) config.bos_token_id = bos.back();
   // transformers 5 writes theta, the part that turns and the scaling in one object.
   const char* rope = fields.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   const json scaling = object.value(rope, json());
@@ -202,6 +209,19 @@ absl::StatusOr<ModelConfig> ModelConfig::FromFolder(const std::filesystem::path&
   ALMOST_ASSIGN_OR_RETURN(const json object, ReadBoundedJson(folder / "config.json"));
   absl::StatusOr<ModelConfig> config = FromJson(object);
   if (!config.ok()) return Annotate(config.status(), folder.string());
+  const absl::StatusOr<json> generation = ReadBoundedJson(folder / "generation_config.json");
+  if (absl::IsNotFound(generation.status())) return config;
+  ALMOST_RETURN_IF_ERROR(generation.status());
+  if (!generation->is_object()) {
+    return absl::DataLossError(
+        absl::StrCat((folder / "generation_config.json").string(), " is not a JSON object"));
+  }
+  const absl::StatusOr<std::vector<int>> ends =
+      TokenIds("generation_config.json", *generation, "eos_token_id", config->vocab_size);
+  if (!ends.ok()) return Annotate(ends.status(), folder.string());
+  for (const int id : *ends) {
+    if (!absl::c_linear_search(config->eos_token_ids, id)) config->eos_token_ids.push_back(id);
+  }
   return config;
 }
 

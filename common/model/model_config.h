@@ -67,6 +67,7 @@ struct ModelConfig {
   // Parses config.json. kUnimplemented names a field whose value would change the computation and is not
   // supported (an unknown rope_scaling, activation, quantization_config, …): refused, never run wrong.
   static absl::StatusOr<ModelConfig> FromJson(const nlohmann::json& json);
+  // config.json, and the end-of-text ids of generation_config.json, where chat models list more of them.
   static absl::StatusOr<ModelConfig> FromFolder(const std::filesystem::path& folder);
   // What transformers reads back to the same model.
   nlohmann::json ToJson() const;

@@ -5,15 +5,18 @@
 #include <fstream>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/ids.h"
+#include "common/base/sha256.h"
 #include "common/base/status_macros.h"
 #include "common/engine/weights.h"
 #include "common/kernels/thread_team.h"
 #include "common/metrics/metrics_server.h"
 #include "common/model/model_folder.h"
 #include "common/rpc/status.h"
+#include "common/storage/env.h"
 #include "nlohmann/json.hpp"
 
 namespace almost {
@@ -60,6 +63,18 @@ absl::Status ReadManifest(const std::filesystem::path& folder, ServedModel& mode
     return absl::DataLossError(absl::StrCat(path.string(), ": reward: mean must be finite and std above 0"));
   }
   return absl::OkStatus();
+}
+
+// The weights' digest, and what is said beside them of how text becomes tokens: an answer depends on both.
+absl::StatusOr<std::string> DigestWithText(const ModelFolder& weights) {
+  std::string whole = weights.digest();
+  for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "almost.json"}) {
+    const absl::StatusOr<std::string> contents = Env::Posix()->Read(weights.path() / name);
+    if (absl::IsNotFound(contents.status())) continue;
+    ALMOST_RETURN_IF_ERROR(contents.status());
+    absl::StrAppend(&whole, "\n", name, " ", Sha256(*contents));
+  }
+  return Sha256(whole);
 }
 
 }  // namespace
@@ -163,15 +178,15 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
   const std::filesystem::path& folder = source.path;
   ALMOST_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelFolder> weights, ModelFolder::Open(folder));
   ALMOST_RETURN_IF_ERROR(check_wanted());
-  if (!request.expected_digest().empty() && weights->digest() != request.expected_digest()) {
+  ALMOST_ASSIGN_OR_RETURN(const std::string digest, DigestWithText(*weights));
+  if (!request.expected_digest().empty() && digest != request.expected_digest()) {
     return absl::FailedPreconditionError(absl::StrCat("expected_digest: ", request.source(), " has digest ",
-                                                      weights->digest(), ", not ",
-                                                      request.expected_digest()));
+                                                      digest, ", not ", request.expected_digest()));
   }
   if (const auto present = Find(request.name()); present.ok()) {
-    if ((*present)->digest() == weights->digest()) return (*present)->description;
-    return absl::AlreadyExistsError(absl::StrCat(request.name(), " is loaded with digest ",
-                                                 (*present)->digest(), ", not ", weights->digest()));
+    if ((*present)->digest() == digest) return (*present)->description;
+    return absl::AlreadyExistsError(
+        absl::StrCat(request.name(), " is loaded with digest ", (*present)->digest(), ", not ", digest));
   }
   const ModelConfig& config = weights->config();
   if (config.reward_head != (head_ == Head::kReward)) {
@@ -194,11 +209,12 @@ absl::StatusOr<types::v1::Model> ModelRegistry::Load(const types::v1::LoadModelR
       model->engine,
       engine::Engine::Create(weights, options, make_observer_ ? make_observer_(request.name()) : nullptr));
   model->end_ids.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
-  if (const auto eos = model->tokenizer->eos_id(); eos && model->end_ids.empty())
+  if (const auto eos = model->tokenizer->eos_id(); eos && !absl::c_linear_search(model->end_ids, *eos)) {
     model->end_ids.push_back(*eos);
+  }
   types::v1::Model& d = model->description;
   d.set_name(request.name());
-  d.set_digest(weights->digest());
+  d.set_digest(digest);
   d.set_numerics_id(model->engine->numerics_id());
   d.set_architecture(config.architecture);
   d.set_num_parameters(config.NumParameters());

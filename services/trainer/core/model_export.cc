@@ -1,5 +1,6 @@
 #include "services/trainer/core/model_export.h"
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/storage/env.h"
@@ -59,7 +60,9 @@ absl::Status WriteModelFiles(const ExportedModel& model, bool is_chat, const fs:
   if (!model.config.reward_head) {
     ALMOST_ASSIGN_OR_RETURN(json generation, ReadObject(model.tokenizer_folder / "generation_config.json"));
     std::vector<int> ends = model.config.eos_token_ids;
-    if (ends.empty() && model.tokenizer->eos_id()) ends.push_back(*model.tokenizer->eos_id());
+    if (const auto eos = model.tokenizer->eos_id(); eos && !absl::c_linear_search(ends, *eos)) {
+      ends.push_back(*eos);
+    }
     if (!ends.empty()) generation["eos_token_id"] = ends;
     if (model.config.bos_token_id) generation["bos_token_id"] = *model.config.bos_token_id;
     ALMOST_RETURN_IF_ERROR(WriteObject(folder / "generation_config.json", generation));
