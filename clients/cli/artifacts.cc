@@ -38,7 +38,9 @@ absl::Status List(const Cli& cli, const std::string& run) {
   return absl::OkStatus();
 }
 
-// One of `run`'s artifacts by its digest or an unambiguous beginning of it, its kind or its stage.
+// One of `run`'s artifacts by its stage and kind, S/K, or by one word where that is enough: the stage, the
+// kind, or a beginning of the digest. Of a stage that made several, its name alone means the one of its own
+// kind.
 absl::StatusOr<pb::Artifact> Find(const Endpoint& endpoint, const std::string& run,
                                   const std::string& which) {
   ALMOST_ASSIGN_OR_RETURN(const std::vector<pb::Artifact> artifacts,
@@ -47,7 +49,8 @@ absl::StatusOr<pb::Artifact> Find(const Endpoint& endpoint, const std::string& r
   const pb::Artifact* found = nullptr;
   int matches = 0;
   for (const pb::Artifact& artifact : artifacts) {
-    names.push_back(absl::StrCat(artifact.stage(), " (", artifact.kind(), ", ", artifact.name(), ")"));
+    names.push_back(absl::StrCat(artifact.stage(), "/", artifact.kind()));
+    if (which == names.back() || (which == artifact.kind() && which == artifact.stage())) return artifact;
     if (which == artifact.kind() || which == artifact.stage() ||
         absl::StartsWith(artifact.name(), ResourceName("artifacts", which))) {
       found = &artifact;
@@ -163,7 +166,8 @@ void AddArtifacts(CLI::App& app, Cli& cli) {
 
   CLI::App* get = artifacts->add_subcommand("get", "Copies an artifact's files into a folder");
   get->add_option("RUN", flags->run, "The run's id")->required();
-  get->add_option("ARTIFACT", flags->which, "Its stage, kind, or digest (a beginning of it is enough)")
+  get->add_option("ARTIFACT", flags->which,
+                  "STAGE/KIND, or one of them or a beginning of the digest where that is enough")
       ->required();
   get->add_option("--to", flags->to, "The folder; by default RUN-KIND here");
   get->callback([&cli, flags] {

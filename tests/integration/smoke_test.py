@@ -33,6 +33,9 @@ class Smoke(unittest.TestCase):
             pages["file"] = self.inspected(suite, candidates)
             with gzip.open(candidates, "rt", encoding="utf-8") as lines:
                 num_candidates = sum(len(turn["candidates"]) for line in lines for turn in json.loads(line)["turns"])
+            for which, file in (("prompts", "prompts.jsonl"), ("comparisons/dropped", "dropped.jsonl")):
+                suite.almost("artifacts", "get", "first", which, "--to", suite.store / "got")
+                self.assertTrue((suite.store / "got" / file).is_file(), which)
             stages = {stage["id"]: stage["figures"] for stage in suite.json("runs", "show", "first")["stages"]}
         with Suite() as suite:  # a store of its own: nothing can be taken over from the first run
             second = suite.run(SMOKE, "second")
