@@ -1,5 +1,7 @@
 #include "common/model/differentiable_kernels.h"
 
+#include <ATen/cpu/Utils.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -464,9 +466,32 @@ bool RunsOnKernels(const Tensor& tensor) {
   return tensor.is_cpu() && tensor.scalar_type() == torch::kFloat32 && Kernels::Best() != nullptr;
 }
 
-void MatMulInto(const Tensor& out, const Tensor& x_in, const Tensor& w, bool accumulate) {
+bool MultipliesOnKernels(const Tensor& tensor) {
+  if (RunsOnKernels(tensor)) return true;
+  return tensor.is_cpu() && tensor.scalar_type() == torch::kBFloat16 && Kernels::Best() != nullptr &&
+         Bfloat16Instructions().empty();
+}
+
+const std::string& Bfloat16Instructions() {
+  static const std::string& instructions = *new std::string([] {
+    const auto capabilities = at::cpu::get_cpu_capabilities();
+    for (const char* name : {"amx_bf16", "avx512_bf16"}) {
+      const auto found = capabilities.find(name);
+      if (found != capabilities.end() && found->second.isBool() && found->second.toBool()) return name;
+    }
+    return "";
+  }());
+  return instructions;
+}
+
+void MatMulInto(const Tensor& narrow_out, const Tensor& x_in, const Tensor& w, bool accumulate) {
   static thread_local PackedMatrix packed;
-  const Tensor x = ContiguousRows(x_in);
+  const auto wide = [](const Tensor& tensor) { return tensor.to(torch::kFloat32); };
+  const bool is_narrow = narrow_out.scalar_type() != torch::kFloat32;
+  const Tensor out = !is_narrow   ? narrow_out
+                     : accumulate ? wide(narrow_out)
+                                  : torch::empty(narrow_out.sizes(), torch::kFloat32);
+  const Tensor x = ContiguousRows(wide(x_in));
   const int64_t m = x.size(0), inputs = w.size(0), outputs = w.size(1);
   if (m == 0 || outputs == 0) return;
   if (inputs == 0 && !accumulate) out.zero_();
@@ -477,15 +502,23 @@ void MatMulInto(const Tensor& out, const Tensor& x_in, const Tensor& w, bool acc
   const int64_t end = by_input ? inputs : outputs;
   for (int64_t begin = 0; begin < end; begin += at_once) {
     const int64_t count = std::min(at_once, end - begin);
-    const Tensor part = w.narrow(by_input ? 0 : 1, begin, count);
-    packed.Assign(Data(part), static_cast<int>(part.size(1)), static_cast<int>(part.size(0)), w.stride(1),
-                  w.stride(0));
+    const Tensor part = wide(w.narrow(by_input ? 0 : 1, begin, count));
+    packed.Assign(Data(part), static_cast<int>(part.size(1)), static_cast<int>(part.size(0)), part.stride(1),
+                  part.stride(0));
     if (by_input) {
       Multiply(RowsOf(out), RowsOf(x.narrow(1, begin, count)), m, packed, accumulate || begin > 0);
     } else {
       Multiply(RowsOf(out.narrow(1, begin, count)), RowsOf(x), m, packed, accumulate);
     }
   }
+  if (is_narrow) narrow_out.copy_(out);
+}
+
+Tensor Product(const Tensor& x_MI, const Tensor& w_IO) {
+  if (!MultipliesOnKernels(x_MI)) return torch::mm(x_MI, w_IO);
+  Tensor out_MO = torch::empty({x_MI.size(0), w_IO.size(1)}, x_MI.options());
+  MatMulInto(out_MO, x_MI, w_IO, /*accumulate=*/false);
+  return out_MO;
 }
 
 Tensor StackedLinear(const Tensor& x_MD, const std::vector<Tensor>& weights,
@@ -494,7 +527,7 @@ Tensor StackedLinear(const Tensor& x_MD, const std::vector<Tensor>& weights,
 }
 
 Tensor Linear(const Tensor& x_MD, const Tensor& weight_OD, const Tensor& bias_O) {
-  if (!RunsOnKernels(x_MD)) return torch::linear(x_MD, weight_OD, bias_O);
+  if (!MultipliesOnKernels(x_MD)) return torch::linear(x_MD, weight_OD, bias_O);
   return StackedLinear(x_MD, {weight_OD}, bias_O.defined() ? std::vector{bias_O} : std::vector<Tensor>());
 }
 

@@ -3,13 +3,14 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 // A layer's arithmetic in float32 on the CPU, differentiable, by the kernels that the engine serves with: a
 // result's bits depend on its own sample alone, not on which samples are packed with it, and are the same
 // with AVX2 and AVX-512. Products of large matrices run at twice MKL's rate where there is AVX-512, and a
 // backward pass finds less of the forward one. One thread each; several threads may call side by side. No
-// second derivatives. Other dtypes and devices: LibTorch's operators.
+// second derivatives. Other dtypes and devices: LibTorch's operators, but for products of bfloat16.
 //
 // Shapes: N packed tokens, S samples, M rows, D hidden size, F intermediate size, H heads, K key-value heads,
 // E head dimension, R dimensions of it that turn.
@@ -18,9 +19,21 @@ namespace almost {
 // Whether what follows takes tensors like this one.
 bool RunsOnKernels(const torch::Tensor& tensor);
 
+// The instructions by which LibTorch multiplies matrices of bfloat16 here, "amx_bf16" or "avx512_bf16".
+// Empty: it has none, and takes ten times as long as with float32.
+const std::string& Bfloat16Instructions();
+
+// Whether MatMulInto and what products are made by takes tensors like this one and is the best there is: as
+// above, and in bfloat16 without such instructions.
+bool MultipliesOnKernels(const torch::Tensor& tensor);
+
 // out [M, O] = x [M, I] · w [I, O], or out += with `accumulate`. Each element is one chain of fused
-// multiply-adds over I, in order. The rows of out and x are contiguous, w or its transpose is; no gradients.
+// multiply-adds over I, in order. All are float32 or bfloat16, which is rounded to once, in the end. The rows
+// of out and x are contiguous, w or its transpose is; no gradients.
 void MatMulInto(const torch::Tensor& out, const torch::Tensor& x, const torch::Tensor& w, bool accumulate);
+
+// x · w in x's dtype, on the kernels where they multiply it, else by LibTorch. No gradients.
+torch::Tensor Product(const torch::Tensor& x_MI, const torch::Tensor& w_IO);
 
 // x · wᵀ + bias of several weights [O_i, D] side by side, [M, sum of O_i]. Without biases: none given.
 torch::Tensor StackedLinear(const torch::Tensor& x_MD, const std::vector<torch::Tensor>& weights,

@@ -80,6 +80,22 @@ TEST(DifferentiableKernels, LargeWeightsAreCut) {
   EXPECT_TRUE(alone.equal(whole.narrow(1, 32, 16)));
 }
 
+// Also of weights that are cut, by outputs and by inputs, and where something is there already.
+TEST(DifferentiableKernels, ProductsOfBfloat16AreThoseOfFloat32Rounded) {
+  const auto half = [](const Tensor& tensor) { return tensor.to(torch::kBFloat16); };
+  const auto wide = [](const Tensor& tensor) { return tensor.to(torch::kFloat32); };
+  for (const bool transposed : {true, false}) {
+    const Tensor x = half(Some({5, transposed ? 1000 : 3000}, 1)), stored = half(Some({3000, 1000}, 2));
+    const Tensor w = transposed ? stored.t() : stored;
+    for (const bool accumulate : {false, true}) {
+      Tensor found = half(Some({5, w.size(1)}, 3)), wanted = wide(found);
+      MatMulInto(found, x, w, accumulate);
+      MatMulInto(wanted, wide(x), wide(w), accumulate);
+      EXPECT_TRUE(found.equal(half(wanted))) << transposed << accumulate;
+    }
+  }
+}
+
 TEST(DifferentiableKernels, GatedMlpIsThatOfItsParts) {
   const std::vector<Tensor> inputs = {Some({11, 24}, 1), Some({40, 24}, 2), Some({40, 24}, 3),
                                       Some({24, 40}, 4)};

@@ -1,7 +1,6 @@
 #include "services/trainer/torch/runtime.h"
 
 #include <ATen/DeviceAccelerator.h>
-#include <ATen/cpu/Utils.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/alignment.h>
 #include <malloc.h>
@@ -43,16 +42,6 @@ std::string Arithmetic(c10::Device device) {
   if (device.is_cuda()) return engine::cuda::DeviceName(device.index());
 #endif
   return device.str();
-}
-
-// What oneDNN multiplies 16-bit matrices with, whatever LibTorch is held to.
-std::string OneDnnInstructions() {
-  const auto capabilities = at::cpu::get_cpu_capabilities();
-  for (const char* name : {"amx_bf16", "avx512_bf16", "avx512_bw"}) {
-    const auto found = capabilities.find(name);
-    if (found != capabilities.end() && found->second.isBool() && found->second.toBool()) return name;
-  }
-  return "avx2";
 }
 
 // LibTorch's own asks glibc for aligned memory, which finds no place in a block of that very size that was
@@ -172,8 +161,8 @@ std::string MachineNumerics(c10::Device device) {
 std::string TrainingNumericsId(c10::Device device, Precision precision, int num_threads, int num_ranks) {
   return absl::StrCat("trainer-", kArithmetic, "/libtorch-", LibTorchVersion(),
                       precision == Precision::kFloat32 ? "/float32/" : "/bfloat16/", Arithmetic(device),
-                      device.is_cpu() && precision != Precision::kFloat32
-                          ? absl::StrCat("/onednn=", OneDnnInstructions())
+                      device.is_cpu() && precision != Precision::kFloat32 && !Bfloat16Instructions().empty()
+                          ? absl::StrCat("/onednn=", Bfloat16Instructions())
                           : "",
                       device.is_cpu() ? absl::StrCat("/threads=", num_threads) : "",
                       num_ranks > 1 ? absl::StrCat("/ranks=", num_ranks) : "");

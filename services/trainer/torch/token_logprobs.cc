@@ -29,7 +29,7 @@ torch::ScalarType Wide(const Tensor& tensor) {
 // log softmax of `rows` tokens from `begin` on, [rows, V].
 Tensor LogSoftmax(const Tensor& hidden_MD, const Tensor& head_VD, int64_t begin, int64_t rows,
                   double temperature) {
-  Tensor logits = torch::mm(hidden_MD.narrow(0, begin, rows), head_VD.t());
+  Tensor logits = Product(hidden_MD.narrow(0, begin, rows), head_VD.t());
   logits = logits.to(Wide(logits));
   if (temperature != 1.0) logits.div_(temperature);
   return torch::log_softmax(logits, 1);
@@ -72,13 +72,12 @@ class Function : public torch::autograd::Function<Function> {
       logits_grad.mul_(-grad_R1);
       logits_grad.scatter_add_(1, targets_M.narrow(0, begin, rows).unsqueeze(1), grad_R1);
       logits_grad = logits_grad.to(head_VD.scalar_type());
-      Tensor part = hidden_grad_MD.narrow(0, begin, rows);
-      torch::mm_out(part, logits_grad, head_VD);
+      hidden_grad_MD.narrow(0, begin, rows).copy_(Product(logits_grad, head_VD));
       if (!head_grad_VD.defined()) continue;
       if (head_grad_VD.scalar_type() == head_VD.scalar_type()) {
         head_grad_VD.addmm_(logits_grad.t(), hidden_MD.narrow(0, begin, rows));
       } else {
-        head_grad_VD.add_(torch::mm(logits_grad.t(), hidden_MD.narrow(0, begin, rows)));
+        head_grad_VD.add_(Product(logits_grad.t(), hidden_MD.narrow(0, begin, rows)));
       }
     }
     if (head_grad_VD.defined()) head_grad_VD = head_grad_VD.to(head_VD.scalar_type());
