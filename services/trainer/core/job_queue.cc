@@ -64,7 +64,9 @@ json RecordToJson(const JobRecord& record) {
               {"numerics_id", record.numerics_id},
               {"create_time_ns", absl::ToUnixNanos(record.create_time)},
               {"error", ErrorToJson(record.error)},
-              {"metrics", record.metrics}};
+              {"metrics", record.metrics},
+              {"furthest_step", record.furthest_step},
+              {"num_lost_takes", record.num_lost_takes}};
   if (HasEnded(record.state)) out["end_time_ns"] = absl::ToUnixNanos(record.end_time);
   return out;
 }
@@ -79,6 +81,8 @@ void RecordFromJson(const json& value, JobRecord& record) {
   record.create_time = absl::FromUnixNanos(value.at("create_time_ns").get<int64_t>());
   record.error = ErrorFromJson(value.at("error"));
   record.metrics = value.at("metrics").get<std::map<std::string, double>>();
+  record.furthest_step = value.value("furthest_step", int64_t{0});  // these two not of an older job
+  record.num_lost_takes = value.value("num_lost_takes", 0);
   if (value.contains("end_time_ns")) {
     record.end_time = absl::FromUnixNanos(value["end_time_ns"].get<int64_t>());
   }
@@ -125,7 +129,14 @@ JobQueue::~JobQueue() {
   {
     absl::MutexLock lock(&mutex_);
     shutting_down_ = true;
-    for (auto& [id, job] : jobs_) job.stop.request_stop();
+    for (auto& [id, job] : jobs_) {
+      job.stop.request_stop();
+      if (job.record.state != JobState::kRunning) continue;
+      // Should the process be killed before the job has stopped, it was not the job that ended it.
+      JobRecord queued = job.record;
+      queued.state = JobState::kQueued;
+      Env::Posix()->WriteAtomically(root_ / id / "state.json", RecordToJson(queued).dump()).IgnoreError();
+    }
   }
   if (worker_.joinable()) worker_.join();  // not started when Recover failed
 }
@@ -155,11 +166,29 @@ absl::Status JobQueue::Recover() {
     std::string whole;
     for (const JobEvent& event : job.events) absl::StrAppend(&whole, EventToJson(event).dump(), "\n");
     ALMOST_RETURN_IF_ERROR(Env::Posix()->WriteAtomically(entry.path() / "events.jsonl", whole));
-    if (job.record.state == JobState::kRunning) job.record.state = JobState::kQueued;
+    if (job.record.state == JobState::kRunning) ALMOST_RETURN_IF_ERROR(TakeUpLost(job));
     if (!KeepsWork(job.record)) RemoveWork(job.record.id);  // killed before it was
     jobs_.emplace(job.record.id, std::move(job));
   }
   return absl::OkStatus();
+}
+
+absl::Status JobQueue::TakeUpLost(Job& job) {
+  JobRecord& record = job.record;
+  int64_t furthest = 0;
+  for (const JobEvent& event : job.events) furthest = std::max(furthest, event.step);
+  record.num_lost_takes = furthest > record.furthest_step ? 0 : record.num_lost_takes + 1;
+  record.furthest_step = std::max(record.furthest_step, furthest);
+  record.state = JobState::kQueued;
+  if (record.num_lost_takes >= kMaxLostTakes) {
+    record.state = JobState::kFailed;
+    record.error = absl::ResourceExhaustedError(absl::StrCat(
+        "after step ", furthest, " the trainer's process was killed ", record.num_lost_takes,
+        " times in a row, as a rule for want of memory: give it more and resume the job, or ask for another "
+        "with smaller memory.micro_batch_tokens, memory.recompute_activations or memory.lora"));
+    record.end_time = absl::Now();
+  }
+  return Record(job);
 }
 
 absl::StatusOr<JobRecord> JobQueue::Create(absl::string_view id, absl::string_view spec, int priority) {
@@ -236,6 +265,7 @@ absl::StatusOr<JobRecord> JobQueue::Resume(absl::string_view id) {
   job.record.state = JobState::kQueued;
   job.record.error = absl::OkStatus();
   job.record.end_time = absl::InfiniteFuture();
+  job.record.num_lost_takes = 0;
   if (const absl::Status status = Record(job); !status.ok()) {
     job.record = before;
     return status;

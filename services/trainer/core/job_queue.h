@@ -30,6 +30,10 @@ enum class JobState { kQueued, kRunning, kPaused, kSucceeded, kFailed, kCancelle
 absl::string_view JobStateName(JobState state);
 inline bool HasEnded(JobState state) { return state >= JobState::kSucceeded; }
 
+// A job that so many processes in a row did not survive fails when it would be taken up once more, unless one
+// of them came a step further than those before.
+inline constexpr int kMaxLostTakes = 5;
+
 // Something that happened to a job. After a restart the steps since the last checkpoint come again under new
 // sequences: a reader keeps the last event of a step.
 struct JobEvent {
@@ -54,6 +58,8 @@ struct JobRecord {
   std::string numerics_id;
   absl::Time create_time;
   absl::Time end_time = absl::InfiniteFuture();
+  int64_t furthest_step = 0;  // that any process came to, before the last that was lost
+  int num_lost_takes = 0;     // processes in a row that were lost with it and came no further
 };
 
 // What a training function returns when it has finished.
@@ -82,7 +88,8 @@ using TrainFunction = std::function<absl::StatusOr<TrainedModel>(const JobContex
 // creation. Thread-safe.
 class JobQueue {
  public:
-  // Recovers the jobs beneath `root` (made if missing); those that were queued or running go on.
+  // Recovers the jobs beneath `root` (made if missing); those that were queued or running go on, but one that
+  // kMaxLostTakes processes did not survive has failed with kResourceExhausted.
   // kDataLoss names a job folder that cannot be read.
   static absl::StatusOr<std::unique_ptr<JobQueue>> Open(const std::filesystem::path& root,
                                                         TrainFunction train);
@@ -121,6 +128,8 @@ class JobQueue {
   JobQueue(std::filesystem::path root, TrainFunction train)
       : root_(std::move(root)), train_(std::move(train)) {}
   absl::Status Recover();
+  // Of a job that was running when its process was lost: whether it goes on.
+  absl::Status TakeUpLost(Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `state` is kPaused or kCancelled.
   absl::StatusOr<JobRecord> Stop(absl::string_view id, JobState state);
   void Run(const std::stop_token& shutdown);

@@ -2,9 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cmath>
+#include <csignal>
 #include <fstream>
 
 #include "absl/synchronization/notification.h"
@@ -31,6 +34,36 @@ class JobQueueTest : public testing::Test {
       seen = events->back().sequence;
       if (HasEnded(events->back().state)) return *queue.Get(id);
     }
+  }
+
+  // Another process that takes the job up, reports these steps and is gone.
+  void TakeUpAndVanish(const std::vector<int64_t>& steps) const {
+    const pid_t child = fork();
+    if (child == 0) {
+      const auto queue =
+          JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+            for (const int64_t step : steps) context.report(step, 9, {});
+            std::raise(SIGKILL);
+            return absl::InternalError("unreachable");
+          });
+      (*queue)->Create("job", "spec").IgnoreError();
+      absl::SleepFor(absl::Seconds(20));
+      _exit(1);  // it was not taken up
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
+  }
+  // A process that takes the job up, also if it has failed, and is asked to stop.
+  void TakeUpAndStop() const {
+    absl::Notification started;
+    const auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+      started.Notify();
+      WaitForStop(context.stop);
+      return absl::CancelledError("stopped");
+    });
+    EXPECT_TRUE(queue->Resume("job").ok());
+    EXPECT_TRUE(started.WaitForNotificationWithTimeout(absl::Seconds(20)));
   }
 
   const ScratchFolder root_;
@@ -130,6 +163,38 @@ TEST_F(JobQueueTest, GoesOnWithAJobThatARestartInterrupted) {
   EXPECT_EQ(WaitForEnd(*queue, "job").state, JobState::kSucceeded);
   EXPECT_EQ(found, "step 7");
   EXPECT_FALSE(fs::exists(root_ / "job" / "work")) << "checkpoints of an ended job stay behind";
+}
+
+TEST_F(JobQueueTest, AJobThatTakesTheProcessWithItTimeAndAgainFailsAndMayBeResumed) {
+  TakeUpAndVanish({1, 2});
+  // From a checkpoint of step 1: what is done again is no progress.
+  for (int i = 0; i < kMaxLostTakes - 1; ++i) TakeUpAndVanish({2});
+  TakeUpAndStop();  // no process lost
+  TakeUpAndVanish({2});
+  std::atomic<int> takes{0};
+  const auto train = [&](const JobContext& context) {
+    ++takes;
+    return ThreeSteps(context);
+  };
+  {
+    const auto queue = *JobQueue::Open(root_, train);
+    const JobRecord record = *queue->Get("job");
+    EXPECT_EQ(record.state, JobState::kFailed);
+    EXPECT_EQ(record.error.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(record.error.message()), testing::HasSubstr("after step 2"));
+    EXPECT_LT(record.end_time, absl::InfiniteFuture());
+    EXPECT_EQ(queue->Events("job", 0, absl::ZeroDuration())->back().error, record.error);
+    EXPECT_TRUE(fs::exists(root_ / "job" / "work"));
+  }
+  EXPECT_EQ((*JobQueue::Open(root_, train))->Get("job")->state, JobState::kFailed) << "for good";
+  EXPECT_EQ(takes, 0);
+  TakeUpAndStop();
+  for (int i = 0; i < kMaxLostTakes - 1; ++i) TakeUpAndVanish({2});
+  TakeUpAndVanish({2, 3});  // at last
+  TakeUpAndVanish({3});
+  const auto queue = *JobQueue::Open(root_, train);
+  EXPECT_EQ(WaitForEnd(*queue, "job").state, JobState::kSucceeded);
+  EXPECT_EQ(takes, 1);
 }
 
 TEST_F(JobQueueTest, ARepeatIsHarmlessAndAnotherSpecIsRefused) {
