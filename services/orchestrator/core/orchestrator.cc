@@ -227,7 +227,7 @@ absl::StatusOr<v1::Run> Orchestrator::Cancel(absl::string_view id) {
     active->RequestStop(RunExecution::StopKind::kCancel);
     active->WaitUntilEnded(kStopWait);
   }
-  ALMOST_RETURN_IF_ERROR(CancelPaused(id));
+  ALMOST_RETURN_IF_ERROR(CancelStopped(id));
   return Get(id);
 }
 
@@ -242,11 +242,13 @@ absl::Status Orchestrator::CommitState(RunRecord& record, v1::RunState state, ab
   return environment_.journal->Commit(batch);
 }
 
-absl::Status Orchestrator::CancelPaused(absl::string_view id) {
+absl::Status Orchestrator::CancelStopped(absl::string_view id) {
   const absl::MutexLock start_lock(&start_mutex_);
   ALMOST_ASSIGN_OR_RETURN(RunRecord record, environment_.journal->GetRun(id));
-  if (record.state != v1::RUN_STATE_PAUSED_BY_USER) return absl::OkStatus();
+  const bool paused = record.state == v1::RUN_STATE_PAUSED_BY_USER;
+  if (!paused && record.state != v1::RUN_STATE_FAILED) return absl::OkStatus();
   ALMOST_RETURN_IF_ERROR(StopJobs(*environment_.services, record.id, JobsEnd::kCancelled));
+  if (!paused) return absl::OkStatus();
   record.end_time = absl::Now();
   ALMOST_RETURN_IF_ERROR(CommitState(record, v1::RUN_STATE_CANCELLED, "cancelled"));
   const absl::MutexLock lock(&mutex_);

@@ -82,8 +82,8 @@ class Orchestrator {
   absl::Status Start(RunRecord record, bool may_redo);
   // Journals the run in its new state, with the event that says so.
   absl::Status CommitState(RunRecord& record, v1::RunState state, absl::string_view message);
-  // Does nothing to a run in another state.
-  absl::Status CancelPaused(absl::string_view id);
+  // Cancels a paused run, and gives up what the jobs of a failed one have kept; leaves any other alone.
+  absl::Status CancelStopped(absl::string_view id);
 
   ItemSlots slots_;
   absl::Mutex sweep_;  // before mutex_; see RunEnvironment

@@ -1226,6 +1226,18 @@ TEST_F(OrchestratorTest, PauseKeepsTheJobAndCancelGivesItUp) {
   }
 }
 
+TEST_F(OrchestratorTest, CancelGivesUpWhatTheJobOfAFailedRunHasKept) {
+  ASSERT_TRUE(Start().ok());
+  services_->SetScript([](absl::string_view method, const CallOptions&) {
+    return method == "Train" ? absl::ResourceExhaustedError("no space left") : absl::OkStatus();
+  });
+  ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+  ASSERT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  EXPECT_EQ(services_->calls("CancelJob"), 0) << "the run may be resumed";
+  EXPECT_EQ(orchestrator_->Cancel("r")->state(), v1::RUN_STATE_FAILED);
+  EXPECT_EQ(services_->calls("CancelJob"), 1);
+}
+
 TEST_F(OrchestratorTest, ADeterministicErrorFailsTheStageAndCanBeResumed) {
   ASSERT_TRUE(Start().ok());
   services_->SetScript([&](absl::string_view method, const CallOptions&) {

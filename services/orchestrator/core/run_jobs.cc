@@ -44,8 +44,9 @@ absl::Status StopJobs(Services& services, const std::string& run, JobsEnd end) {
       const bool at_work = job.state() == trainer::v1::JOB_STATE_QUEUED ||
                            job.state() == trainer::v1::JOB_STATE_RUNNING ||
                            job.state() == trainer::v1::JOB_STATE_PAUSED;
+      const bool has_kept = end == JobsEnd::kCancelled && job.state() == trainer::v1::JOB_STATE_FAILED;
       // Other runs' ids may begin as this one's does.
-      if (!at_work || RunOfJob(job.name()) != RunInJobId(run) ||
+      if (!(at_work || has_kept) || RunOfJob(job.name()) != RunInJobId(run) ||
           !absl::StrContains(job.name(), absl::StrCat("-", HashOf(run, job.spec()), "-"))) {
         continue;
       }

@@ -21,8 +21,8 @@ std::optional<std::string> RunOfJob(const std::string& job_name);
 // What RunOfJob has of this run.
 std::string RunInJobId(const std::string& run);
 
-// Pauses or cancels every job of the run that waits or trains, and cancels those that are paused. One try
-// each; the first error of any.
+// Pauses or cancels every job of the run that waits or trains; cancels those that are paused, and those that
+// have failed, for their checkpoints. One try each; the first error of any.
 enum class JobsEnd { kPaused, kCancelled };
 absl::Status StopJobs(Services& services, const std::string& run, JobsEnd end);
 
