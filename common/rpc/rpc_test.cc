@@ -138,6 +138,27 @@ TEST(ReplicaPoolTest, TriesAgainOnlyWhatMayPass) {
   EXPECT_EQ(ReplicaPool::Create("nohost", {}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+// Trailers are limited to 8 KiB, and what says what was wrong with a request may repeat all of it.
+TEST(ReplicaPoolTest, AnErrorArrivesHoweverLongItsMessageAndWhateverItsBytes) {
+  std::string umlauts, any = "caf\xe9 \xf0\x9f\x98";
+  for (int i = 0; i < 50'000; ++i) umlauts += "\xc3\xa4";
+  for (int byte = 0; byte < 256; ++byte) any.push_back(static_cast<char>(byte));
+  for (const std::string& value : {std::string(100'000, 'x'), umlauts, any}) {
+    Running wrong("wrong", 1, InvalidField("items[0]", "short", value));
+    const absl::Status status = Ask(**ReplicaPool::Create(wrong.address(), {})).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_EQ(wrong.judge.calls, 1);
+    const std::string message(status.message());
+    EXPECT_THAT(message, HasSubstr("items[0]: must be short, got "));
+    EXPECT_GT(message.size(), 200);
+    EXPECT_NO_THROW(nlohmann::json(message).dump()) << "not UTF-8";
+    google::rpc::BadRequest bad;
+    ASSERT_TRUE(status.GetPayload("type.googleapis.com/google.rpc.BadRequest").has_value());
+    EXPECT_TRUE(
+        bad.ParseFromString(std::string(*status.GetPayload("type.googleapis.com/google.rpc.BadRequest"))));
+  }
+}
+
 TEST(ReplicaPoolTest, AsksTheOthersBeforeAModelIsNotThere) {
   Running old("old"), fresh("fresh", 1000, absl::NotFoundError("no models/RM"));
   auto pool =

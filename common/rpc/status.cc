@@ -1,5 +1,6 @@
 #include "common/rpc/status.h"
 
+#include <algorithm>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -12,7 +13,39 @@ namespace {
 constexpr absl::string_view kRetryInfoUrl = "type.googleapis.com/google.rpc.RetryInfo";
 constexpr absl::string_view kErrorInfoUrl = "type.googleapis.com/google.rpc.ErrorInfo";
 constexpr absl::string_view kExpiredBeforeWork = "EXPIRED_BEFORE_WORK";
+constexpr absl::string_view kReplacement = "\xef\xbf\xbd";  // U+FFFD
 constexpr absl::Duration kDefaultRetryDelay = absl::Milliseconds(200);
+
+// Clients take 8 KiB of trailers, in which a message stands up to three times, its characters written out.
+constexpr size_t kMaxMessageBytes = 1024;
+
+// How many bytes the first character of `text` has; 0: it is not UTF-8.
+size_t CharacterBytes(absl::string_view text) {
+  const auto byte = [text](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const size_t bytes = byte(0) < 0x80 ? 1 : byte(0) < 0xc2 ? 0 : byte(0) < 0xe0 ? 2 : byte(0) < 0xf0 ? 3 : 4;
+  if (byte(0) > 0xf4 || bytes > text.size()) return 0;
+  for (size_t i = 1; i < bytes; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+  }
+  // Written longer than it is, a surrogate, or beyond the last character.
+  const bool none =
+      bytes > 2 && ((byte(0) == 0xe0 && byte(1) < 0xa0) || (byte(0) == 0xed && byte(1) > 0x9f) ||
+                    (byte(0) == 0xf0 && byte(1) < 0x90) || (byte(0) == 0xf4 && byte(1) > 0x8f));
+  return none ? 0 : bytes;
+}
+
+// UTF-8 of at most so many bytes and the sign that it goes on.
+std::string Shown(absl::string_view message, size_t max_bytes) {
+  std::string shown;
+  while (!message.empty()) {
+    const size_t bytes = CharacterBytes(message);
+    const absl::string_view character = bytes == 0 ? kReplacement : message.substr(0, bytes);
+    if (shown.size() + character.size() > max_bytes) return absl::StrCat(shown, "…");
+    absl::StrAppend(&shown, character);
+    message.remove_prefix(std::max<size_t>(bytes, 1));
+  }
+  return shown;
+}
 
 google::rpc::ErrorInfo ErrorInfoOf(const absl::Status& status) {
   google::rpc::ErrorInfo info;
@@ -30,12 +63,10 @@ google::rpc::RetryInfo RetryInfoOf(absl::Duration delay) {
   return retry;
 }
 
-}  // namespace
-
-google::rpc::Status ToProto(const absl::Status& status) {
+google::rpc::Status Proto(const absl::Status& status, size_t max_message_bytes) {
   google::rpc::Status proto;
   if (status.ok()) return proto;
-  const std::string message(status.message());
+  const std::string message = Shown(status.message(), max_message_bytes);
   proto.set_code(static_cast<int>(status.code()));
   proto.set_message(message);
   proto.add_details()->PackFrom(ErrorInfoOf(status));
@@ -54,6 +85,10 @@ google::rpc::Status ToProto(const absl::Status& status) {
   return proto;
 }
 
+}  // namespace
+
+google::rpc::Status ToProto(const absl::Status& status) { return Proto(status, std::string::npos); }
+
 absl::Status FromProto(const google::rpc::Status& proto) {
   if (proto.code() == 0) return absl::OkStatus();
   absl::Status status(static_cast<absl::StatusCode>(proto.code()), proto.message());
@@ -65,8 +100,9 @@ absl::Status FromProto(const google::rpc::Status& proto) {
 
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()),
-                      ToProto(status).SerializeAsString());
+  const google::rpc::Status proto = Proto(status, kMaxMessageBytes);
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), proto.message(),
+                      proto.SerializeAsString());
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {

@@ -11,12 +11,13 @@
 // The one table between absl::Status and what travels. Codes are the same numbers. Details that a status
 // gains on its way out: BadRequest for kInvalidArgument whose message begins with "field: ", RetryInfo for
 // kResourceExhausted, and ErrorInfo with the code's name as a stable reason, domain "almost", unless it has
-// one.
+// one. What is not UTF-8 in a message is replaced.
 namespace almost {
 
 google::rpc::Status ToProto(const absl::Status& status);
 absl::Status FromProto(const google::rpc::Status& status);
 
+// A message beyond a KiB is cut: it would not fit what clients accept beside an answer.
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 
