@@ -12,6 +12,7 @@
 #include <set>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/sha256.h"
 #include "common/model/model_folder.h"
 #include "nlohmann/json.hpp"
@@ -53,7 +54,7 @@ struct Port {
 struct Mishap {
   int rank = -1;
   int64_t step = 0;
-  enum { kKilled, kToldToStop } kind = kKilled;
+  enum { kKilled, kToldToStop, kToldToStopAfterCheckpoint } kind = kKilled;
 };
 
 class RanksTest : public JobFixture {
@@ -96,7 +97,10 @@ class RanksTest : public JobFixture {
       if (rank == 0 && metrics.contains("kl")) kls << metrics.at("kl") << std::endl;
       if (mishap.rank != rank || mishap.step != step) return;
       if (mishap.kind == Mishap::kKilled) raise(SIGKILL);
-      stop.request_stop();
+      if (mishap.kind == Mishap::kToldToStop) stop.request_stop();
+    };
+    context.checkpoint = [&](const CheckpointWork&) {
+      if (mishap.rank == rank && mishap.kind == Mishap::kToldToStopAfterCheckpoint) stop.request_stop();
     };
     if (rank == 0) context.reward = LengthReward;
     Group group;
@@ -226,6 +230,21 @@ TEST_F(RanksTest, ARankThatIsToldToStopStopsAllWithACheckpoint) {
   EXPECT_TRUE(fs::exists(root_ / "job/checkpoints/step-000000000003"));
   EXPECT_THAT(Run(2, spec, "job"), testing::Each(kOk));
   EXPECT_EQ(Losses("job").size(), 10);
+}
+
+// After the ranks have agreed to go on with a step, which begins with its rollouts.
+TEST_F(RanksTest, RolloutsThatAreBeingDrawnAreGivenUpWhicheverRankIsToldToStop) {
+  const JobSpec spec = Spec("ppo", 1);
+  for (const int rank : {0, 1}) {
+    const std::string work = absl::StrCat("stopped-", rank);
+    EXPECT_THAT(Run(2, spec, work, {.rank = rank, .kind = Mishap::kToldToStopAfterCheckpoint}),
+                testing::Each(kStopped));
+    EXPECT_EQ(Losses(work).size(), 2) << "the step after the checkpoint was done";
+    EXPECT_THAT(Run(2, spec, work), testing::Each(kOk));
+  }
+  EXPECT_THAT(Run(2, spec, "undisturbed"), testing::Each(kOk));
+  EXPECT_EQ(Weights("stopped-0"), Weights("undisturbed"));
+  EXPECT_EQ(Weights("stopped-1"), Weights("undisturbed"));
 }
 
 TEST_F(RanksTest, MoreRanksAndThreads) {

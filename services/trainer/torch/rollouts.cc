@@ -5,13 +5,19 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "absl/synchronization/blocking_counter.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/random.h"
 #include "common/base/status_macros.h"
 #include "common/engine/engine.h"
 #include "services/trainer/core/ppo_math.h"
 
 namespace almost::trainer {
+namespace {
+
+// Between two looks at what the other ranks do.
+constexpr absl::Duration kLook = absl::Milliseconds(200);
+
+}  // namespace
 
 double Rollout::Kl() const {
   double kl = 0;
@@ -52,10 +58,16 @@ absl::StatusOr<std::vector<Rollout>> RolloutSampler::Draw(const Transformer& pol
   if (policy.device().is_cuda()) options.device = policy.device().str();
   options.num_threads = num_threads_;
   options.max_queued_requests = static_cast<int>(own.size());
-  ALMOST_ASSIGN_OR_RETURN(const auto generator, engine::Engine::Create(policy.InMemoryFolder(), options));
+  // What the engine's thread writes outlives it, also where a rank that is lost ends this.
   std::vector<absl::StatusOr<engine::Candidate>> answers(own.size(), absl::UnknownError("not drawn"));
+  absl::Mutex mutex;
+  size_t left = own.size();  // guarded by mutex
+  const auto one_less = [&] {
+    const absl::MutexLock lock(&mutex);
+    --left;
+  };
+  ALMOST_ASSIGN_OR_RETURN(const auto generator, engine::Engine::Create(policy.InMemoryFolder(), options));
   std::vector<uint64_t> requests;
-  absl::BlockingCounter left(static_cast<int>(own.size()));
   for (size_t j = 0; j < own.size(); ++j) {
     const size_t i = own[j];
     engine::GenerationRequest request;
@@ -73,22 +85,41 @@ absl::StatusOr<std::vector<Rollout>> RolloutSampler::Draw(const Transformer& pol
       } else {
         answers[j] = candidates.status();
       }
-      left.DecrementCount();
+      one_less();
     };
     if (const auto id = generator->Submit(std::move(request)); id.ok()) {
       requests.push_back(*id);
     } else {
       answers[j] = id.status();
-      left.DecrementCount();
+      one_less();
     }
   }
+  const auto cancel = [&] {
+    for (const uint64_t id : requests) generator->Cancel(id);
+  };
+  bool stopped = false;
   {
-    // Of several ranks each has to stay with the others, to the end of the step.
-    const std::stop_callback cancel(group_.size() == 1 ? stop : std::stop_token(), [&] {
-      for (const uint64_t id : requests) generator->Cancel(id);
-    });
-    left.Wait();
+    const std::stop_callback cancel_own(stop, cancel);
+    // Ranks tell one another whether they are drawing still, and whether anybody is to stop: then all are.
+    for (bool drawing = true; drawing;) {
+      std::vector<double> told(2 * group_.size());
+      {
+        const absl::MutexLock lock(&mutex);
+        const auto drawn = [&left] { return left == 0; };
+        told[2 * group_.rank()] = mutex.AwaitWithTimeout(absl::Condition(&drawn), kLook) ? 0 : 1;
+      }
+      told[2 * group_.rank() + 1] = stop.stop_requested() ? 1 : 0;
+      group_.Merge(told);
+      drawing = false;
+      const bool stopped_before = stopped;
+      for (int rank = 0; rank < group_.size(); ++rank) {
+        drawing = drawing || told[2 * rank] != 0;
+        stopped = stopped || told[2 * rank + 1] != 0;
+      }
+      if (stopped && !stopped_before) cancel();
+    }
   }
+  if (stopped) return absl::CancelledError("stopped while rollouts were drawn");
 
   nlohmann::json drawn = nlohmann::json::array();
   for (size_t j = 0; j < own.size(); ++j) {
