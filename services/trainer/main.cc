@@ -115,12 +115,16 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   };
   if (proto.has_ppo() || proto.has_grpo()) {
     const v1::PpoSpec& kind = proto.has_ppo() ? proto.ppo() : proto.grpo();
-    const auto scorer = [&](const std::string& model, const std::string& digest) {
+    const auto scorer = [&](const std::string& field, const std::string& model, const std::string& digest) {
+      const absl::StatusOr<Reader> reader =
+          DescribeRewardModel(field, kind.reward_target(), model, options.replicas, job.stop, registry);
+      if (reader.ok()) context.scorers.push_back(*reader);
       return MakeRewardFunction(kind.reward_target(), model, digest, options.replicas, job.stop, registry);
     };
-    ALMOST_ASSIGN_OR_RETURN(context.reward, scorer(kind.reward_model(), kind.reward_digest()));
+    ALMOST_ASSIGN_OR_RETURN(context.reward,
+                            scorer("reward_model", kind.reward_model(), kind.reward_digest()));
     if (!kind.guard_model().empty()) {
-      ALMOST_ASSIGN_OR_RETURN(context.guard, scorer(kind.guard_model(), kind.guard_digest()));
+      ALMOST_ASSIGN_OR_RETURN(context.guard, scorer("guard_model", kind.guard_model(), kind.guard_digest()));
     }
   }
   log::Info("job started", {{"job", job.id}});

@@ -335,11 +335,12 @@ class Checker {
   std::set<std::string> configurations_;
 };
 
-// A prompt that some model will continue, as long as it can be foreseen.
+// A prompt that some model will continue, or score with its answer, as long as it can be foreseen.
 struct ForeseenText {
   std::string field;
   std::string text;
   int64_t new_tokens = 0;
+  bool scored = false;  // by what is trained from the model
 };
 
 std::string Longest(const google::protobuf::RepeatedPtrField<std::string>& texts) {
@@ -378,15 +379,22 @@ absl::StatusOr<std::map<std::string, std::vector<ForeseenText>>> ForeseenTexts(c
     ALMOST_RETURN_IF_ERROR(add(absl::StrCat("responses.configurations[", i, "]"),
                                recipe.responses().configurations(i), prompt, recipe.responses().sampling()));
   }
+  ALMOST_ASSIGN_OR_RETURN(const PromptFormat format, PromptFormat::Named(recipe.prompt_format()));
+  ALMOST_ASSIGN_OR_RETURN(const std::string text, format.RenderForCompletion({{"user", prompt}}));
+  const auto score = [&](const std::string& field, int64_t new_tokens) {
+    const int64_t with_end_of_text = new_tokens + 1;
+    texts[recipe.reward_model().base_model()].push_back({field, text, with_end_of_text, /*scored=*/true});
+  };
   if (recipe.has_demonstration()) {
-    ALMOST_RETURN_IF_ERROR(add("demonstration.assistant", recipe.demonstration().assistant(), prompt,
-                               recipe.demonstration().sampling()));
+    const v1::DemonstrationStage& stage = recipe.demonstration();
+    ALMOST_RETURN_IF_ERROR(add("demonstration.assistant", stage.assistant(), prompt, stage.sampling()));
+    const int64_t own = stage.assistant().max_new_tokens();
+    score("demonstration", own > 0 ? own : stage.sampling().max_new_tokens());
   }
   if (recipe.has_rl() && recipe.rl().algorithm() != v1::RlStage::ALGORITHM_DPO) {
-    ALMOST_ASSIGN_OR_RETURN(const PromptFormat format, PromptFormat::Named(recipe.prompt_format()));
-    ALMOST_ASSIGN_OR_RETURN(std::string text, format.RenderForCompletion({{"user", prompt}}));
-    texts[recipe.sft().base_model()].push_back(
-        {"rl.spec", std::move(text), recipe.rl().spec().max_new_tokens()});
+    const int64_t new_tokens = recipe.rl().spec().max_new_tokens();
+    texts[recipe.sft().base_model()].push_back({"rl.spec", text, new_tokens});
+    score("rl.spec", new_tokens);
   }
   if (recipe.has_evaluation()) {
     const std::string longest = Longest(recipe.evaluation().prompts());
@@ -529,7 +537,8 @@ absl::Status CheckModels(const v1::Recipe& recipe, Services& services,
         if (answer.inputs_size() != 1) return absl::InternalError("generation tokenized nothing");
         const int64_t tokens = answer.inputs(0).token_ids_size();
         const bool fits_context = tokens + each.new_tokens <= model->context_tokens();
-        if (!fits_context || tokens + each.new_tokens > model->cache_tokens()) {
+        const bool fits_cache = each.scored || tokens + each.new_tokens <= model->cache_tokens();
+        if (!fits_context || !fits_cache) {
           return absl::FailedPreconditionError(absl::StrCat(
               each.field, ": ", tokens, " tokens of prompt and ", each.new_tokens,
               " new ones do not fit the ", fits_context ? model->cache_tokens() : model->context_tokens(),

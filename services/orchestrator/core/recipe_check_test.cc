@@ -204,6 +204,17 @@ TEST(RecipeCheckTest, LoadsEveryModelAndMeasuresWhatItWillRead) {
   v1::Recipe rollouts = Recipe();
   rollouts.mutable_rl()->mutable_spec()->set_max_new_tokens(510);
   expect_refused(rollouts, "rl.spec: ");
+  v1::Recipe short_reader = Recipe();  // that scores what a model with a longer context answers
+  short_reader.mutable_models(0)->set_source("short");
+  short_reader.mutable_responses()->mutable_configurations()->RemoveLast();
+  short_reader.mutable_sft()->set_base_model("L");
+  EXPECT_EQ(CheckModels(short_reader, services, holds_none), absl::OkStatus());
+  v1::Recipe long_rollouts = short_reader;
+  long_rollouts.mutable_rl()->mutable_spec()->set_max_new_tokens(100);
+  expect_refused(long_rollouts, "rl.spec: ");
+  v1::Recipe long_candidates = short_reader;
+  long_candidates.mutable_demonstration()->mutable_sampling()->set_max_new_tokens(100);
+  expect_refused(long_candidates, "demonstration: ");
   v1::Recipe long_pairs = Recipe();
   long_pairs.mutable_reward_model()->mutable_spec()->set_max_tokens(513);
   expect_refused(long_pairs, "reward_model.spec.max_tokens: 513 tokens do not fit the 512 of model S");

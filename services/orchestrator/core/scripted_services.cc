@@ -227,7 +227,7 @@ absl::StatusOr<types::v1::Model> ScriptedServices::LoadModel(const CallOptions& 
   model.set_name(request.name());
   model.set_digest(digest);
   model.set_numerics_id(numerics_id_);
-  model.set_context_tokens(512);
+  model.set_context_tokens(request.source() == "short" ? 100 : 512);
   model.set_cache_tokens(4'096);
   return model;
 }

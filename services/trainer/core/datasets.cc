@@ -202,16 +202,16 @@ absl::StatusOr<Dataset<Sample>> ReadTexts(const std::filesystem::path& file,
 }
 
 absl::StatusOr<Dataset<std::string>> ReadPrompts(const std::filesystem::path& file, const Encoding& encoding,
-                                                 int max_new_tokens) {
+                                                 int max_new_tokens, absl::string_view reader) {
   ALMOST_ASSIGN_OR_RETURN(
       std::shared_ptr<const JsonLinesFile> opened,
       JsonLinesFile::Open(file, [&](const ordered_json& line) -> absl::StatusOr<bool> {
         ALMOST_ASSIGN_OR_RETURN(const std::string prompt, Prompt(line));
         ALMOST_ASSIGN_OR_RETURN(const Sample sample, Encode({{"user", prompt}}, encoding));
         if (static_cast<int64_t>(sample.ids.size()) + max_new_tokens > encoding.max_tokens) {
-          return absl::InvalidArgumentError(absl::StrCat("\"prompt\" has ", sample.ids.size(),
-                                                         " tokens: with max_new_tokens, ", max_new_tokens,
-                                                         ", they are more than ", encoding.max_tokens));
+          return absl::InvalidArgumentError(absl::StrCat(
+              "\"prompt\" has ", sample.ids.size(), " tokens: with max_new_tokens, ", max_new_tokens,
+              ", they are more than ", encoding.max_tokens, ", the context of ", reader));
         }
         return true;
       }));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
 #include "services/trainer/core/job_spec.h"
@@ -68,9 +69,9 @@ absl::StatusOr<Dataset<Sample>> ReadTexts(const std::filesystem::path& file,
                                           std::shared_ptr<const Tokenizer> tokenizer, int max_tokens);
 
 // Lines {"prompt"}: whatever else a line holds is not looked at. One that leaves no room for an answer of
-// `max_new_tokens` within max_tokens is refused.
+// `max_new_tokens` within max_tokens, which is that of `reader`, is refused.
 absl::StatusOr<Dataset<std::string>> ReadPrompts(const std::filesystem::path& file, const Encoding& encoding,
-                                                 int max_new_tokens);
+                                                 int max_new_tokens, absl::string_view reader = "model");
 
 // Whether the job's datasets are there, not empty, and have a first line of their kind: what can be said
 // about a dataset of any size before the job's turn comes. OK where it has none. kInvalidArgument:

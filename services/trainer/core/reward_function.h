@@ -19,4 +19,11 @@ struct RewardInput {
 // come with it. An error is an error of the step, never a score.
 using RewardFunction = std::function<absl::StatusOr<std::vector<double>>(std::span<const RewardInput>)>;
 
+// A model that reads prompts with their answers.
+struct Reader {
+  std::string field;  // of the spec, that names it
+  int context_tokens = 0;
+  int vocab_size = 0;  // of the policy's size: it counts the same tokens
+};
+
 }  // namespace almost::trainer

@@ -18,6 +18,7 @@ using reward::v1::ScoreResponse;
 
 constexpr size_t kBatch = 64;
 constexpr absl::Duration kCallDeadline = absl::Seconds(60);
+constexpr absl::Duration kDescribeDeadline = absl::Seconds(10);
 constexpr absl::Duration kPatience = absl::Minutes(5);
 
 // Whether the same call may pass once the service, or whoever places its models, has caught up.
@@ -72,6 +73,19 @@ absl::StatusOr<RewardFunction> MakeRewardFunction(const std::string& target, con
     }
     return scores;
   };
+}
+
+absl::StatusOr<Reader> DescribeRewardModel(const std::string& field, const std::string& target,
+                                           const std::string& model, const ReplicaPoolOptions& options,
+                                           const std::stop_token& stop, prometheus::Registry& registry) {
+  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<ReplicaPool> pool,
+                          ReplicaPool::Create(target, options, &registry));
+  types::v1::GetModelRequest request;
+  request.set_name(model);
+  ALMOST_ASSIGN_OR_RETURN(const types::v1::Model known,
+                          pool->Call<RewardService>(&RewardService::Stub::GetModel, request, 1,
+                                                    absl::Now() + kDescribeDeadline, stop));
+  return Reader{field, known.context_tokens(), known.vocab_size()};
 }
 
 }  // namespace almost::trainer

@@ -20,4 +20,9 @@ absl::StatusOr<RewardFunction> MakeRewardFunction(const std::string& target, con
                                                   const ReplicaPoolOptions& options, std::stop_token stop,
                                                   prometheus::Registry& registry);
 
+// What the model named in `field` can read, if the service says so at once: an error is no reason to fail.
+absl::StatusOr<Reader> DescribeRewardModel(const std::string& field, const std::string& target,
+                                           const std::string& model, const ReplicaPoolOptions& options,
+                                           const std::stop_token& stop, prometheus::Registry& registry);
+
 }  // namespace almost::trainer

@@ -557,7 +557,7 @@ absl::StatusOr<std::optional<ValueFunction>> MakeValueFunction(const TaskInputs&
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward,
-                                                  RewardFunction guard) {
+                                                  RewardFunction guard, const std::vector<Reader>& scorers) {
   const auto& spec = std::get<PpoSpec>(inputs.spec.kind);
   const char* kind = KindName(inputs.spec.kind);
   if (!reward && inputs.group->rank() == 0) {
@@ -570,14 +570,27 @@ absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunct
   const int context = inputs.model.config().max_positions;
   ALMOST_RETURN_IF_ERROR(
       MaxTokens(absl::StrCat(kind, ".max_new_tokens"), spec.max_new_tokens, inputs.model.config()).status());
-  ALMOST_ASSIGN_OR_RETURN(
-      Dataset<std::string> prompts,
-      ReadPrompts(spec.dataset, {inputs.format, inputs.tokenizer, context}, spec.max_new_tokens));
+  // Prompts with their answers have to fit everyone who reads them.
+  Reader least = {"base_model", context};
+  const auto reads_too = [&](const char* field, int context_tokens) {
+    if (context_tokens < least.context_tokens) least = {absl::StrCat(kind, ".", field), context_tokens};
+  };
+  for (const Reader& scorer : scorers) {
+    if (scorer.vocab_size != inputs.model.config().vocab_size) continue;
+    reads_too(scorer.field.c_str(), scorer.context_tokens - 1);  // an end-of-text is put to what was cut off
+  }
+  ALMOST_ASSIGN_OR_RETURN(std::optional<ValueFunction> values, MakeValueFunction(inputs));
+  if (!spec.value_model.empty()) {
+    ALMOST_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromFolder(spec.value_model));
+    reads_too("value_model", config.max_positions);
+  }
+  ALMOST_ASSIGN_OR_RETURN(Dataset<std::string> prompts,
+                          ReadPrompts(spec.dataset, {inputs.format, inputs.tokenizer, least.context_tokens},
+                                      spec.max_new_tokens, least.field));
   Dataset<Sample> mix;
   if (!spec.mix_dataset.empty()) {
     ALMOST_ASSIGN_OR_RETURN(mix, ReadTexts(spec.mix_dataset, inputs.tokenizer, context));
   }
-  ALMOST_ASSIGN_OR_RETURN(std::optional<ValueFunction> values, MakeValueFunction(inputs));
   return std::make_unique<PpoTask>(std::move(inputs), std::move(values), std::move(prompts), std::move(mix),
                                    std::move(reward), std::move(guard));
 }

@@ -76,9 +76,9 @@ absl::StatusOr<std::unique_ptr<Task>> MakeSftTask(TaskInputs inputs);
 absl::StatusOr<std::unique_ptr<Task>> MakeRewardModelTask(TaskInputs inputs);
 absl::StatusOr<std::unique_ptr<Task>> MakeDpoTask(TaskInputs inputs);
 // Of ppo and grpo. `guard` scores what is reported and never learned from; it may be null. Both are asked on
-// rank 0 alone.
+// rank 0 alone. `scorers` is what is known of them there.
 absl::StatusOr<std::unique_ptr<Task>> MakePpoTask(TaskInputs inputs, RewardFunction reward,
-                                                  RewardFunction guard);
+                                                  RewardFunction guard, const std::vector<Reader>& scorers);
 
 // `value`, or the model's context where it is 0. kInvalidArgument names `field` when it is over the context.
 absl::StatusOr<int> MaxTokens(absl::string_view field, int value, const ModelConfig& config);

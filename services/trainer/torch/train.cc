@@ -70,14 +70,13 @@ absl::StatusOr<TaskInputs> Prepare(const JobSpec& spec, const TrainContext& cont
                     &group, context.stop};
 }
 
-absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs, const RewardFunction& reward,
-                                               const RewardFunction& guard) {
+absl::StatusOr<std::unique_ptr<Task>> MakeTask(TaskInputs inputs, const TrainContext& context) {
   const KindSpec& kind = inputs.spec.kind;
   if (std::holds_alternative<PretrainSpec>(kind)) return MakePretrainTask(std::move(inputs));
   if (std::holds_alternative<SftSpec>(kind)) return MakeSftTask(std::move(inputs));
   if (std::holds_alternative<RewardModelSpec>(kind)) return MakeRewardModelTask(std::move(inputs));
   if (std::holds_alternative<DpoSpec>(kind)) return MakeDpoTask(std::move(inputs));
-  return MakePpoTask(std::move(inputs), reward, guard);
+  return MakePpoTask(std::move(inputs), context.reward, context.guard, context.scorers);
 }
 
 // Ranks that hold the tensor of each name.
@@ -186,8 +185,7 @@ absl::StatusOr<TrainedModel> Run(const JobSpec& spec, const TrainContext& contex
       .reward = nullptr};
   if (!inputs.base_digest.empty()) exported.training["base_model_digest"] = inputs.base_digest;
   ALMOST_RETURN_IF_ERROR(CheckFrozen(spec.optimizer, inputs.model));
-  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task,
-                          MakeTask(std::move(inputs), context.reward, context.guard));
+  ALMOST_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task, MakeTask(std::move(inputs), context));
 
   CheckpointStore checkpoints(context.work_folder / "checkpoints");
   std::optional<Checkpoint> latest;

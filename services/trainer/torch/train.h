@@ -8,6 +8,7 @@
 #include <map>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "services/trainer/core/job_queue.h"
@@ -36,6 +37,7 @@ struct TrainContext {
   std::function<void()> not_finite;                       // before a job ends that way
   RewardFunction reward;                                  // of a ppo or grpo job
   RewardFunction guard;                                   // of a ppo or grpo job, where it has one
+  std::vector<Reader> scorers;                            // what is known of these two: none, one or both
   // Of OpenDevice. On a GPU one thread drives it, whatever the spec says of threads.
   c10::Device device = c10::kCPU;
   // The ranks that train together; null: this process alone. All call Train with the same spec; rank 0 owns

@@ -12,8 +12,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/model/model_folder.h"
+#include "common/text/prompt_format.h"
 #include "common/text/tokenizer.h"
 #include "nlohmann/json.hpp"
+#include "services/trainer/core/model_export.h"
 #include "services/trainer/torch/actor_critic.h"
 #include "services/trainer/torch/job_fixture.h"
 #include "services/trainer/torch/runtime.h"
@@ -23,6 +25,7 @@ namespace almost::trainer {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::AllOf;
 using testing::Contains;
 using testing::HasSubstr;
 using testing::Key;
@@ -239,6 +242,30 @@ TEST_F(TrainTest, APromptBeyondTheContextIsNamedBeforeTheFirstStep) {
   }
 }
 
+// Where it has the policy's vocabulary: of another one no prompt's length is known here.
+TEST_F(TrainTest, APromptThatTheRewardModelCannotReadWithItsAnswerIsNamedBeforeTheFirstStep) {
+  JobSpec spec = Spec("ppo");
+  auto& ppo = std::get<PpoSpec>(spec.kind);
+  ppo.num_iterations = 1;
+  const ModelConfig config = (*ModelFolder::Open(World()))->config();
+  const PromptFormat format = *ChoosePromptFormat("", World());
+  const auto tokenizer = *Tokenizer::Load(World());
+  const int prompt_tokens =
+      static_cast<int>(EncodeDialogue(format, *tokenizer, {{"user", "What is 1 plus 2?"}})->ids.size());
+  const int needed = prompt_tokens + ppo.max_new_tokens + 1;  // end-of-text is put to what was cut off
+  TrainContext context = Context("job");
+  context.scorers = {{"guard_model", needed, config.vocab_size},
+                     {"reward_model", needed - 1, config.vocab_size}};
+  const absl::Status status = Train(spec, context).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("pairs.jsonl line 1: \"prompt\" has "));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("the context of ppo.reward_model"));
+  context.scorers[1].context_tokens = needed;
+  EXPECT_TRUE(Train(spec, context).ok());
+  context.scorers[1] = {"reward_model", 1, config.vocab_size + 1};
+  EXPECT_TRUE(Train(spec, context).ok());
+}
+
 TEST_F(TrainTest, RewardsThatCannotBeHadFailTheJobAndAreNeverMadeUp) {
   const JobSpec spec = Spec("ppo");
   TrainContext context = Context("down");
@@ -403,6 +430,15 @@ TEST_F(TrainTest, TheValueFunctionMayBeginAsTheRewardModel) {
   ASSERT_TRUE(undisturbed.ok()) << undisturbed.status();
   EXPECT_EQ(resumed->output_digest, undisturbed->output_digest);
   EXPECT_NE(undisturbed->output_digest, Train(Spec("ppo"), Context("with a head"))->output_digest);
+
+  fs::copy(root_ / "rm/model", root_ / "short");
+  nlohmann::json config = ReadJson(root_ / "short/config.json");
+  config["max_position_embeddings"] = 16;
+  std::ofstream(root_ / "short/config.json") << config;
+  std::get<PpoSpec>(spec.kind).value_model = root_ / "short";
+  EXPECT_THAT(Train(spec, Context("short")).status().ToString(),
+              AllOf(HasSubstr("INVALID_ARGUMENT: "),
+                    HasSubstr("they are more than 16, the context of ppo.value_model")));
 
   std::get<PpoSpec>(spec.kind).value_model = World();
   EXPECT_THAT(Train(spec, Context("language model")).status().ToString(),
