@@ -34,6 +34,9 @@ JobState StateFromName(const std::string& name) {
   return static_cast<JobState>(found - std::begin(kStateNames));
 }
 
+// On one line. An error may name a file whose name is not UTF-8.
+std::string Text(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
+
 json EventToJson(const JobEvent& event) {
   json out = {{"sequence", event.sequence},
               {"state", std::string(JobStateName(event.state))},
@@ -135,7 +138,7 @@ JobQueue::~JobQueue() {
       // Should the process be killed before the job has stopped, it was not the job that ended it.
       JobRecord queued = job.record;
       queued.state = JobState::kQueued;
-      Env::Posix()->WriteAtomically(root_ / id / "state.json", RecordToJson(queued).dump()).IgnoreError();
+      Env::Posix()->WriteAtomically(root_ / id / "state.json", Text(RecordToJson(queued))).IgnoreError();
     }
   }
   if (worker_.joinable()) worker_.join();  // not started when Recover failed
@@ -164,7 +167,7 @@ absl::Status JobQueue::Recover() {
     }
     // Appending goes on after whole lines.
     std::string whole;
-    for (const JobEvent& event : job.events) absl::StrAppend(&whole, EventToJson(event).dump(), "\n");
+    for (const JobEvent& event : job.events) absl::StrAppend(&whole, Text(EventToJson(event)), "\n");
     ALMOST_RETURN_IF_ERROR(Env::Posix()->WriteAtomically(entry.path() / "events.jsonl", whole));
     if (job.record.state == JobState::kRunning) ALMOST_RETURN_IF_ERROR(TakeUpLost(job));
     if (!KeepsWork(job.record)) RemoveWork(job.record.id);  // killed before it was
@@ -246,11 +249,19 @@ absl::StatusOr<JobRecord> JobQueue::Stop(absl::string_view id, JobState state) {
     job.stop.request_stop();
     return job.record;
   }
-  job.record.state = state;
-  if (HasEnded(state)) job.record.end_time = absl::Now();
-  ALMOST_RETURN_IF_ERROR(Record(job));
+  JobRecord stopped = job.record;
+  stopped.state = state;
+  if (HasEnded(state)) stopped.end_time = absl::Now();
+  ALMOST_RETURN_IF_ERROR(Change(job, std::move(stopped)));
   if (HasEnded(state)) RemoveWork(id);
   return job.record;
+}
+
+absl::Status JobQueue::Change(Job& job, JobRecord record) {
+  std::swap(job.record, record);
+  const absl::Status recorded = Record(job);
+  if (!recorded.ok()) job.record = std::move(record);
+  return recorded;
 }
 
 absl::StatusOr<JobRecord> JobQueue::Resume(absl::string_view id) {
@@ -261,15 +272,12 @@ absl::StatusOr<JobRecord> JobQueue::Resume(absl::string_view id) {
   if (job.stops_as == JobState::kPaused) job.stops_as = JobState::kQueued;  // it has not stopped yet
   const bool failed = job.record.state == JobState::kFailed && fs::exists(root_ / job.record.id / "work");
   if (job.record.state != JobState::kPaused && !failed) return job.record;
-  const JobRecord before = job.record;
-  job.record.state = JobState::kQueued;
-  job.record.error = absl::OkStatus();
-  job.record.end_time = absl::InfiniteFuture();
-  job.record.num_lost_takes = 0;
-  if (const absl::Status status = Record(job); !status.ok()) {
-    job.record = before;
-    return status;
-  }
+  JobRecord queued = job.record;
+  queued.state = JobState::kQueued;
+  queued.error = absl::OkStatus();
+  queued.end_time = absl::InfiniteFuture();
+  queued.num_lost_takes = 0;
+  ALMOST_RETURN_IF_ERROR(Change(job, std::move(queued)));
   return job.record;
 }
 
@@ -301,9 +309,9 @@ absl::Status JobQueue::Record(Job& job) {
   event.num_steps = job.record.num_steps;
   event.error = job.record.error;
   ALMOST_RETURN_IF_ERROR(
-      Env::Posix()->Append(folder / "events.jsonl", absl::StrCat(EventToJson(event).dump(), "\n")));
+      Env::Posix()->Append(folder / "events.jsonl", absl::StrCat(Text(EventToJson(event)), "\n")));
   ALMOST_RETURN_IF_ERROR(
-      Env::Posix()->WriteAtomically(folder / "state.json", RecordToJson(job.record).dump()));
+      Env::Posix()->WriteAtomically(folder / "state.json", Text(RecordToJson(job.record))));
   job.events.push_back(std::move(event));
   return absl::OkStatus();
 }
@@ -324,7 +332,7 @@ void JobQueue::Report(const std::string& id, int64_t step, int64_t num_steps,
     event.metrics[name] = job.record.metrics[name] = value;
   }
   // Not synced: the steps a crash loses here are taken again from the checkpoint.
-  std::ofstream(root_ / id / "events.jsonl", std::ios::app) << EventToJson(event).dump() << "\n";
+  std::ofstream(root_ / id / "events.jsonl", std::ios::app) << Text(EventToJson(event)) << "\n";
   job.events.push_back(std::move(event));
 }
 

@@ -136,6 +136,8 @@ class JobQueue {
   void RunJob(const std::string& id);
   // Takes over `record`'s state with an event; durable when it returns OK.
   absl::Status Record(Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The same with another record; after an error the job is what it was.
+  absl::Status Change(Job& job, JobRecord record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Report(const std::string& id, int64_t step, int64_t num_steps,
               const std::map<std::string, double>& metrics);
   void RemoveWork(absl::string_view id) const;

@@ -281,6 +281,33 @@ TEST_F(JobQueueTest, AJobResumedBeforeItHasStoppedGoesOn) {
   EXPECT_EQ(attempts, 2);
 }
 
+TEST_F(JobQueueTest, AStopThatCannotBeRecordedLeavesTheJobAsItWas) {
+  absl::Notification started;
+  const auto queue = *JobQueue::Open(root_, [&](const JobContext& context) -> absl::StatusOr<TrainedModel> {
+    if (context.id == "waits") return ThreeSteps(context);
+    started.Notify();
+    WaitForStop(context.stop);
+    return absl::CancelledError("stopped");
+  });
+  ASSERT_TRUE(queue->Create("running", "spec").ok());
+  started.WaitForNotification();
+  ASSERT_TRUE(queue->Create("waits", "spec").ok());
+  const size_t num_events = queue->Events("waits", 0, absl::ZeroDuration())->size();
+  // In the way of what would be renamed to it.
+  const fs::path state = root_ / "waits" / "state.json";
+  fs::rename(state, root_ / "kept");
+  fs::create_directories(state / "in the way");
+  EXPECT_FALSE(queue->Cancel("waits").ok());
+  EXPECT_FALSE(queue->Pause("waits").ok());
+  EXPECT_EQ(queue->Get("waits")->state, JobState::kQueued);
+  EXPECT_EQ(queue->Get("waits")->end_time, absl::InfiniteFuture());
+  EXPECT_EQ(queue->Events("waits", 0, absl::ZeroDuration())->size(), num_events);
+  fs::remove_all(state);
+  fs::rename(root_ / "kept", state);
+  ASSERT_TRUE(queue->Cancel("running").ok());
+  EXPECT_EQ(WaitForEnd(*queue, "waits").state, JobState::kSucceeded);
+}
+
 TEST_F(JobQueueTest, AFailureKeepsItsReason) {
   auto queue = *JobQueue::Open(root_, [](const JobContext&) -> absl::StatusOr<TrainedModel> {
     return absl::InvalidArgumentError("dataset: holds no line");
@@ -289,6 +316,19 @@ TEST_F(JobQueueTest, AFailureKeepsItsReason) {
   const JobRecord record = WaitForEnd(*queue, "job");
   EXPECT_EQ(record.state, JobState::kFailed);
   EXPECT_EQ(record.error, absl::InvalidArgumentError("dataset: holds no line"));
+}
+
+// As the names of files may have.
+TEST_F(JobQueueTest, AReasonThatIsNotUtf8IsKeptAsFarAsItIs) {
+  {
+    auto queue = *JobQueue::Open(root_, [](const JobContext&) -> absl::StatusOr<TrainedModel> {
+      return absl::InvalidArgumentError("mod\xe8les: holds no line");
+    });
+    ASSERT_TRUE(queue->Create("job", "spec").ok());
+    EXPECT_EQ(WaitForEnd(*queue, "job").state, JobState::kFailed);
+  }
+  const auto queue = *JobQueue::Open(root_, ThreeSteps);
+  EXPECT_EQ(queue->Get("job")->error, absl::InvalidArgumentError("mod\xef\xbf\xbdles: holds no line"));
 }
 
 TEST_F(JobQueueTest, WhatTheWorldFailedKeepsItsWorkAndGoesOnFromIt) {

@@ -175,6 +175,8 @@ grpc::Status TrainerService::WatchJob(grpc::ServerContext* context, const v1::Wa
   heartbeat.set_sequence(request->after_sequence());
   absl::Time silent_since = absl::Now();
   while (!context->IsCancelled()) {
+    // Asked before the events are, so that the last one is among them.
+    const auto record = jobs_.Get(*id);
     const auto events = jobs_.Events(*id, heartbeat.sequence(), kLook);
     if (!events.ok()) return ToGrpc(events.status());
     for (const JobEvent& event : *events) {
@@ -185,7 +187,6 @@ grpc::Status TrainerService::WatchJob(grpc::ServerContext* context, const v1::Wa
     if (!events->empty() && HasEnded(events->back().state)) return grpc::Status::OK;
     if (events->empty()) {
       // A watcher that has seen everything of an ended job.
-      const auto record = jobs_.Get(*id);
       if (record.ok() && HasEnded(record->state)) return grpc::Status::OK;
       if (absl::Now() - silent_since > kHeartbeat) {
         if (!writer->Write(heartbeat)) return grpc::Status::CANCELLED;
