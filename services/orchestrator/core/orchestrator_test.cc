@@ -1363,6 +1363,28 @@ TEST_F(OrchestratorTest, AJobThatAnOutageEndedGoesOnWithinItsRun) {
   EXPECT_EQ(orchestrator_->Get("r")->cost().trained_tokens(), tokens) << "no step counts twice";
 }
 
+// As when the trainer is another machine, or has other files: where that was mended the job goes on, and
+// where it was not the run's next attempt is another job.
+TEST_F(OrchestratorTest, AJobThatTheTrainersStateFailedGoesOnWhenResumedOrBeginsAnew) {
+  for (const int failures : {1, 2}) {
+    Reset();
+    ASSERT_TRUE(Start().ok());
+    std::atomic<int> left{failures};
+    services_->SetScript([&](absl::string_view method, const CallOptions&) {
+      return method == "Train" && left-- > 0 ? absl::FailedPreconditionError("made with other numerics")
+                                             : absl::OkStatus();
+    });
+    ASSERT_TRUE(Create("r", ScriptedRecipe(7)).ok());
+    EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+    EXPECT_EQ(services_->calls("CreateJob"), 1);
+    ASSERT_TRUE(orchestrator_->Resume("r").ok());
+    EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+    EXPECT_EQ(services_->calls("ResumeJob"), 1);
+    EXPECT_EQ(services_->calls("CancelJob"), failures - 1) << "nobody goes on from its checkpoints";
+    EXPECT_EQ(services_->jobs().size(), failures == 1 ? 3u : 4u);
+  }
+}
+
 // Nothing is there to go on from: the work was given up, or the job failed of itself.
 TEST_F(OrchestratorTest, AJobThatCannotGoOnIsFollowedByAnother) {
   ASSERT_TRUE(Start().ok());

@@ -305,6 +305,12 @@ absl::Status RetryingServices::WatchJob(const trainer::v1::WatchJobRequest& requ
       .status();
 }
 
+absl::StatusOr<trainer::v1::Job> RetryingServices::CancelJob(const trainer::v1::CancelJobRequest& request) {
+  return Retry<trainer::v1::Job>(policy_.call_timeout, false, [&](const CallOptions& options) {
+    return services_->CancelJob(options, request);
+  });
+}
+
 absl::StatusOr<trainer::v1::Job> RetryingServices::ResumeJob(const trainer::v1::ResumeJobRequest& request) {
   return Retry<trainer::v1::Job>(policy_.call_timeout, false, [&](const CallOptions& options) {
     return services_->ResumeJob(options, request);

@@ -92,6 +92,7 @@ class RetryingServices {
   // Watches for at most `duration`.
   absl::Status WatchJob(const trainer::v1::WatchJobRequest& request, absl::Duration duration,
                         const std::function<bool(const trainer::v1::JobEvent&)>& use);
+  absl::StatusOr<trainer::v1::Job> CancelJob(const trainer::v1::CancelJobRequest& request);
   absl::StatusOr<trainer::v1::Job> ResumeJob(const trainer::v1::ResumeJobRequest& request);
   absl::StatusOr<judge::v1::CompareResponse> Compare(absl::string_view target,
                                                      const judge::v1::CompareRequest& request);

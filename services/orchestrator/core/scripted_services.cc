@@ -382,8 +382,9 @@ absl::StatusOr<trainer::v1::Job> ScriptedServices::ResumeJob(const CallOptions& 
   const auto job = jobs_.find(request.name());
   if (job == jobs_.end()) return absl::NotFoundError(request.name());
   const auto error = static_cast<absl::StatusCode>(job->second.error().code());
-  const bool has_kept_its_work =
-      error == absl::StatusCode::kUnavailable || error == absl::StatusCode::kResourceExhausted;
+  const bool has_kept_its_work = error == absl::StatusCode::kUnavailable ||
+                                 error == absl::StatusCode::kResourceExhausted ||
+                                 error == absl::StatusCode::kFailedPrecondition;
   if (job->second.state() == trainer::v1::JOB_STATE_PAUSED || has_kept_its_work) {
     job->second.set_state(trainer::v1::JOB_STATE_RUNNING);
     job->second.clear_error();

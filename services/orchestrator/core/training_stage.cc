@@ -140,7 +140,9 @@ absl::StatusOr<std::string> TrainingStage::RunItem(StageContext& context, int64_
     request.set_job_id(RunJobId(context.run_id(), id(), request.spec(), number));
     ALMOST_ASSIGN_OR_RETURN(trainer::v1::Job job, context.services().CreateJob(request));
     // Paused with this run, which now goes on; or failed of the world, and with its checkpoints kept.
-    if (job.state() == trainer::v1::JOB_STATE_PAUSED || job.state() == trainer::v1::JOB_STATE_FAILED) {
+    const bool has_failed = job.state() == trainer::v1::JOB_STATE_FAILED;
+    const bool had_no_ground = has_failed && absl::IsFailedPrecondition(ErrorOf(job));
+    if (job.state() == trainer::v1::JOB_STATE_PAUSED || has_failed) {
       trainer::v1::ResumeJobRequest resume;
       resume.set_name(job.name());
       ALMOST_ASSIGN_OR_RETURN(job, context.services().ResumeJob(resume));
@@ -157,6 +159,15 @@ absl::StatusOr<std::string> TrainingStage::RunItem(StageContext& context, int64_
       return Result(context, job, history.curves, made.dataset);
     }
     status = ErrorOf(job);
+    if (had_no_ground && absl::IsFailedPrecondition(status)) {
+      // Nobody has mended that on which its checkpoints depend, and the run was resumed all the same.
+      trainer::v1::CancelJobRequest cancel;
+      cancel.set_name(job.name());
+      ALMOST_RETURN_IF_ERROR(context.services().CancelJob(cancel).status());
+      history = {};
+      ++number;
+      continue;
+    }
     if (!IsWorthAnotherGo(status)) return status;
     ++goes;
   }

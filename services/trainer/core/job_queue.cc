@@ -102,7 +102,8 @@ bool MayGoOn(const absl::Status& error) {
     case absl::StatusCode::kNotFound:
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kUnauthenticated:
-    case absl::StatusCode::kUnknown:  // the device failed
+    case absl::StatusCode::kUnknown:             // the device failed
+    case absl::StatusCode::kFailedPrecondition:  // another machine
       return true;
     default:
       return false;

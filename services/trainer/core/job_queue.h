@@ -80,8 +80,8 @@ struct JobContext {
 
 // Runs on the queue's thread. Called again for the same job after a restart: goes on from what it left in
 // work_folder. An error other than kCancelled fails the job: one of the world's (kResourceExhausted,
-// kUnavailable, kDeadlineExceeded, kAborted, kNotFound, kPermissionDenied, kUnauthenticated, kUnknown) keeps
-// its work for Resume.
+// kUnavailable, kDeadlineExceeded, kAborted, kNotFound, kPermissionDenied, kUnauthenticated, kUnknown,
+// kFailedPrecondition) keeps its work for Resume.
 using TrainFunction = std::function<absl::StatusOr<TrainedModel>(const JobContext&)>;
 
 // One device's jobs: one runs to its end, the others wait, by priority and then in the order of their

@@ -333,7 +333,8 @@ TEST_F(JobQueueTest, AReasonThatIsNotUtf8IsKeptAsFarAsItIs) {
 
 TEST_F(JobQueueTest, WhatTheWorldFailedKeepsItsWorkAndGoesOnFromIt) {
   for (const auto code : {absl::StatusCode::kResourceExhausted, absl::StatusCode::kUnavailable,
-                          absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kUnknown}) {
+                          absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kUnknown,
+                          absl::StatusCode::kFailedPrecondition}) {
     const std::string id = absl::StatusCodeToString(code);
     const fs::path checkpoint = root_ / id / "work" / "checkpoint";
     {

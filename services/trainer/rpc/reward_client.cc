@@ -27,6 +27,11 @@ bool MayPass(const absl::Status& status) {
          absl::IsDeadlineExceeded(status) || absl::IsNotFound(status) || absl::IsCancelled(status);
 }
 
+// Its device or a model of its failed: no fault of the job's, which may go on when that is mended.
+bool IsOfTheService(const absl::Status& status) {
+  return absl::IsInternal(status) || absl::IsDataLoss(status);
+}
+
 }  // namespace
 
 absl::StatusOr<RewardFunction> MakeRewardFunction(const std::string& target, const std::string& model,
@@ -58,6 +63,9 @@ absl::StatusOr<RewardFunction> MakeRewardFunction(const std::string& target, con
         response = pool->Call<RewardService>(&RewardService::Stub::Score, request, static_cast<double>(bytes),
                                              absl::Now() + kCallDeadline, stop);
         if (response.ok()) break;
+        if (IsOfTheService(response.status())) {
+          return absl::UnavailableError(absl::StrCat("reward: ", response.status().ToString()));
+        }
         if (!MayPass(response.status()) || absl::Now() > give_up)
           return Annotate(response.status(), "reward");
         absl::SleepFor(absl::Milliseconds(200));
