@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <set>
@@ -141,8 +142,7 @@ class ComparisonStage : public Stage {
       }
       const ordered_json& scorer = line.at("scorer");
       if (scorer.is_null() || scorer == ordered_json{scorer_.first, scorer_.second}) return absl::OkStatus();
-      return absl::FailedPreconditionError(
-          "comparisons.agreeing_scorer: its weights or numerics changed while pairs were scored");
+      return ScorerChanged();
     }));
     const ordered_json whole_set = WithoutLines(of_whole_set_);
     for (const auto& [reason, count] : whole_set.items()) {
@@ -175,6 +175,8 @@ class ComparisonStage : public Stage {
     }
     return output;
   }
+
+  bool results_are_mixed() const override { return scorer_changed_; }
 
   void Release() override {
     prompts_ = {};
@@ -299,9 +301,16 @@ class ComparisonStage : public Stage {
     request.set_expected_digest(context.model(kScorer).digest);
   }
 
+  absl::Status ScorerChanged() {
+    scorer_changed_ = true;
+    return absl::FailedPreconditionError(
+        "comparisons.agreeing_scorer: its weights or numerics changed while pairs were scored; resume the "
+        "run to score all of them anew");
+  }
+
   // Whether the scorer agrees with each pair that has no reason against it yet, and who it was.
   absl::Status AskScorer(StageContext& context, const std::vector<ordered_json>& pairs,
-                         std::vector<std::string>& reasons, ordered_json& scorer) const {
+                         std::vector<std::string>& reasons, ordered_json& scorer) {
     for (size_t first = 0; first < pairs.size(); first += kPairsPerCall) {
       const size_t end = std::min(first + kPairsPerCall, pairs.size());
       reward::v1::ScoreRequest request;
@@ -322,8 +331,7 @@ class ComparisonStage : public Stage {
       }
       const ordered_json who = {answer.model_digest(), answer.numerics_id()};
       if (!scorer.is_null() && scorer != who) {
-        return absl::FailedPreconditionError(
-            "comparisons.agreeing_scorer: its weights or numerics changed while pairs were scored");
+        return ScorerChanged();
       }
       scorer = who;
       for (size_t i = first; i < end; ++i) {
@@ -363,6 +371,7 @@ class ComparisonStage : public Stage {
   std::vector<std::string> order_;              // the rubric's configurations
   int64_t num_configurations_ = 0;              // that answer, ranked or not
   std::pair<std::string, std::string> scorer_;  // digest and numerics of the agreeing scorer
+  std::atomic<bool> scorer_changed_{false};
   std::vector<std::string> prompts_;
   Table responses_;                      // of all prompts; empty while it follows
   SynthesizedComparisons of_whole_set_;  // where the rule looks at the whole set

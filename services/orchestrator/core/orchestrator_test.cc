@@ -1270,6 +1270,30 @@ TEST_F(OrchestratorTest, AStageRefusesToMixNumerics) {
   EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
 }
 
+// Asked where it runs, not loaded for the stage: no model of the run's is loaded with other numerics.
+TEST_F(OrchestratorTest, AResumedRunScoresPairsAnewWhoseScorerChanged) {
+  concurrent_items_ = 1;
+  v1::Recipe recipe = ScriptedRecipe(7);
+  recipe.mutable_comparisons()->set_agreeing_scorer("models/as-is");
+  ASSERT_TRUE(Start().ok());
+  types::v1::LoadModelRequest scorer;
+  scorer.set_name("models/as-is");
+  scorer.set_source("as-is");
+  ASSERT_TRUE(services_->LoadModel({}, ModelHost::kReward, scorer).ok());
+  services_->SetScript([&](absl::string_view method, const CallOptions&) {
+    // Whoever the stage asked first, and the first of its items, had the numerics before.
+    if (method == "Score" && services_->calls("Score") == 3) services_->SetNumerics("numerics-2");
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(Create("r", recipe).ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_FAILED);
+  EXPECT_EQ(orchestrator_->Get("r")->error().code(), static_cast<int>(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("comparisons.agreeing_scorer: "));
+  EXPECT_THAT(orchestrator_->Get("r")->error().message(), HasSubstr("resume the run"));
+  ASSERT_TRUE(orchestrator_->Resume("r").ok());
+  EXPECT_EQ(WaitForEnd("r"), v1::RUN_STATE_SUCCEEDED) << orchestrator_->Get("r")->error().message();
+}
+
 // What had ended stays; of the stage at work, and of the one that follows it, nothing does.
 TEST_F(OrchestratorTest, AResumedRunDoesAStageAnewWhoseNumericsChanged) {
   concurrent_items_ = 1;

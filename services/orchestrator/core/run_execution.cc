@@ -313,6 +313,10 @@ absl::Status RunExecution::DoStage(size_t index, bool following) {
     stopped = stopped || (halted_ && absl::IsCancelled(status));  // another stage has failed
     shown = Shown(index);
     shown.set_state(stopped ? v1::STAGE_STATE_WAITING : v1::STAGE_STATE_FAILED);
+    if (stages_[index]->results_are_mixed()) {
+      shown.set_items_done(0);
+      batch.ForgetItems(record_.id, shown.id());
+    }
     progress_[index].shown = shown;
     batch.PutStage(record_.id, progress_[index].ToRecord());
   }

@@ -186,6 +186,9 @@ class Stage {
   // Makes the artifacts from all results. Called once every item is done; after a crash it may come again.
   virtual absl::StatusOr<StageOutput> Publish(StageContext& context, const ItemResults& results) = 0;
 
+  // After an error: whether what items came to is of no use to another attempt, which begins anew.
+  virtual bool results_are_mixed() const { return false; }
+
   // The attempt is over, whatever it came to: gives back the memory of what Begin read. Afterwards only what
   // the stage is may be asked, id() to follows().
   virtual void Release() {}
