@@ -1,7 +1,9 @@
 #include "common/text/tokenizer.h"
 
+#include <algorithm>
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -14,6 +16,8 @@ namespace almost {
 namespace {
 
 constexpr absl::string_view kReplacementCharacter = "\uFFFD";
+constexpr size_t kMostPartialBytes = 3;  // of a character that is not whole yet
+constexpr size_t kMostLeadingBlanks = 8;
 
 absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
@@ -48,30 +52,50 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::file
 }
 
 std::string StreamDecoder::Append(int32_t id) {
+  const auto decode = [this](std::span<const int32_t> ids, bool skip_special_tokens = true) {
+    return tokenizer_->Decode(ids, skip_special_tokens);
+  };
+  const auto is_special = [&decode](int32_t token) {
+    return decode({&token, 1}).empty() && !decode({&token, 1}, /*skip_special_tokens=*/false).empty();
+  };
+  if (is_special(id)) {
+    // Whether it ends what is withheld is for the tokenizer to say, and one says as much as several.
+    if (ids_.size() > context_ && !is_special(ids_.back())) ids_.push_back(id);
+    return "";
+  }
   ids_.push_back(id);
   // Raw bytes of a fallback vocabulary are decoded as a run: a later one can still change the text of this
   // one.
   if (tokenizer_->IsBytePiece(id)) return "";
-  const std::span<const int32_t> ids(ids_);
-  const std::string emitted = tokenizer_->Decode(ids.first(emitted_end_), /*skip_special_tokens=*/true);
-  const std::string now = tokenizer_->Decode(ids, /*skip_special_tokens=*/true);
-  if (now.size() <= emitted.size() || absl::EndsWith(now, kReplacementCharacter)) return "";
-  std::string piece = now.substr(emitted.size());
-  // The piece becomes the context of the next ones, and what lies before it is not needed any more: unless it
-  // is blank, since a decoder may strip the blanks that its text begins with.
-  if (piece.find_first_not_of(' ') != std::string::npos) {
-    ids_.erase(ids_.begin(), ids_.begin() + static_cast<std::ptrdiff_t>(emitted_end_));
+  const std::string text = decode(ids_);
+  const size_t partial = absl::EndsWith(text, kReplacementCharacter) ? kReplacementCharacter.size() : 0;
+  if (text.size() <= emitted_bytes_ + partial) {
+    // Of blanks at the beginning, which a decoder may strip, a few tell as much as many.
+    if (partial == 0 && (emitted_bytes_ > 0 || ids_.size() > kMostLeadingBlanks)) ids_.pop_back();
+    return "";
   }
-  emitted_end_ = ids_.size();
+  std::string piece = text.substr(emitted_bytes_, text.size() - partial - emitted_bytes_);
+  // The ids of the piece become the context of the next ones, in place of those before, unless they say
+  // nothing by themselves: a decoder may strip a blank that its text begins with. Of a partial character,
+  // which is three bytes at most, as many ids suffice.
+  const size_t begin = partial > 0 ? ids_.size() - std::min(ids_.size(), kMostPartialBytes) : context_;
+  const std::string context = decode(std::span(ids_).subspan(begin));
+  if (partial > 0 && !absl::EndsWith(context, kReplacementCharacter)) {
+    // The last ids are in no vocabulary: the character began before them.
+    emitted_bytes_ = text.size() - partial;
+  } else if (context.empty()) {
+    ids_.resize(context_);
+  } else {
+    ids_.erase(ids_.begin(), ids_.begin() + static_cast<std::ptrdiff_t>(begin));
+    emitted_bytes_ = context.size() - partial;
+  }
+  context_ = ids_.size();
   return piece;
 }
 
 std::string StreamDecoder::Finish() {
-  const std::span<const int32_t> ids(ids_);
-  const std::string emitted = tokenizer_->Decode(ids.first(emitted_end_), /*skip_special_tokens=*/true);
-  const std::string now = tokenizer_->Decode(ids, /*skip_special_tokens=*/true);
-  emitted_end_ = ids_.size();
-  return now.substr(std::min(emitted.size(), now.size()));
+  const std::string text = tokenizer_->Decode(ids_, /*skip_special_tokens=*/true);
+  return text.substr(std::min(std::exchange(emitted_bytes_, text.size()), text.size()));
 }
 
 }  // namespace almost

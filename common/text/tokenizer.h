@@ -41,7 +41,8 @@ class Tokenizer {
 };
 
 // Decodes a growing sequence of ids piece by piece: the pieces joined equal Decode of the whole (special
-// tokens skipped), and no piece ends inside a character. Not thread-safe; the tokenizer must outlive it.
+// tokens skipped), and no piece ends inside a character. An id costs the same however many came before. Not
+// thread-safe; the tokenizer must outlive it.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
@@ -53,8 +54,9 @@ class StreamDecoder {
 
  private:
   const Tokenizer* tokenizer_;
-  std::vector<int32_t> ids_;  // the last emitted ones, as the context in which new ids are decoded, and those
-  size_t emitted_end_ = 0;    // from here on, whose text is still withheld
+  std::vector<int32_t> ids_;  // the context in which new ids are decoded, and those whose text is withheld
+  size_t context_ = 0;        // how many of them are context
+  size_t emitted_bytes_ = 0;  // of the text of ids_
 };
 
 }  // namespace almost

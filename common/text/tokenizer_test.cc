@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/random.h"
 #include "common/base/scratch_folder.h"
 #include "common/base/sha256.h"
 #include "common/text/hugging_face_tokenizer.h"
@@ -117,6 +118,78 @@ TEST_P(TokenizerGoldenTest, StreamedPiecesJoinToTheWhole) {
       joined += decoder.Finish();
       EXPECT_EQ(joined, tokenizer_->Decode(cut, true)) << text;
     }
+  }
+}
+
+TEST_P(TokenizerGoldenTest, StreamedPiecesOfAnyIdsJoinToTheWhole) {
+  RandomStream random(1);
+  for (const int64_t longest : {16, 400}) {
+    for (int64_t i = 0; i < 24000 / longest; ++i) {
+      std::vector<int32_t> ids;
+      for (int64_t length = random.Between(0, longest); length > 0; --length) {
+        // Half of them of the first pieces: bytes and special tokens, or single characters.
+        const int32_t below =
+            random.Chance(0.5) ? std::min(260, tokenizer_->vocab_size()) : tokenizer_->vocab_size();
+        ids.push_back(static_cast<int32_t>(random.Below(static_cast<uint64_t>(below))));
+      }
+      StreamDecoder decoder(*tokenizer_);
+      std::string joined;
+      for (const int32_t id : ids) joined += decoder.Append(id);
+      joined += decoder.Finish();
+      EXPECT_EQ(joined, tokenizer_->Decode(ids, true)) << testing::PrintToString(ids);
+    }
+  }
+}
+
+TEST_P(TokenizerGoldenTest, StreamingEndsNowhereInIdsThatAreNotInTheVocabulary) {
+  RandomStream random(2);
+  for (int i = 0; i < 500; ++i) {
+    StreamDecoder decoder(*tokenizer_);
+    std::string joined;
+    for (int length = 0; length < 20; ++length) {
+      const bool is_token = random.Chance(0.7);
+      joined += decoder.Append(static_cast<int32_t>(random.Below(is_token ? 260 : 3)) +
+                               (is_token ? 0 : tokenizer_->vocab_size()));
+    }
+    joined += decoder.Finish();
+    EXPECT_FALSE(joined.empty());
+  }
+}
+
+// Counts the ids that are decoded.
+class CountingTokenizer : public Tokenizer {
+ public:
+  explicit CountingTokenizer(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  std::vector<int32_t> Encode(absl::string_view text, bool add_special_tokens) const override {
+    return tokenizer_.Encode(text, add_special_tokens);
+  }
+  std::string Decode(std::span<const int32_t> ids, bool skip_special_tokens) const override {
+    num_decoded_ += ids.size();
+    return tokenizer_.Decode(ids, skip_special_tokens);
+  }
+  int32_t vocab_size() const override { return tokenizer_.vocab_size(); }
+  std::optional<int32_t> bos_id() const override { return tokenizer_.bos_id(); }
+  std::optional<int32_t> eos_id() const override { return tokenizer_.eos_id(); }
+  std::optional<int32_t> TokenId(absl::string_view token) const override { return tokenizer_.TokenId(token); }
+  bool IsBytePiece(int32_t id) const override { return tokenizer_.IsBytePiece(id); }
+  size_t num_decoded() const { return num_decoded_; }
+
+ private:
+  const Tokenizer& tokenizer_;
+  mutable size_t num_decoded_ = 0;
+};
+
+TEST_P(TokenizerGoldenTest, StreamingTakesTheSameTimeForEachTokenWhateverRepeats) {
+  // What a model may go on with for ever: a blank, a byte that is no character, end-of-text, any other token.
+  for (int32_t id = 0; id < tokenizer_->vocab_size(); ++id) {
+    const CountingTokenizer counting(*tokenizer_);
+    StreamDecoder decoder(counting);
+    const std::vector<int32_t> ids(200, id);
+    std::string joined;
+    for (const int32_t each : ids) joined += decoder.Append(each);
+    EXPECT_LT(counting.num_decoded(), ids.size() * 12) << id;
+    joined += decoder.Finish();
+    EXPECT_EQ(joined, tokenizer_->Decode(ids, true)) << id;
   }
 }
 
