@@ -40,6 +40,13 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> HuggingFaceTokenizer::Parse(abs
         absl::StrCat("its vocabulary cannot encode every text: ", probe.status().message()));
   }
   ALMOST_ASSIGN_OR_RETURN(tokenizer->special_, ResolveSpecialTokens(config, *tokenizer));
+  const SpecialTokenIds& special = tokenizer->special_;
+  const bool known = (!config.add_bos_token || special.bos.has_value()) &&
+                     (!config.add_eos_token || special.eos.has_value());
+  if (config.replaces_template && known) {
+    tokenizer->around_ = {.bos = config.add_bos_token ? special.bos : std::nullopt,
+                          .eos = config.add_eos_token ? special.eos : std::nullopt};
+  }
   for (int byte = 0; byte < 256; ++byte) {
     const std::optional<int32_t> id = tokenizer->TokenId(absl::StrFormat("<0x%02X>", byte));
     if (id.has_value()) tokenizer->byte_pieces_.insert(*id);
@@ -60,8 +67,11 @@ absl::StatusOr<std::vector<int32_t>> HuggingFaceTokenizer::TryEncode(absl::strin
 }
 
 std::vector<int32_t> HuggingFaceTokenizer::Encode(absl::string_view text, bool add_special_tokens) const {
-  absl::StatusOr<std::vector<int32_t>> ids = TryEncode(text, add_special_tokens);
+  const bool around = add_special_tokens && around_.has_value();
+  absl::StatusOr<std::vector<int32_t>> ids = TryEncode(text, add_special_tokens && !around);
   if (!ids.ok()) Die("encode", ids.status().message());
+  if (around && around_->bos.has_value()) ids->insert(ids->begin(), *around_->bos);
+  if (around && around_->eos.has_value()) ids->push_back(*around_->eos);
   return *std::move(ids);
 }
 

@@ -43,6 +43,8 @@ class HuggingFaceTokenizer final : public Tokenizer {
 
   AlmostTokenizer* const handle_;  // owned
   SpecialTokenIds special_;
+  // Around a text with special tokens, in place of what tokenizer.json says; nothing: that holds.
+  std::optional<SpecialTokenIds> around_;
   absl::flat_hash_set<int32_t> byte_pieces_;  // "<0x00>" … "<0xFF>"
 };
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
 
 namespace almost {
@@ -74,6 +75,12 @@ absl::StatusOr<TokenizerConfig> TokenizerConfig::Read(const std::filesystem::pat
     ALMOST_ASSIGN_OR_RETURN(const json file, ReadJsonIfThere(folder / "tokenizer_config.json"));
     ALMOST_ASSIGN_OR_RETURN(config.bos_token, Token(file, "bos_token"));
     ALMOST_ASSIGN_OR_RETURN(config.eos_token, Token(file, "eos_token"));
+    ALMOST_ASSIGN_OR_RETURN(const auto named, Token(file, "tokenizer_class"));
+    const std::string tokenizer_class = named.value_or(std::nullopt).value_or("");
+    const absl::string_view kind = absl::StripSuffix(tokenizer_class, "Fast");
+    config.replaces_template =
+        kind == "LlamaTokenizer" || kind == "CodeLlamaTokenizer" || kind == "GPTNeoXTokenizer";
+    config.add_bos_token = kind != "GPTNeoXTokenizer";
     ALMOST_ASSIGN_OR_RETURN(config.add_bos_token, Flag(file, "add_bos_token", config.add_bos_token));
     ALMOST_ASSIGN_OR_RETURN(config.add_eos_token, Flag(file, "add_eos_token", config.add_eos_token));
     return absl::OkStatus();

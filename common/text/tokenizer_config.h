@@ -16,9 +16,12 @@ struct TokenizerConfig {
   // inner one where it says null (the model has no such token).
   std::optional<std::optional<std::string>> bos_token;
   std::optional<std::optional<std::string>> eos_token;
-  // For tokenizer.model only, as LlamaTokenizer of transformers has it; a tokenizer.json says so itself.
+  // What is put around a text: of tokenizer.model, as LlamaTokenizer of transformers has it; of
+  // tokenizer.json in place of what that says itself, where the tokenizer_class is one of those that replace
+  // its template.
   bool add_bos_token = true;
   bool add_eos_token = false;
+  bool replaces_template = false;
   // config.json, taken where tokenizer_config.json is silent; of a list the first.
   std::optional<int32_t> bos_token_id;
   std::optional<int32_t> eos_token_id;

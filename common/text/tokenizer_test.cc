@@ -235,6 +235,36 @@ TEST_F(TokenizerLoadTest, TakesSpecialTokensFromConfigWhereTokenizerConfigIsSile
   EXPECT_EQ((*tokenizer)->eos_id(), 8);
 }
 
+// What transformers' classes do; PreTrainedTokenizerFast and Qwen2Tokenizer do not look at these fields.
+TEST_F(TokenizerLoadTest, PutsTheMarkersAroundATextThatTheClassInTokenizerConfigDoes) {
+  Copy("llama2");
+  const auto added = [&](absl::string_view fields) -> std::pair<size_t, size_t> {
+    Write("tokenizer_config.json", absl::StrCat(R"({"bos_token": "<s>", "eos_token": "</s>")", fields, "}"));
+    const auto tokenizer = Tokenizer::Load(folder_);
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    const std::vector<int32_t> plain = (*tokenizer)->Encode("a b", false);
+    const std::vector<int32_t> special = (*tokenizer)->Encode("a b", true);
+    const auto found = std::search(special.begin(), special.end(), plain.begin(), plain.end());
+    EXPECT_NE(found, special.end());
+    const auto front = static_cast<size_t>(found - special.begin());
+    EXPECT_TRUE(front == 0 || special.front() == (*tokenizer)->bos_id());
+    EXPECT_TRUE(front + plain.size() == special.size() || special.back() == (*tokenizer)->eos_id());
+    return {front, special.size() - plain.size() - front};
+  };
+  using Pair = std::pair<size_t, size_t>;
+  EXPECT_EQ(added(""), Pair(1, 0));  // the file's own template
+  EXPECT_EQ(added(R"(, "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": false)"), Pair(1, 0));
+  EXPECT_EQ(added(R"(, "tokenizer_class": "LlamaTokenizer")"), Pair(1, 0));
+  EXPECT_EQ(added(R"(, "tokenizer_class": "LlamaTokenizer", "add_bos_token": false)"), Pair(0, 0));
+  EXPECT_EQ(added(R"(, "tokenizer_class": "LlamaTokenizerFast", "add_eos_token": true)"), Pair(1, 1));
+  EXPECT_EQ(added(R"(, "tokenizer_class": "CodeLlamaTokenizer", "add_bos_token": false)"), Pair(0, 0));
+  EXPECT_EQ(added(R"(, "tokenizer_class": "GPTNeoXTokenizer")"), Pair(0, 0));
+  EXPECT_EQ(added(R"(, "tokenizer_class": "GPTNeoXTokenizerFast", "add_bos_token": true)"), Pair(1, 0));
+  // A class that would put a token of which nothing is known.
+  Write("tokenizer_config.json", R"({"bos_token": null, "tokenizer_class": "LlamaTokenizer"})");
+  EXPECT_EQ((*Tokenizer::Load(folder_))->Encode("", true).size(), 1u);
+}
+
 TEST_F(TokenizerLoadTest, NamesTheFolderWithoutATokenizer) {
   EXPECT_EQ(LoadStatus().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(LoadStatus().message(), HasSubstr(folder_.string()));
