@@ -79,6 +79,15 @@ absl::StatusOr<std::string> WithDemonstrations(const PromptFormat& format,
   return format.trims_start ? std::string(WithoutLeadingNewlines(prompt)) : prompt;
 }
 
+// What the tokenizer puts in front of a text, as a rule BOS; what it may put behind is left out.
+std::vector<int32_t> FrontMarkers(const Tokenizer& tokenizer) {
+  const std::vector<int32_t> plain = tokenizer.Encode("a", /*add_special_tokens=*/false);
+  std::vector<int32_t> with_markers = tokenizer.Encode("a", /*add_special_tokens=*/true);
+  with_markers.erase(std::search(with_markers.begin(), with_markers.end(), plain.begin(), plain.end()),
+                     with_markers.end());
+  return with_markers;
+}
+
 std::string JinjaString(absl::string_view text) {
   return absl::StrCat("'", absl::StrReplaceAll(text, {{"\\", "\\\\"}, {"'", "\\'"}, {"\n", "\\n"}}), "'");
 }
@@ -152,25 +161,39 @@ absl::StatusOr<EncodedDialogue> EncodeDialogue(const PromptFormat& format, const
                                                const std::vector<Message>& messages) {
   ALMOST_ASSIGN_OR_RETURN(const std::vector<DialoguePiece> pieces, DialoguePieces(format, messages));
   EncodedDialogue dialogue;
+  const std::optional<int32_t> eos = tokenizer.eos_id();
+  // A piece is encoded after what comes before it, the markers in front of every text or an end-of-text: some
+  // tokenizers put a blank in front of a text, but none after a special token. Without these ids themselves.
+  const auto encode_after = [&](const std::vector<int32_t>& before, absl::string_view text) {
+    const std::string spelled = tokenizer.Decode(before, /*skip_special_tokens=*/false);
+    std::vector<int32_t> ids = tokenizer.Encode(absl::StrCat(spelled, text), /*add_special_tokens=*/false);
+    // A tokenizer.model takes a spelled-out special token for text.
+    if (ids.size() < before.size() || !std::equal(before.begin(), before.end(), ids.begin())) {
+      return tokenizer.Encode(text, /*add_special_tokens=*/false);
+    }
+    ids.erase(ids.begin(), ids.begin() + static_cast<ptrdiff_t>(before.size()));
+    return ids;
+  };
+  std::vector<int32_t> before = FrontMarkers(tokenizer);
+  dialogue.ids = before;
   // Pieces alternate: a prompt, its answer, the next prompt, …
   for (size_t i = 0; i < pieces.size(); i += 2) {
-    const bool add_special_tokens = i == 0;
-    const std::vector<int32_t> prompt = tokenizer.Encode(pieces[i].text, add_special_tokens);
+    const std::vector<int32_t> prompt = encode_after(before, pieces[i].text);
     if (i + 1 == pieces.size()) {
       dialogue.ids.insert(dialogue.ids.end(), prompt.begin(), prompt.end());
       break;
     }
-    if (!tokenizer.eos_id().has_value()) {
+    if (!eos.has_value()) {
       return absl::FailedPreconditionError(
           "the tokenizer has no end-of-text token to end an assistant turn with");
     }
-    const std::vector<int32_t> turn =
-        tokenizer.Encode(pieces[i].text + pieces[i + 1].text, add_special_tokens);
+    const std::vector<int32_t> turn = encode_after(before, pieces[i].text + pieces[i + 1].text);
+    before = {*eos};
     const size_t border =
         std::mismatch(prompt.begin(), prompt.end(), turn.begin(), turn.end()).first - prompt.begin();
     dialogue.is_assistant.resize(dialogue.ids.size() + border, false);
     dialogue.ids.insert(dialogue.ids.end(), turn.begin(), turn.end());
-    dialogue.ids.push_back(*tokenizer.eos_id());
+    dialogue.ids.push_back(*eos);
     dialogue.is_assistant.resize(dialogue.ids.size(), true);
   }
   dialogue.is_assistant.resize(dialogue.ids.size(), false);

@@ -65,7 +65,8 @@ absl::StatusOr<std::vector<DialoguePiece>> DialoguePieces(const PromptFormat& fo
                                                           const std::vector<Message>& messages);
 
 // A dialogue as token ids, the tokenizer's own markers (BOS) in front and end-of-text after each assistant
-// turn: what the trainer learns from, the reward model scores, and a chat model continues.
+// turn: what the trainer learns from, the reward model scores, and a chat model continues. With a
+// tokenizer.json, the ids of ChatTemplate's text.
 struct EncodedDialogue {
   std::vector<int32_t> ids;
   std::vector<bool> is_assistant;  // as long as ids: the assistant's tokens, its end-of-text included

@@ -4,6 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
 
 namespace almost {
 namespace {
@@ -131,6 +136,48 @@ TEST_F(EncodeDialogueTest, MarksTheAssistantsTokensAndEndsItsTurns) {
             tokenizer_->Encode("Human: Why?\n\nAssistant: So.<|endoftext|>\n\nHuman: Hm\n\nAssistant: "
                                "Yes!<|endoftext|>",
                                true));
+}
+
+TEST_F(EncodeDialogueTest, EqualsTheChatTemplatesTextWithEveryTokenizer) {
+  const std::filesystem::path goldens =
+      std::filesystem::path(std::getenv("ALMOST_SOURCE_DIR")) / "tests/parity/goldens/tokenizers";
+  const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / "encode_dialogue_test";
+  std::filesystem::create_directories(folder);
+  std::ifstream llama2(goldens / "llama2/tokenizer.json");
+  // As Mistral's and newer Llama tokenizers have it: a blank in front of a text, but none after a special
+  // token.
+  nlohmann::json blank_in_front = nlohmann::json::parse(llama2);
+  blank_in_front["normalizer"] = nullptr;
+  blank_in_front["pre_tokenizer"] = {
+      {"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", "first"}, {"split", false}};
+  std::ofstream(folder / "tokenizer.json") << blank_in_front;
+  const auto expect_equal = [](const Tokenizer& tokenizer) {
+    const auto dialogue = EncodeDialogue(
+        PromptFormat::Paper(), tokenizer,
+        {{"user", "Why?"}, {"assistant", "So."}, {"user", "Hm"}, {"assistant", "Yes!"}, {"user", " a"}});
+    ASSERT_TRUE(dialogue.ok()) << dialogue.status();
+    const auto spelled = [&tokenizer](std::optional<int32_t> id) {
+      return tokenizer.Decode(std::vector<int32_t>{*id}, false);
+    };
+    const std::string eos = spelled(tokenizer.eos_id());
+    EXPECT_EQ(
+        dialogue->ids,
+        tokenizer.Encode(absl::StrCat(spelled(tokenizer.bos_id()), "\n\nHuman: Why?\n\nAssistant: So.", eos,
+                                      "\n\nHuman: Hm\n\nAssistant: Yes!", eos, "\n\nHuman:  a\n\nAssistant:"),
+                         false));
+  };
+  for (const char* name : {"byte_level", "llama3", "llama2"}) {
+    SCOPED_TRACE(name);
+    expect_equal(**Tokenizer::Load(goldens / name));
+  }
+  // Nor does a tokenizer that ends every text end a turn twice, or the question before its answer.
+  for (const char* adds_eos : {"false", "true"}) {
+    SCOPED_TRACE(adds_eos);
+    std::ofstream(folder / "tokenizer_config.json")
+        << R"({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "add_eos_token": )"
+        << adds_eos << "}";
+    expect_equal(**Tokenizer::Load(folder));
+  }
 }
 
 TEST_F(EncodeDialogueTest, TheAnswerFollowsThePromptThatIsCompleted) {
