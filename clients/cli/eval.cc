@@ -84,7 +84,7 @@ absl::Status Run(const Cli& cli, const EvalFlags& flags, const Evaluation& evalu
   ALMOST_ASSIGN_OR_RETURN(const auto folder, EvaluationFolder::Open(to, evaluation.about));
   ALMOST_RETURN_IF_ERROR(EvaluateMissing(*folder, evaluation.num_items, evaluation.batch,
                                          evaluation.benchmark, cli.json, evaluation.evaluate));
-  std::vector<ordered_json> items = folder->Items(), whole;
+  std::vector<ordered_json> items = folder->Items(evaluation.num_items), whole;
   for (const ordered_json& item : items) {
     if (!item.contains("error")) whole.push_back(item);
   }

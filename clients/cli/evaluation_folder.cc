@@ -84,10 +84,12 @@ absl::Status EvaluationFolder::Add(const std::vector<ordered_json>& items) {
   return absl::OkStatus();
 }
 
-std::vector<ordered_json> EvaluationFolder::Items() const {
+std::vector<ordered_json> EvaluationFolder::Items(int64_t num_items) const {
   absl::MutexLock lock(&mutex_);
   std::vector<ordered_json> items;
-  for (const auto& [id, item] : items_) items.push_back(item);
+  for (const auto& [id, item] : items_) {
+    if (id < num_items) items.push_back(item);
+  }
   return items;
 }
 
@@ -101,7 +103,8 @@ absl::Status EvaluateMissing(EvaluationFolder& folder, int64_t num_items, int ba
   for (int64_t id = 0; id < num_items; ++id) {
     if (!folder.Has(id)) missing.push_back(id);
   }
-  const auto before = static_cast<int64_t>(folder.size());
+  const auto before = num_items - static_cast<int64_t>(missing.size());
+  const auto others = static_cast<int64_t>(folder.size()) - before;
   const absl::Time started = absl::Now();
   absl::Mutex mutex;
   absl::Status status;  // the first error
@@ -131,7 +134,7 @@ absl::Status EvaluateMissing(EvaluationFolder& folder, int64_t num_items, int ba
   ProgressDisplay display(stderr);
   const auto show = [&](ProgressLine::State state) {
     if (quiet) return;
-    const auto done = static_cast<int64_t>(folder.size());
+    const auto done = static_cast<int64_t>(folder.size()) - others;
     ProgressLine line{label, state, done, num_items, absl::ToDoubleSeconds(absl::Now() - started), ""};
     if (before > 0) line.note = absl::StrCat(before, " were there");
     display.Update({line}, absl::Now());

@@ -34,8 +34,8 @@ class EvaluationFolder {
   bool Has(int64_t id) const { return items_.contains(id); }
   size_t size() const;
   absl::Status Add(const std::vector<nlohmann::ordered_json>& items);
-  // In order of their ids.
-  std::vector<nlohmann::ordered_json> Items() const;
+  // Those below `num_items`, in order of their ids: an evaluation of more may have been asked for before.
+  std::vector<nlohmann::ordered_json> Items(int64_t num_items) const;
   absl::Status Write(const std::string& name, const std::string& contents) const;
   const std::filesystem::path& path() const { return folder_; }
 

@@ -17,13 +17,13 @@ using ::testing::HasSubstr;
 
 class EvaluationFolderTest : public ::testing::Test {
  protected:
-  // Evaluates 10 items, 3 at a time, until `fail_at`; returns the ids that were evaluated.
-  absl::StatusOr<std::set<int64_t>> Evaluate(int64_t fail_at) {
+  // Evaluates the first items, 3 at a time, until `fail_at`; returns the ids that were evaluated.
+  absl::StatusOr<std::set<int64_t>> Evaluate(int64_t fail_at, int64_t num_items = 10) {
     auto folder = EvaluationFolder::Open(path_, about_);
     if (!folder.ok()) return folder.status();
     absl::Mutex mutex;
     std::set<int64_t> evaluated;
-    status_ = EvaluateMissing(**folder, 10, 3, "test", /*quiet=*/true,
+    status_ = EvaluateMissing(**folder, num_items, 3, "test", /*quiet=*/true,
                               [&](std::span<const int64_t> ids) -> absl::StatusOr<std::vector<ordered_json>> {
                                 std::vector<ordered_json> items;
                                 absl::MutexLock lock(&mutex);
@@ -34,7 +34,7 @@ class EvaluationFolderTest : public ::testing::Test {
                                 }
                                 return items;
                               });
-    items_ = (*folder)->Items();
+    items_ = (*folder)->Items(num_items);
     return evaluated;
   }
 
@@ -58,6 +58,15 @@ TEST_F(EvaluationFolderTest, GoesOnWhereItStopped) {
   for (const int64_t id : *evaluated) EXPECT_FALSE(before.contains(id)) << id;
   ASSERT_EQ(items_.size(), 10u);
   for (int64_t id = 0; id < 10; ++id) EXPECT_EQ(items_[size_t(id)]["square"], id * id);
+}
+
+TEST_F(EvaluationFolderTest, FewerItemsThanTheFolderHoldsAreTheFirstOnes) {
+  ASSERT_TRUE(Evaluate(-1).ok());
+  const auto evaluated = Evaluate(-1, /*num_items=*/4);
+  ASSERT_TRUE(evaluated.ok() && status_.ok());
+  EXPECT_TRUE(evaluated->empty());
+  ASSERT_EQ(items_.size(), 4u);
+  for (int64_t id = 0; id < 4; ++id) EXPECT_EQ(items_[size_t(id)]["id"], id);
 }
 
 TEST_F(EvaluationFolderTest, ALineThatWasCutOffIsDoneAgain) {
