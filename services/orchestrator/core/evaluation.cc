@@ -195,29 +195,29 @@ class Evaluation {
       std::map<std::string, std::vector<Share>> units;
       for (const EvaluatedPrompt& prompt : prompts_) {
         const ordered_json& candidates = prompt["candidates"];
-        if (candidates.size() < size_t(n) || !candidates[0].contains("score") ||
-            !candidates[0].contains("reward")) {
-          continue;
-        }
-        size_t chosen = 0, longest = 0, likeliest = 0;
-        double sum = 0, oracle = 0;
-        for (size_t c = 0; c < size_t(n); ++c) {
-          if (candidates[c]["reward"] > candidates[chosen]["reward"]) chosen = c;
-          if (candidates[c]["num_tokens"] > candidates[longest]["num_tokens"]) longest = c;
-          if (candidates[c].value("likelihood", 0.0) > candidates[likeliest].value("likelihood", 0.0))
-            likeliest = c;
-          sum += candidates[c]["score"].get<double>();
-          oracle = std::max(oracle, candidates[c]["score"].get<double>());
-        }
-        units["chosen"].push_back({candidates[chosen]["score"], 1});
+        const auto measured = [&](const char* by) {
+          return candidates.size() >= size_t(n) &&
+                 std::all_of(candidates.begin(), candidates.begin() + n,
+                             [by](const ordered_json& candidate) { return candidate.contains(by); });
+        };
+        if (!measured("score") || !measured("reward")) continue;
+        const auto best = [&](const char* by) -> const ordered_json& {
+          size_t first = 0;
+          for (size_t c = 1; c < size_t(n); ++c) {
+            if (candidates[c][by] > candidates[first][by]) first = c;
+          }
+          return candidates[first];
+        };
+        double sum = 0;
+        for (size_t c = 0; c < size_t(n); ++c) sum += candidates[c]["score"].get<double>();
+        const ordered_json& chosen = best("reward");
+        units["chosen"].push_back({chosen["score"], 1});
         units["random"].push_back({sum / n, 1});
-        units["oracle"].push_back({oracle, 1});
-        units["longest"].push_back({candidates[longest]["score"], 1});
-        if (candidates[0].contains("likelihood")) {
-          units["likeliest"].push_back({candidates[likeliest]["score"], 1});
-        }
-        units["tokens"].push_back({candidates[chosen]["num_tokens"], 1});
-        units["reward"].push_back({candidates[chosen]["reward"], 1});
+        units["oracle"].push_back({best("score")["score"], 1});
+        units["longest"].push_back({best("num_tokens")["score"], 1});
+        if (measured("likelihood")) units["likeliest"].push_back({best("likelihood")["score"], 1});
+        units["tokens"].push_back({chosen["num_tokens"], 1});
+        units["reward"].push_back({chosen["reward"], 1});
       }
       if (units.empty()) return;
       ordered_json point = {{"n", n}};

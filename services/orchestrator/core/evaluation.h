@@ -42,6 +42,7 @@ struct EvaluationSettings {
 //   position: {name: {first, second, same, p}}    how often a judge chose by place alone
 //   systems: [{id, score, tokens}]            mean judge score and length, the grid first
 //   best_of_n: {n, chosen, random, oracle, longest, likeliest, curve: [{n, the same, tokens, reward}]}
+//     over the prompts of which all n candidates are scored
 // A pair counts for accuracy when the judge's scores differ by at least 1. Always picking the longer answer
 // is the baseline that a reward model has to beat; ties count half.
 nlohmann::ordered_json Evaluate(const std::vector<EvaluatedPrompt>& prompts,

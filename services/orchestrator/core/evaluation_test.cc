@@ -100,6 +100,35 @@ TEST(EvaluateTest, AVerdictThatFollowsThePlaceIsCounted) {
   EXPECT_FALSE(Evaluate(TwoPrompts(), {}).contains("position")) << "of a judge without orders";
 }
 
+// Scores are on the judge's own scale.
+TEST(EvaluateTest, BestOfNOfScoresBelowZero) {
+  std::vector<EvaluatedPrompt> prompts = TwoPrompts();
+  for (EvaluatedPrompt& prompt : prompts) {
+    for (ordered_json& candidate : prompt["candidates"]) {
+      candidate["score"] = candidate["score"].get<double>() - 10;
+    }
+  }
+  EvaluationSettings settings;
+  settings.best_of = 2;
+  const ordered_json out = Evaluate(prompts, settings);
+  EXPECT_DOUBLE_EQ(out["best_of_n"]["oracle"]["value"], -2.5);
+  EXPECT_DOUBLE_EQ(out["best_of_n"]["chosen"]["value"], -5.5);
+}
+
+// A judge may score some answers and not others: those whose verdict it could not read.
+TEST(EvaluateTest, BestOfNLeavesOutAPromptOfWhichACandidateHasNoScore) {
+  std::vector<EvaluatedPrompt> prompts = TwoPrompts();
+  prompts[0]["candidates"][1].erase("score");
+  prompts[1]["candidates"][1].erase("likelihood");
+  EvaluationSettings settings;
+  settings.best_of = 2;
+  const ordered_json out = Evaluate(prompts, settings);
+  EXPECT_EQ(out["best_of_n"]["curve"][0]["chosen"]["n"], 2);
+  EXPECT_EQ(out["best_of_n"]["chosen"]["n"], 1);
+  EXPECT_DOUBLE_EQ(out["best_of_n"]["chosen"]["value"], 7);
+  EXPECT_FALSE(out["best_of_n"].contains("likeliest"));
+}
+
 TEST(EvaluateTest, WhatAJudgeWithoutScoresCannotSayIsLeftOut) {
   std::vector<EvaluatedPrompt> prompts = TwoPrompts();
   for (EvaluatedPrompt& prompt : prompts) {
