@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "common/base/random.h"
 
@@ -204,6 +205,10 @@ MeanOverRuns MeanOf(std::span<const double> values) {
 }
 
 double Correlation(std::span<const double> x, std::span<const double> y) {
+  const auto varies = [](std::span<const double> values) {
+    return std::adjacent_find(values.begin(), values.end(), std::not_equal_to<>()) != values.end();
+  };
+  if (!varies(x) || !varies(y)) return 0;
   const double n = static_cast<double>(x.size());
   double mean_x = 0, mean_y = 0;
   for (size_t i = 0; i < x.size(); ++i) {

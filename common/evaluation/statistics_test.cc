@@ -41,6 +41,8 @@ TEST(CorrelationTest, KnowsItsExtremes) {
   EXPECT_DOUBLE_EQ(Correlation(x, up), 1);
   EXPECT_DOUBLE_EQ(Correlation(x, down), -1);
   EXPECT_EQ(Correlation(x, flat), 0);
+  // Equal values whose mean is rounded.
+  EXPECT_EQ(Correlation(std::vector<double>(6, 0.1), std::vector<double>(6, 7.0)), 0);
 }
 
 TEST(ExactProportionTest, KnowsItsEnds) {
