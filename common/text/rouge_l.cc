@@ -4,6 +4,10 @@
 #include <bit>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "common/text/unicode.h"
+
 namespace almost {
 namespace {
 
@@ -51,21 +55,24 @@ std::vector<std::string> RougeTokens(absl::string_view text) {
   const auto end_token = [&] {
     if (!token.empty()) tokens.push_back(std::exchange(token, {}));
   };
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9')) {
-      token += c;
-    } else if (c >= 'A' && c <= 'Z') {
-      token += static_cast<char>(c - 'A' + 'a');
-    } else if (text.substr(i, 3) == "\u212A") {  // the Kelvin sign, whose lower case is "k"
+  while (!text.empty()) {
+    const CodePoint c = FirstCodePoint(text);
+    const absl::string_view character = text.substr(0, c.size);
+    text.remove_prefix(c.size);
+    if (c.value < 0x80 && absl::ascii_isalnum(static_cast<unsigned char>(c.value))) {
+      token += absl::ascii_tolower(static_cast<unsigned char>(c.value));
+    } else if (c.value == 0x212A) {  // the Kelvin sign, whose lower case is "k"
       token += 'k';
-      i += 2;
-    } else if (text.substr(i, 2) == "\u0130") {  // İ, whose lower case is "i" and a combining dot
+    } else if (c.value == 0x0130) {  // İ, whose lower case is "i" and a combining dot
       token += 'i';
       end_token();
-      i += 1;
-    } else {
+    } else if (!IsLetterBeyondLatin(c.value)) {
       end_token();
+    } else if (IsOfUnspacedScript(c.value)) {
+      end_token();
+      tokens.emplace_back(character);
+    } else {
+      absl::StrAppend(&token, character);
     }
   }
   end_token();

@@ -12,14 +12,17 @@
 // words.
 namespace almost {
 
-// The words that Python's rouge_score compares, without stemming: lower case, [a-z0-9]+.
+// The words that Python's rouge_score compares, without stemming: lower case, [a-z0-9]+. Of other scripts
+// than Latin it has none, so that prompts of theirs would never be like each other; here their letters,
+// digits and marks make words, in the case they have, and each character of scripts without blanks is one.
 std::vector<std::string> RougeTokens(absl::string_view text);
 
 // F1 of precision = lcs / num_a and recall = lcs / num_b, rounded as rouge_score's doubles are; 0 without
 // words.
 double RougeLF1(size_t lcs, size_t num_a, size_t num_b);
 
-// ROUGE-L F1 of two texts, equal to the last bit to rouge_score's RougeScorer(["rougeL"], use_stemmer=False).
+// ROUGE-L F1 of two texts, of those in Latin script equal to the last bit to rouge_score's
+// RougeScorer(["rougeL"], use_stemmer=False).
 double RougeL(absl::string_view a, absl::string_view b);
 
 // A growing list of texts, asked which of them are near another one. Exact: an inverted index counts the

@@ -44,10 +44,31 @@ std::string RandomText(RandomStream& random) {
 
 TEST(RougeTokensTest, AreThoseOfRougeScore) {
   EXPECT_THAT(RougeTokens("Don't PANIC: x_1, 3.5%!"), ElementsAre("don", "t", "panic", "x", "1", "3", "5"));
-  EXPECT_THAT(RougeTokens("naïve café 你好 a\u00a0b"), ElementsAre("na", "ve", "caf", "a", "b"));
+  EXPECT_THAT(RougeTokens("a\u00a0b\u2003c \u201cd\u201d\u2026 e\u2019f 5\u20ac \U0001F642"),
+              ElementsAre("a", "b", "c", "d", "e", "f", "5"));
+  EXPECT_THAT(RougeTokens("naïve café, cafe\u0301, Straße, Việt"),
+              ElementsAre("na", "ve", "caf", "cafe", "stra", "e", "vi", "t"));
   // The two characters outside ASCII whose lower case begins with an ASCII letter.
   EXPECT_THAT(RougeTokens("1\u212A 1\u0130x"), ElementsAre("1k", "1i", "x"));
   EXPECT_THAT(RougeTokens(" ...\n"), IsEmpty());
+}
+
+// For which rouge_score has no words.
+TEST(RougeTokensTest, AreWordsOfOtherScriptsToo) {
+  EXPECT_THAT(RougeTokens("Что такое GPU-карта? ¿Que? «да»"),
+              ElementsAre("Что", "такое", "gpu", "карта", "que", "да"));
+  EXPECT_THAT(RougeTokens("नमस्ते दुनिया। مرحبا، يا عالم؟"),
+              ElementsAre("नमस्ते", "दुनिया", "مرحبا", "يا", "عالم"));
+  EXPECT_THAT(RougeTokens("한국어 텍스트."), ElementsAre("한국어", "텍스트"));
+  // Scripts without blanks: each character.
+  EXPECT_THAT(RougeTokens("你好，GPU。カナ！𠮷"), ElementsAre("你", "好", "gpu", "カ", "ナ", "𠮷"));
+  EXPECT_THAT(RougeTokens("\xE4x"), ElementsAre("x"));  // no UTF-8
+}
+
+TEST(RougeLTest, TellsPromptsOfOtherScriptsApart) {
+  EXPECT_EQ(RougeL("Как приготовить борщ?", "Как приготовить борщ?"), 1);
+  EXPECT_EQ(RougeL("如何种植番茄？", "如何种植番茄？"), 1);
+  EXPECT_LT(RougeL("Почему моя GPU так греется?", "Расскажи подробно про GPU."), 0.5);
 }
 
 TEST(RougeLTest, MatchesValuesOfRougeScore) {

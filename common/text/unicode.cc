@@ -1,5 +1,8 @@
 #include "common/text/unicode.h"
 
+#include <algorithm>
+#include <iterator>
+
 namespace almost {
 
 CodePoint FirstCodePoint(absl::string_view text) {
@@ -35,6 +38,46 @@ bool IsSpace(uint32_t c) {
   return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
          (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
          c == 0x3000;
+}
+
+namespace {
+
+struct Block {
+  uint32_t first;
+  uint32_t last;
+};
+
+template <size_t N>
+bool IsInOneOf(const Block (&blocks)[N], uint32_t c) {
+  return std::any_of(std::begin(blocks), std::end(blocks),
+                     [c](const Block& block) { return block.first <= c && c <= block.last; });
+}
+
+}  // namespace
+
+bool IsLetterBeyondLatin(uint32_t c) {
+  constexpr Block kOthers[] = {
+      {0x0000, 0x036F},  // Latin, and the marks that it takes
+      {0x055A, 0x055F},   {0x0589, 0x058A}, {0x05BE, 0x05BE}, {0x05C0, 0x05C0},
+      {0x05C3, 0x05C3},   {0x060C, 0x060D}, {0x061B, 0x061F}, {0x066A, 0x066D},
+      {0x06D4, 0x06D4},   {0x0964, 0x0965}, {0x104A, 0x104F}, {0x1360, 0x1368},
+      {0x1680, 0x1680},   {0x17D4, 0x17DA}, {0x1D00, 0x1EFF},  // more of Latin
+      {0x2000, 0x2BFF},                                        // punctuation, symbols
+      {0x2C60, 0x2C7F},   {0x2E00, 0x2E7F}, {0x3000, 0x3004}, {0x3008, 0x3020},
+      {0x3030, 0x3030},   {0x303D, 0x303F}, {0x30FB, 0x30FB}, {0x3200, 0x33FF},
+      {0xA720, 0xA7FF},   {0xAB30, 0xAB6F}, {0xE000, 0xF8FF}, {0xFE00, 0xFE1F},
+      {0xFE30, 0xFE6F},   {0xFEFF, 0xFF65}, {0xFFE0, 0xFFFF}, {0x1F000, 0x1FAFF},  // pictures
+      {0xE0000, 0x10FFFF}};
+  return !IsInOneOf(kOthers, c);
+}
+
+bool IsOfUnspacedScript(uint32_t c) {
+  constexpr Block kUnspaced[] = {{0x0E00, 0x0EFF},                    // Thai, Lao
+                                 {0x1000, 0x109F},                    // Burmese
+                                 {0x1780, 0x17FF},                    // Khmer
+                                 {0x3005, 0x3007}, {0x3040, 0x30FF},  // kana
+                                 {0x3400, 0x9FFF}, {0xF900, 0xFAFF}, {0x20000, 0x3FFFF}};
+  return IsInOneOf(kUnspaced, c);
 }
 
 size_t LeadingSpace(absl::string_view text) {

@@ -23,6 +23,14 @@ size_t NumCodePoints(absl::string_view text);
 // Python's str.isspace() for one character: what \s matches and split() splits at.
 bool IsSpace(uint32_t code_point);
 
+// Whether it is a letter, digit or mark of a script other than Latin. By blocks, so that rare punctuation
+// within a script's own block counts as its letters.
+bool IsLetterBeyondLatin(uint32_t code_point);
+
+// Whether its script is written without blanks between words: Chinese characters, kana, Thai and its
+// neighbours.
+bool IsOfUnspacedScript(uint32_t code_point);
+
 // How many bytes of blanks `text` begins with.
 size_t LeadingSpace(absl::string_view text);
 

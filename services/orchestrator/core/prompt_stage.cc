@@ -21,6 +21,7 @@ constexpr char kAuthor[] = "author";
 class PromptStage : public Stage {
  public:
   absl::string_view id() const override { return "prompts"; }
+  int64_t version() const override { return 2; }
 
   std::vector<ModelNeed> models() const override {
     return model_.empty() ? std::vector<ModelNeed>()
