@@ -51,7 +51,14 @@ absl::StatusOr<std::unique_ptr<PairwiseJudge>> PairwiseJudge::Find(const Cli& cl
     options.tls = cli.tls;
     options.token_file = cli.token_file;
     ALMOST_ASSIGN_OR_RETURN(out->service_, ReplicaPool::Create(target, options));
-    out->about_ = {{"service", target}};
+    // It is known by what it calls itself: the same judge may have moved.
+    pb::Comparison probe;
+    probe.set_prompt("?");
+    probe.set_a(".");
+    probe.set_b(".");
+    ALMOST_ASSIGN_OR_RETURN(const pb::CompareResponse answer, out->AskService({probe}));
+    out->judge_id_ = answer.judge_id();
+    out->about_ = {{"service", answer.judge_id().empty() ? target : answer.judge_id()}};
   } else {
     return absl::InvalidArgumentError(
         absl::StrCat("--judge: must be reward:MODEL, llm:MODEL or service:HOST:PORT, is ", judge));
@@ -114,7 +121,7 @@ absl::StatusOr<std::vector<absl::StatusOr<Review>>> PairwiseJudge::ByLanguageMod
   return reviews;
 }
 
-absl::StatusOr<std::vector<absl::StatusOr<Review>>> PairwiseJudge::ByService(
+absl::StatusOr<pb::CompareResponse> PairwiseJudge::AskService(
     const std::vector<pb::Comparison>& comparisons) {
   constexpr absl::Duration kPatience = absl::Minutes(10);
   pb::CompareRequest request;
@@ -126,9 +133,24 @@ absl::StatusOr<std::vector<absl::StatusOr<Review>>> PairwiseJudge::ByService(
     return absl::InternalError(
         absl::StrCat("the judge answered ", response->items_size(), " of ", request.items_size(), " items"));
   }
+  return response;
+}
+
+absl::StatusOr<std::vector<absl::StatusOr<Review>>> PairwiseJudge::ByService(
+    const std::vector<pb::Comparison>& comparisons) {
+  ALMOST_ASSIGN_OR_RETURN(const pb::CompareResponse response, AskService(comparisons));
+  if (response.judge_id() != judge_id_) {
+    return absl::FailedPreconditionError(absl::StrCat("the judge at ", service_->target(), " was \"",
+                                                      judge_id_, "\", is \"", response.judge_id(), "\""));
+  }
   std::vector<absl::StatusOr<Review>> reviews;
-  for (const pb::JudgementResponse& item : response->items()) {
-    if (!item.has_result()) return Annotate(FromProto(item.error()), "judge");
+  for (const pb::JudgementResponse& item : response.items()) {
+    if (!item.has_result()) {
+      const absl::Status error = Annotate(FromProto(item.error()), "judge");
+      if (!absl::IsOutOfRange(error)) return error;
+      reviews.push_back(error);
+      continue;
+    }
     const pb::Judgement& judgement = item.result();
     Review review;
     review.verdict = judgement.verdict() == pb::VERDICT_A     ? "win"

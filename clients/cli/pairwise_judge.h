@@ -35,7 +35,7 @@ class PairwiseJudge {
   const nlohmann::ordered_json& about() const { return about_; }
 
   // A review of each comparison (1 to 64); kOutOfRange in the place of one that is too long for the judge's
-  // context. Any other error ends the call.
+  // context. Any other error ends the call, kFailedPrecondition: the service has become another judge.
   absl::StatusOr<std::vector<absl::StatusOr<Review>>> Compare(
       const std::vector<judge::v1::Comparison>& comparisons);
 
@@ -47,12 +47,16 @@ class PairwiseJudge {
       const std::vector<judge::v1::Comparison>& comparisons);
   absl::StatusOr<std::vector<absl::StatusOr<Review>>> ByService(
       const std::vector<judge::v1::Comparison>& comparisons);
+  // As many items as comparisons.
+  absl::StatusOr<judge::v1::CompareResponse> AskService(
+      const std::vector<judge::v1::Comparison>& comparisons);
 
   // Exactly one of the three is set.
   std::unique_ptr<AskedModel> reward_;
   std::unique_ptr<AskedModel> llm_;
   std::unique_ptr<ReplicaPool> service_;
-  std::string form_;  // of the language model's question
+  std::string judge_id_;  // the service's
+  std::string form_;      // of the language model's question
   nlohmann::ordered_json about_;
 };
 
