@@ -21,6 +21,8 @@ absl::StatusOr<std::string> ReadTemplate(const std::string& file, absl::string_v
                                          const std::vector<std::string>& places) {
   if (file.empty()) return std::string(ours);
   ALMOST_ASSIGN_OR_RETURN(std::string text, Env::Posix()->Read(file));
+  // The newline that an editor puts at a file's end is none of the wording's.
+  if (absl::EndsWith(text, "\n")) text.resize(text.size() - (absl::EndsWith(text, "\r\n") ? 2 : 1));
   for (const std::string& place : places) {
     if (!absl::StrContains(text, absl::StrCat("{", place, "}"))) {
       return absl::InvalidArgumentError(absl::StrCat(file, ": has no {", place, "}"));

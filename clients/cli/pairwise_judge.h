@@ -12,7 +12,8 @@
 
 namespace almost::cli {
 
-// The text of `file`, in which each of {places} must stand; `ours` where no file is named.
+// The text of `file` without a newline at its end, in which each of {places} must stand; `ours` where no file
+// is named.
 absl::StatusOr<std::string> ReadTemplate(const std::string& file, absl::string_view ours,
                                          const std::vector<std::string>& places);
 

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/rpc/status.h"
+#include "common/storage/env.h"
 
 namespace almost::cli {
 namespace {
@@ -52,6 +53,17 @@ pb::Comparison Of(const std::string& a, const std::string& b) {
   comparison.set_a(a);
   comparison.set_b(b);
   return comparison;
+}
+
+// An editor ends a file in a newline; between the wording and a model's answer it would cost every figure.
+TEST(ReadTemplateTest, ANewlineAtItsEndIsTheFilesOwn) {
+  const std::string file = testing::TempDir() + "template.txt";
+  for (const char* end : {"", "\n", "\r\n"}) {
+    ASSERT_TRUE(Env::Posix()->Write(file, absl::StrCat("Q: {question}\nA:", end)).ok());
+    EXPECT_EQ(*ReadTemplate(file, "", {"question"}), "Q: {question}\nA:");
+  }
+  ASSERT_TRUE(Env::Posix()->Write(file, "{question}\n\n").ok());
+  EXPECT_EQ(*ReadTemplate(file, "", {"question"}), "{question}\n");
 }
 
 TEST(PairwiseJudgeTest, AServiceLeavesOutWhatIsTooLongForIt) {
