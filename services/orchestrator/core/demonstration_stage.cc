@@ -25,7 +25,7 @@ class DemonstrationStage : public Stage {
       : model_(recipe.demonstration().assistant().model()) {}
 
   absl::string_view id() const override { return "demonstrations"; }
-  int64_t version() const override { return 4; }
+  int64_t version() const override { return 5; }
   std::vector<ModelNeed> models() const override {
     return {{kAssistant, ModelHost::kGeneration, model_, ""},
             {kRewardModel, ModelHost::kReward, "", "reward_model"}};
@@ -155,9 +155,10 @@ class DemonstrationStage : public Stage {
     for (const simulator::v1::AssistantTurn& turn : dialogue.turns()) {
       ordered_json candidates = ordered_json::array();
       for (const simulator::v1::CandidateAnswer& each : turn.candidates()) {
+        const bool scored = each.bad_reason() != "too_long";
         candidates.push_back({{"text", each.text()},
-                              {"raw_score", each.raw_score()},
-                              {"score", each.score()},
+                              {"raw_score", scored ? ordered_json(each.raw_score()) : ordered_json()},
+                              {"score", scored ? ordered_json(each.score()) : ordered_json()},
                               {"bad_reason", each.bad_reason()},
                               {"num_tokens", each.num_tokens()}});
       }

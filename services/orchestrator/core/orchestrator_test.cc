@@ -439,6 +439,18 @@ TEST_F(OrchestratorTest, EverySampleLeadsToItsSourcesAndOn) {
   const std::string unpacked = Gunzip(packed).value();
   EXPECT_EQ(std::count(unpacked.begin(), unpacked.end(), '\n'), 50);
   EXPECT_LT(packed.size(), unpacked.size() / 2);
+  // What was not scored has no score.
+  int num_unscored = 0;
+  for (const absl::string_view each : absl::StrSplit(unpacked, '\n', absl::SkipEmpty())) {
+    const auto dialogue = nlohmann::json::parse(each);
+    for (const auto& candidate : dialogue.at("turns").at(0).at("candidates")) {
+      const bool scored = candidate.at("bad_reason") != "too_long";
+      EXPECT_EQ(candidate.at("score").is_number(), scored);
+      EXPECT_EQ(candidate.at("raw_score").is_number(), scored);
+      num_unscored += !scored;
+    }
+  }
+  EXPECT_EQ(num_unscored, 30);
   EXPECT_EQ(turn.at("candidates").size(), 4);
   EXPECT_EQ(turn.at("candidates").at(turn.at("chosen").get<size_t>()).at("text"),
             shown.at("messages").back().at("content"));
@@ -904,7 +916,7 @@ TEST_F(OrchestratorTest, CountsWhatTheServicesDid) {
   const v1::Run run = orchestrator_->Get("r").value();
   const v1::Cost& responses = run.stages(1).cost();
   EXPECT_EQ(responses.generated_tokens(), static_cast<int64_t>(run.stages(1).figures().at("tokens")));
-  EXPECT_EQ(run.stages(4).cost().scored_items(), 50 * 4);
+  EXPECT_EQ(run.stages(4).cost().scored_items(), 50 * 4 - 30);  // as many were too long
   EXPECT_EQ(run.stages(4).cost().generated_tokens(), 50 * 4 * 9);
   EXPECT_EQ(run.stages(5).cost().trained_tokens(), 3 * 100);  // sft
   for (int stage : {0, 1, 3, 4, 5, 6}) EXPECT_GT(run.stages(stage).cost().device_seconds(), 0) << stage;
@@ -912,7 +924,7 @@ TEST_F(OrchestratorTest, CountsWhatTheServicesDid) {
                                                responses.generated_tokens() +
                                                run.stages(4).cost().generated_tokens());
   const nlohmann::json summary = nlohmann::json::parse(run.summary_json());
-  EXPECT_EQ(summary.at("cost").at("scored_items"), 50 * 4);
+  EXPECT_EQ(summary.at("cost").at("scored_items"), 50 * 4 - 30);
   // The journal has it, and what is taken over costs nothing.
   Stop();
   ASSERT_TRUE(Start().ok());
@@ -950,7 +962,7 @@ TEST_F(OrchestratorTest, ADryRunForeseesTheRunAndChangesNothing) {
   EXPECT_THAT(Done(changed),
               ElementsAre("comparisons", "reward_model", "demonstrations", "sft", "rl", "report"));
   EXPECT_EQ(changed.stages(4).plan().measured_by(), "runs/r");
-  EXPECT_EQ(changed.stages(4).plan().cost().scored_items(), 25 * 4);
+  EXPECT_EQ(changed.stages(4).plan().cost().scored_items(), (50 * 4 - 30) / 2);
   EXPECT_GT(changed.stages(4).plan().seconds(), 0);
   EXPECT_EQ(changed.stages(1).plan().seconds(), 0);  // taken over
 

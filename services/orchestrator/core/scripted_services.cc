@@ -273,8 +273,12 @@ absl::StatusOr<std::vector<simulator::v1::SimulateDialoguesResponse>> ScriptedSe
     for (int c = 0; c < request.num_candidates(); ++c) {
       auto& candidate = *turn.add_candidates();
       candidate.set_text(Answer(digest, seed.prompt(), request.sampling().seed(), c));
-      candidate.set_score(Number(Word(reward, candidate.text())));
       candidate.set_num_tokens(9);
+      if (c > 0 && c == seed.prompt_id() % 5) {  // too long for the reward model
+        candidate.set_bad_reason("too_long");
+        continue;
+      }
+      candidate.set_score(Number(Word(reward, candidate.text())));
       if (candidate.score() > turn.candidates(turn.chosen()).score()) turn.set_chosen(c);
     }
     auto& question = *dialogue.add_messages();

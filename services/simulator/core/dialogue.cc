@@ -93,7 +93,7 @@ void Dialogue::TakeScores(const std::vector<std::optional<RewardScore>>& scores)
   for (size_t i = 0; i < turn.candidates.size(); ++i) {
     Candidate& candidate = turn.candidates[i];
     candidate.score = scores[i];
-    if (!candidate.score.has_value() && candidate.bad_reason.empty()) candidate.bad_reason = kTooLong;
+    if (!candidate.score.has_value()) candidate.bad_reason = kTooLong;
   }
   turn.chosen = Best(turn.candidates);
   if (turn.chosen < 0) return End("no_suitable_answer");

@@ -89,6 +89,16 @@ TEST(DialogueTest, PassesOverUnsuitableCandidatesHoweverGoodTheirScore) {
   EXPECT_EQ(turn.candidates[1].bad_reason, "too_long");
 }
 
+TEST(DialogueTest, ACandidateWithoutAScoreIsTooLongWhateverElseItIs) {
+  const DialogueOptions options = Options();
+  Dialogue dialogue(options, 0, "Why?");
+  std::vector<Completion> answers = Answers({" Best.", " Long", " Fair."});
+  answers[1].finished = false;
+  dialogue.TakeAnswers(answers);
+  dialogue.TakeScores({RewardScore{.raw = 9}, std::nullopt, RewardScore{.raw = -9}});
+  EXPECT_EQ(dialogue.turns()[0].candidates[1].bad_reason, "too_long");
+}
+
 TEST(DialogueTest, IsDroppedWhenItsFirstQuestionCannotBeAnswered) {
   const DialogueOptions options = Options();
   Dialogue unsuitable(options, 0, "Why?");
