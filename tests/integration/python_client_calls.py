@@ -22,7 +22,8 @@ import urllib.request
 
 import almost
 import grpc
-from almost import ItemError, SamplingParams, aio, chat, client, results, rewards
+from almost import ItemError, SamplingParams, aio, chat, client, requests, results, rewards
+from almost.generation.v1 import generation_pb2
 from almost.generation.v1.generation_pb2 import CompletionToScore
 from almost.orchestrator.v1 import orchestrator_pb2
 from almost.reward.v1 import reward_pb2, reward_pb2_grpc
@@ -336,6 +337,20 @@ class Retries(unittest.TestCase):
         self.assertEqual(away.exception.code(), grpc.StatusCode.UNAVAILABLE)
         self.assertIsNone(almost.retry_delay(away.exception))
         self.assertEqual(self.service.calls, {"Score": 1, "UnloadModel": 1})
+
+
+class WithoutAService(unittest.TestCase):
+    def test_large_batches_are_put_together_in_time_that_grows_with_them_alone(self):
+        items = [{"result": {"completions": [{"text": "x" * 1000, "token_ids": range(250), "logprobs": [1.0] * 250}]}}] * 64
+        part = generation_pb2.GenerateResponse(items=items, model_digest="d" * 64, numerics_id="n")
+        whole, began = generation_pb2.GenerateResponse(), time.process_time()
+        for _ in range(300):
+            requests.merge(whole, part)
+        self.assertEqual(len(whole.items), 300 * 64)
+        self.assertLess(time.process_time() - began, 10)  # about 0.5; it was 80 when each part was measured with all before
+        with self.assertRaises(almost.MixedModels):
+            requests.merge(whole, generation_pb2.GenerateResponse(model_digest="e" * 64, numerics_id="n"))
+
 
 class Frameworks(unittest.TestCase):
     """Each framework's own shapes, answered by a real reward model."""

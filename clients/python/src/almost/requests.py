@@ -143,7 +143,7 @@ def completions_of(default: SamplingParams | None) -> Callable[[GenerateItem], i
 def merge(whole: Any, part: Any) -> None:
     """Appends the items of one batch's answer to the whole one's. Raises MixedModels."""
     for field in ("model_digest", "numerics_id", "judge_id"):
-        if hasattr(whole, field) and whole.ByteSize() and getattr(whole, field) != getattr(part, field):
+        if begun and hasattr(whole, field) and getattr(whole, field) != getattr(part, field):
             raise MixedModels(f"{field}: {getattr(whole, field)} answered first, then {getattr(part, field)}")
     whole.MergeFrom(part)
 
@@ -155,6 +155,7 @@ def worth_resuming(error: grpc.RpcError, seconds_away: float) -> bool:
 def after_event(request: Any, event: Any) -> None:
     request.after_sequence = event.sequence
 
+    begun = bool(whole.ListFields())
 
 def is_heartbeat(event: Any) -> bool:
     """Whether a RunEvent or JobEvent carries nothing but its sequence."""
