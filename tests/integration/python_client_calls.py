@@ -338,6 +338,19 @@ class Retries(unittest.TestCase):
         self.assertIsNone(almost.retry_delay(away.exception))
         self.assertEqual(self.service.calls, {"Score": 1, "UnloadModel": 1})
 
+    def test_one_text_is_not_taken_for_a_list(self):
+        generation, judge = almost.Generation(self.target), almost.Judge(self.target)
+        self.addCleanup(generation.close)
+        self.addCleanup(judge.close)
+        with almost.Reward(self.target) as reward:
+            for call in (lambda: generation.generate("models/L", PROMPT), lambda: generation.tokenize("models/L", PROMPT),
+                         lambda: generation.generate("models/L", [PROMPT.encode()]),
+                         lambda: generation.score_completions("models/L", ("ab", "cd")),
+                         lambda: reward.score("models/rm", ("ab", "cd")), lambda: judge.compare(["abc"])):
+                with self.assertRaises(TypeError):
+                    call()
+        self.assertEqual(self.service.calls, {})
+
 
 class WithoutAService(unittest.TestCase):
     def test_large_batches_are_put_together_in_time_that_grows_with_them_alone(self):

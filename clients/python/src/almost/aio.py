@@ -140,7 +140,7 @@ class Generation(_Models):
                  timeout: float | None = None) -> generation.GenerateResponse:
         """Completes any number of prompts; requests.results() of the answer are their GenerateItemResults."""
         head = generation.GenerateRequest(model=model, expected_digest=expected_digest, sampling=sampling)
-        parts = requests.batches(head, map(requests.generate_item, prompts),
+        parts = requests.batches(head, prompts, requests.generate_item,
                                  weight=requests.completions_of(sampling))
         return await self._batched(self.stub.Generate, generation.GenerateResponse(), parts, timeout)
 
@@ -155,12 +155,12 @@ class Generation(_Models):
                           expected_digest: str = "", timeout: float | None = None) -> generation.ScoreCompletionsResponse:
         """Log-likelihoods of (prompt, completion) pairs."""
         head = generation.ScoreCompletionsRequest(model=model, expected_digest=expected_digest)
-        parts = requests.batches(head, map(requests.completion_to_score, items))
+        parts = requests.batches(head, items, requests.completion_to_score)
         return await self._batched(self.stub.ScoreCompletions, generation.ScoreCompletionsResponse(), parts, timeout)
 
     async def tokenize(self, model: str, prompts: Iterable[Prompt]) -> generation.TokenizeResponse:
         """The ids the model reads and their text, of any number of prompts; token ids are decoded."""
-        parts = requests.batches(generation.TokenizeRequest(model=model), map(requests.to_input, prompts), field="inputs")
+        parts = requests.batches(generation.TokenizeRequest(model=model), prompts, requests.to_input, field="inputs")
         return await self._batched(self.stub.Tokenize, generation.TokenizeResponse(), parts, None)
 
 
@@ -171,7 +171,7 @@ class Reward(_Models):
               expected_digest: str = "", timeout: float | None = None) -> reward.ScoreResponse:
         """Scores any number of (prompt, response) or (dialogue, response) pairs."""
         head = reward.ScoreRequest(model=model, expected_digest=expected_digest)
-        parts = requests.batches(head, map(requests.score_item, items))
+        parts = requests.batches(head, items, requests.score_item)
         return await self._batched(self.stub.Score, reward.ScoreResponse(), parts, timeout)
 
 
@@ -181,7 +181,7 @@ class Judge(Client):
     async def compare(self, items: Iterable[tuple[str, str, str] | judge.Comparison], *,
                 timeout: float | None = None) -> judge.CompareResponse:
         """Judges any number of (prompt, answer a, answer b)."""
-        parts = requests.batches(judge.CompareRequest(), map(requests.comparison, items))
+        parts = requests.batches(judge.CompareRequest(), items, requests.comparison)
         return await self._batched(self.stub.Compare, judge.CompareResponse(), parts, timeout)
 
 

@@ -89,6 +89,8 @@ def chat(turns: str | Iterable[Turn]) -> Input:
 def to_input(prompt: Prompt) -> Input:
     if isinstance(prompt, Input):
         return prompt
+    if isinstance(prompt, bytes):
+        raise TypeError("a prompt: must be text or token ids, not bytes")
     return Input(text=prompt) if isinstance(prompt, str) else Input(token_ids=TokenIds(ids=prompt))
 
 
@@ -99,6 +101,8 @@ def generate_item(prompt: Prompt | GenerateItem) -> GenerateItem:
 def completion_to_score(item: CompletionToScore | tuple[Prompt, str]) -> CompletionToScore:
     if isinstance(item, CompletionToScore):
         return item
+    if isinstance(item, str):
+        raise TypeError("an item: must be (prompt, completion), not one text")
     return CompletionToScore(input=to_input(item[0]), completion_text=item[1])
 
 
@@ -106,6 +110,8 @@ def score_item(item: ScoreItem | tuple[str | Iterable[Turn], str]) -> ScoreItem:
     """From (prompt, response) or (dialogue, response)."""
     if isinstance(item, ScoreItem):
         return item
+    if isinstance(item, str):
+        raise TypeError("an item: must be (prompt, response), not one text")
     context, response = item
     if isinstance(context, str):
         return ScoreItem(prompt=context, response=response)
@@ -113,14 +119,21 @@ def score_item(item: ScoreItem | tuple[str | Iterable[Turn], str]) -> ScoreItem:
 
 
 def comparison(item: Comparison | tuple[str, str, str]) -> Comparison:
-    return item if isinstance(item, Comparison) else Comparison(prompt=item[0], a=item[1], b=item[2])
+    if isinstance(item, Comparison):
+        return item
+    if isinstance(item, str):
+        raise TypeError("an item: must be (prompt, answer a, answer b), not one text")
+    return Comparison(prompt=item[0], a=item[1], b=item[2])
 
 
-def batches(head: P, items: Iterable[Any], *, field: str = "items",
+def batches(head: P, items: Iterable[Any], make: Callable[[Any], Any], *, field: str = "items",
             weight: Callable[[Any], int] = lambda item: 0) -> Iterator[P]:
-    """Copies of `head` with all `items` spread over them: at most MAX_ITEMS each, at most MAX_COMPLETIONS by weight."""
+    """Copies of `head` with what `make` makes of each of `items` spread over them: at most MAX_ITEMS each, at most
+    MAX_COMPLETIONS by weight. Raises TypeError for one text, of which each character would be an item."""
+    if isinstance(items, (str, bytes)):
+        raise TypeError(f"{field}: must be a list, not one text; put it into one")
     batch, total = _copy(head), 0
-    for item in items:
+    for item in map(make, items):
         filled = getattr(batch, field)
         if len(filled) == MAX_ITEMS or (filled and total + weight(item) > MAX_COMPLETIONS):
             yield batch
@@ -142,6 +155,7 @@ def completions_of(default: SamplingParams | None) -> Callable[[GenerateItem], i
 
 def merge(whole: Any, part: Any) -> None:
     """Appends the items of one batch's answer to the whole one's. Raises MixedModels."""
+    begun = bool(whole.ListFields())
     for field in ("model_digest", "numerics_id", "judge_id"):
         if begun and hasattr(whole, field) and getattr(whole, field) != getattr(part, field):
             raise MixedModels(f"{field}: {getattr(whole, field)} answered first, then {getattr(part, field)}")
@@ -155,7 +169,6 @@ def worth_resuming(error: grpc.RpcError, seconds_away: float) -> bool:
 def after_event(request: Any, event: Any) -> None:
     request.after_sequence = event.sequence
 
-    begun = bool(whole.ListFields())
 
 def is_heartbeat(event: Any) -> bool:
     """Whether a RunEvent or JobEvent carries nothing but its sequence."""
