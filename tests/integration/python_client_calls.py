@@ -353,6 +353,17 @@ class Retries(unittest.TestCase):
 
 
 class WithoutAService(unittest.TestCase):
+    def test_a_service_that_there_is_not_is_named(self):
+        for kind in (almost.Almost, aio.Almost):
+            with self.assertRaisesRegex(ValueError, "rewards"):
+                kind({"rewards": "127.0.0.1:1"})
+
+    def test_the_services_of_a_later_suite_are_left_out(self):
+        with tempfile.TemporaryDirectory(prefix="almost-test-") as store:
+            services = {"reward": {"address": "a:1"}, "another": {"address": "b:2"}}
+            (pathlib.Path(store) / "up.json").write_text(json.dumps({"pid": 1, "services": services}))
+            self.assertEqual(almost.up(store), {"reward": "a:1"})
+
     def test_large_batches_are_put_together_in_time_that_grows_with_them_alone(self):
         items = [{"result": {"completions": [{"text": "x" * 1000, "token_ids": range(250), "logprobs": [1.0] * 250}]}}] * 64
         part = generation_pb2.GenerateResponse(items=items, model_digest="d" * 64, numerics_id="n")

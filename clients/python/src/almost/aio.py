@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from almost import requests
-from almost.channel import DEFAULT_TARGETS, Tls, Token, metadata, open_aio_channel
+from almost.channel import DEFAULT_TARGETS, SERVICES, Tls, Token, metadata, open_aio_channel
 from almost.generation.v1 import generation_pb2 as generation
 from almost.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from almost.judge.v1 import judge_pb2 as judge
@@ -282,11 +282,14 @@ class Orchestrator(Client):
 
 
 class Almost:
-    """All services of a suite. `targets` overrides DEFAULT_TARGETS by service; "judge" is there when it is given."""
+    """All services of a suite. `targets` overrides DEFAULT_TARGETS by service; "judge" is there when it is given.
+    Raises ValueError for a service that there is not."""
 
     def __init__(self, targets: Mapping[str, str] | None = None, *, token: Token | None = None, tls: Tls | None = None,
                  timeout: float = 60):
         self.targets = {**DEFAULT_TARGETS, **(targets or {})}
+        if unknown := self.targets.keys() - SERVICES:
+            raise ValueError(f"targets: no service is called {', '.join(sorted(unknown))}; there are {', '.join(SERVICES)}")
 
         def client(kind: Callable[..., T], service: str) -> T:
             return kind(self.targets[service], token=token, tls=tls, timeout=timeout)

@@ -21,6 +21,7 @@ DEFAULT_TARGETS = {
     "orchestrator": "127.0.0.1:50055",
 }
 
+SERVICES = (*DEFAULT_TARGETS, "judge")  # a suite may have
 # clients/service_config.json of the repository; clients/README.md says what it does.
 SERVICE_CONFIG = importlib.resources.files("almost").joinpath("service_config.json").read_text()
 
@@ -91,4 +92,4 @@ def _options(tls: Tls) -> list[tuple[str, str | int]]:
 def up(store: str | os.PathLike[str]) -> dict[str, str]:
     """The addresses of a running `almost up --store STORE`, the judge's among them where it has one."""
     services = json.loads((pathlib.Path(store) / "up.json").read_text())["services"]
-    return {name: service["address"] for name, service in services.items()}
+    return {name: services[name]["address"] for name in SERVICES if name in services}
