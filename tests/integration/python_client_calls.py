@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import unittest
+import unittest.mock
 import urllib.error
 import urllib.request
 
@@ -337,6 +338,11 @@ class Retries(unittest.TestCase):
         self.assertEqual(away.exception.code(), grpc.StatusCode.UNAVAILABLE)
         self.assertIsNone(almost.retry_delay(away.exception))
         self.assertEqual(self.service.calls, {"Score": 1, "UnloadModel": 1})
+
+    def test_a_proxy_is_not_asked_for_a_service_of_this_machine(self):
+        with unittest.mock.patch.dict(os.environ, {"http_proxy": "http://127.0.0.1:1"}):
+            with almost.Reward(self.target, timeout=5) as reward:
+                self.assertEqual(results(reward.score("models/rm", PAIRS[:1]))[0].score, 1)
 
     def test_one_text_is_not_taken_for_a_list(self):
         generation, judge = almost.Generation(self.target), almost.Judge(self.target)

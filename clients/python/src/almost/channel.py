@@ -73,20 +73,25 @@ def open_channel(target: str, tls: Tls | None) -> grpc.Channel:
     """A channel to `target` ("host:port", or "dns:///name:port" for every address of that name); it connects when
     it is first used."""
     if tls is None:
-        return grpc.insecure_channel(target, _CHANNEL_OPTIONS)
-    return grpc.secure_channel(target, tls.credentials(), _options(tls))
+        return grpc.insecure_channel(target, _options(target))
+    return grpc.secure_channel(target, tls.credentials(), _options(target, tls))
 
 
 def open_aio_channel(target: str, tls: Tls | None) -> grpc.aio.Channel:
     """The same for asyncio."""
     if tls is None:
-        return grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, tls.credentials(), _options(tls))
+        return grpc.aio.insecure_channel(target, _options(target))
+    return grpc.aio.secure_channel(target, tls.credentials(), _options(target, tls))
 
 
-def _options(tls: Tls) -> list[tuple[str, str | int]]:
-    named = [("grpc.ssl_target_name_override", tls.server_name)] if tls.server_name else []
-    return [*_CHANNEL_OPTIONS, *named]
+def _options(target: str, tls: Tls | None = None) -> list[tuple[str, str | int]]:
+    options = list(_CHANNEL_OPTIONS)
+    if tls is not None and tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    # No proxy that the environment names (http_proxy) reaches a service of this machine.
+    if any(name in target for name in ("127.0.0.1:", "localhost:", "[::1]:")):
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
 
 
 def up(store: str | os.PathLike[str]) -> dict[str, str]:
