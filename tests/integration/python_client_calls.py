@@ -23,6 +23,7 @@ import urllib.request
 
 import almost
 import grpc
+import yaml
 from almost import ItemError, SamplingParams, aio, chat, client, requests, results, rewards
 from almost.generation.v1 import generation_pb2
 from almost.generation.v1.generation_pb2 import CompletionToScore
@@ -32,6 +33,7 @@ from almost.simulator.v1.simulator_pb2 import GeneratePromptsRequest, ModelRef, 
 from almost.trainer.v1 import trainer_pb2
 from almost.types.v1.content_pb2 import TokenIds
 from google.protobuf.any_pb2 import Any
+from google.protobuf.json_format import ParseError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -380,6 +382,30 @@ class WithoutAService(unittest.TestCase):
         self.assertLess(time.process_time() - began, 10)  # about 0.5; it was 80 when each part was measured with all before
         with self.assertRaises(almost.MixedModels):
             requests.merge(whole, generation_pb2.GenerateResponse(model_digest="e" * 64, numerics_id="n"))
+
+    def test_recipes_are_read_as_almost_run_reads_them(self):
+        with tempfile.TemporaryDirectory(prefix="almost-test-") as folder:
+            file = pathlib.Path(folder) / "recipe.yaml"
+            for text, display_name in (
+                    ("display_name: 007", "007"), ("display_name: no", "no"), ("display_name: 2024-01-01", "2024-01-01"),
+                    ("display_name: 'true'", "true"), ("display_name: a\nseed: 010", "a"),
+                    ("\ufeffdisplay_name: a\nprompts: {draw_from_pool: true}", "a"),
+                    ("display_name: a\nprompts: {sampling: {temperature: 1e-1}}", "a"), ("seed: 1\nseed: 2", None), ("rl:", None),
+                    ("", None), ("- a", None), ("seed: 1\n---\nseed: 2", None), ("prompts: {draw_from_pool: yes}", None),
+                    ("prompts: {num_prompts: 1:30}", None), ("prompts: {num_prompts: 0x10}", None), ("<<: {seed: 3}", None),
+                    ("? [a]\n: 1", None), ("models: [{id: ~}]", None)):
+                with self.subTest(text=text):
+                    file.write_text(text, encoding="utf-8")
+                    try:
+                        recipe = almost.read_recipe(file)
+                    except (ValueError, ParseError, yaml.YAMLError):
+                        recipe = None
+                    self.assertEqual(recipe and recipe.display_name, display_name)
+                    if recipe is not None:
+                        self.assertEqual(recipe.seed, 10 if "010" in text else 0)
+                    run = subprocess.run([BIN / "almost", "run", file, "--store", folder, "--orchestrator", "127.0.0.1:1"],
+                                         capture_output=True, text=True)
+                    self.assertEqual("recipe.yaml:" in run.stderr, recipe is None, run.stderr)
 
 
 class Frameworks(unittest.TestCase):
