@@ -493,6 +493,7 @@ class Frameworks(unittest.TestCase):
                 ("/trl", {"prompts": ["a"], "completions": ["much " * 2000]}, 400, "items[0]: prompt and response make"),
                 ("/trl", {"prompts": ["a"], "completions": [{"role": 3}]}, 400, "completions: must be strings, or messages"),
                 ("/trl", {"prompts": [[3]], "completions": ["a"]}, 400, "prompts: must be strings, or messages"),
+                ("/verl", {"solution_str": "a", "extra_info": "prompt"}, 400, "extra_info.prompt: the dataset"),
                 ("/verl", {}, 400, "solution_str: missing")):
             with self.subTest(path=path, body=body):
                 answer = self.post(path, body)

@@ -74,7 +74,7 @@ def compute_scores(data_sources: Sequence[str], solution_strs: Sequence[str], gr
 
 
 def verl_item(solution: str, extra_info: Mapping[str, Any] | None, prompt_key: str) -> tuple[Context, str]:
-    if not extra_info or prompt_key not in extra_info:
+    if not isinstance(extra_info, Mapping) or prompt_key not in extra_info:
         raise ValueError(f"extra_info.{prompt_key}: the dataset must carry the prompt here; verl hands over no other")
     if not isinstance(solution, str):
         raise ValueError(f"solution_str: must be a string, not {type(solution).__name__}")
