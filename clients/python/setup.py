@@ -18,6 +18,8 @@ VERSION = re.search(r"^project\(almost VERSION (\S+)", (REPOSITORY / "CMakeLists
 
 class BuildWithStubs(build_py):
     def run(self):
+        if self.editable_mode:  # setuptools swallows exceptions here
+            raise SystemExit("the stubs are made for the wheel, and an editable install has none: pip install ./clients/python")
         super().run()
         from google.rpc import __path__ as google_rpc
         from grpc_tools import _proto, protoc

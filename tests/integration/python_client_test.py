@@ -4,6 +4,7 @@ Here the standard library builds, installs and starts; what calls the services r
 (python_client_calls.py, and the README's examples as they stand).
 """
 
+import os
 import pathlib
 import re
 import shlex
@@ -53,6 +54,11 @@ class PythonClient(unittest.TestCase):
     def test_types(self):
         run(self.python, "-m", "mypy", "-p", "almost", "--config-file", SOURCE / "clients/python/pyproject.toml",
             "--cache-dir", self.folder / "mypy", cwd=self.folder)
+
+    def test_an_editable_install_is_refused(self):
+        with self.assertRaisesRegex(AssertionError, "editable install has none: pip install"):
+            run(self.python, "-m", "pip", "install", "-q", "--no-index", "--find-links", os.environ["PYTHON_CLIENT_WHEELS"],
+                "-e", self.folder / "source/clients/python")
 
     def test_calls(self):
         run(self.python, "-B", SOURCE / "tests/integration/python_client_calls.py", self.suite.store, BIN, cwd=self.checkout)
