@@ -366,6 +366,13 @@ class WithoutAService(unittest.TestCase):
             with self.assertRaisesRegex(ValueError, "rewards"):
                 kind({"rewards": "127.0.0.1:1"})
 
+    def test_the_bridge_wants_a_host_to_listen_on(self):
+        for listen in ("8500", "127.0.0.1"):
+            bridge = subprocess.run([sys.executable, "-m", "almost.bridge", "--model", "m", "--listen", listen],
+                                    stderr=subprocess.PIPE, text=True, timeout=60)
+            self.assertEqual(bridge.returncode, 2)
+            self.assertIn("host:port", bridge.stderr)
+
     def test_the_services_of_a_later_suite_are_left_out(self):
         with tempfile.TemporaryDirectory(prefix="almost-test-") as store:
             services = {"reward": {"address": "a:1"}, "another": {"address": "b:2"}}

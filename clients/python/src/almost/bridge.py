@@ -24,6 +24,7 @@ import argparse
 import http.server
 import json
 import math
+import re
 import signal
 import sys
 import threading
@@ -176,6 +177,8 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.input_template.count("{}") != 1:
         parser.error("--input_template: must contain {} once")
+    if not re.fullmatch(r".*:[0-9]{1,5}", flags.listen):  # a port alone would listen to everybody
+        parser.error(f"--listen: must be host:port, not {flags.listen}")
 
     tls = Tls(flags.tls_ca, flags.tls_cert, flags.tls_key) if flags.tls or flags.tls_ca else None
     reward = Reward(flags.reward, token=token_from(flags.token_file) if flags.token_file else None, tls=tls,
