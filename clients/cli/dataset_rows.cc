@@ -55,12 +55,14 @@ void AddDialogue(const ordered_json& value, ordered_json& row) {
   std::string candidates;
   double spread = 0;
   for (const ordered_json& turn : value["turns"]) {
+    if (!turn.is_object() || !turn.contains("candidates")) continue;
     double low = 0, high = 0;
     bool any = false;
-    for (const ordered_json& candidate : turn.value("candidates", ordered_json::array())) {
+    for (const ordered_json& candidate : turn["candidates"]) {
+      if (!candidate.is_object()) continue;
       const ordered_json score = candidate.value("score", ordered_json());
       absl::StrAppend(&candidates, candidates.empty() ? "" : "\n", score.is_number() ? score.dump() : "–",
-                      "  ", candidate.value("text", ""));
+                      "  ", IsText(candidate, "text") ? candidate["text"].get<std::string>() : "");
       if (!score.is_number()) continue;
       low = any ? std::min(low, score.get<double>()) : score.get<double>();
       high = any ? std::max(high, score.get<double>()) : score.get<double>();

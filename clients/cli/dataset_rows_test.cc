@@ -40,6 +40,18 @@ TEST(RowOfTest, ADialogueShowsItsCandidates) {
   EXPECT_EQ(row["outcome"], "kept");
 }
 
+TEST(RowOfTest, CandidatesOfAnotherFormAreLeftOut) {
+  const ordered_json messages = {{{"role", "user"}, {"content", "q"}}};
+  const std::vector<ordered_json> others = {
+      {"turn"},
+      {{{"candidates", "text"}}},
+      {{{"candidates", {{"text", "a"}}}}},
+      {{{"candidates", {"text", 1, {{"text", 5}, {"score", "high"}}}}}}};
+  for (const ordered_json& turns : others) {
+    EXPECT_EQ(RowOf("f", 0, {{"messages", messages}, {"turns", turns}})["score_spread"], 0) << turns;
+  }
+}
+
 TEST(RowOfTest, WhatItDoesNotKnowComesAlong) {
   const ordered_json row = RowOf("f", 0, {{"messages", "none"}, {"x", {1, 2}}});
   EXPECT_EQ(row["x"], (ordered_json{1, 2}));
