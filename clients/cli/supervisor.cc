@@ -77,7 +77,8 @@ Supervisor::Supervisor(std::vector<ServiceSpec> services, Options options, Obser
 absl::Status Supervisor::Run() {
   sigset_t taken;
   sigemptyset(&taken);
-  for (int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) sigaddset(&taken, signal);
+  // SIGPIPE: a log that nobody reads any more is no reason to stop.
+  for (int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD, SIGPIPE}) sigaddset(&taken, signal);
   sigset_t before;
   sigprocmask(SIG_BLOCK, &taken, &before);
   const int signals = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -85,6 +86,8 @@ absl::Status Supervisor::Run() {
 
   const absl::Status status = Supervise(signals);
   StopAll(signals);
+  signalfd_siginfo late;  // a SIGPIPE of the last lines is not to come now
+  while (read(signals, &late, sizeof(late)) == sizeof(late)) continue;
   close(signals);
   sigprocmask(SIG_SETMASK, &before, nullptr);
   return status;
@@ -174,7 +177,9 @@ bool Supervisor::Wait(int signals, absl::Time until) {
   for (Child& child : children_) Forward(child);
   bool stop = false;
   signalfd_siginfo info;
-  while (read(signals, &info, sizeof(info)) == sizeof(info)) stop |= info.ssi_signo != SIGCHLD;
+  while (read(signals, &info, sizeof(info)) == sizeof(info)) {
+    stop |= info.ssi_signo != SIGCHLD && info.ssi_signo != SIGPIPE;
+  }
   // One SIGCHLD may stand for several deaths.
   for (Child& child : children_) {
     int wait_status = 0;
@@ -255,7 +260,6 @@ void Supervisor::Log(Child& child, absl::string_view line) {
   child.last_lines.emplace_back(line);
   if (child.last_lines.size() > kLinesKept) child.last_lines.pop_front();
   const std::string prefixed = absl::StrCat("[", child.spec.name, "] ", line, "\n");
-  // A closed log is no reason to stop the services.
   (void)!write(options_.log_fd, prefixed.data(), prefixed.size());
 }
 

@@ -30,7 +30,7 @@ struct ServiceSpec {
 // alone, and are terminated by the kernel when the supervisor itself dies.
 //
 // Not thread-safe, and to be used by the main thread of a process that has no other one yet: it blocks
-// SIGINT, SIGTERM, SIGHUP and SIGCHLD there and takes them.
+// SIGINT, SIGTERM, SIGHUP, SIGCHLD and SIGPIPE there and takes them; a log that nobody reads stops nothing.
 class Supervisor {
  public:
   struct Options {

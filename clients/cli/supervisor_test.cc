@@ -109,6 +109,20 @@ TEST_F(SupervisorTest, RestartsAChildThatIsKilled) {
   EXPECT_THAT(Logged(), HasSubstr("was killed by signal 9"));
 }
 
+TEST_F(SupervisorTest, GoesOnWhenNobodyReadsItsLogAnyMore) {
+  int log[2];
+  ASSERT_EQ(pipe(log), 0);
+  close(log[0]);
+  options_.log_fd = log[1];
+  Supervisor supervisor({Spec("one", "listen")}, options_,
+                        [](const std::map<std::string, pid_t>&, bool all_ready) {
+                          if (all_ready) kill(getpid(), SIGTERM);
+                          return absl::OkStatus();
+                        });
+  EXPECT_TRUE(supervisor.Run().ok());
+  close(log[1]);
+}
+
 TEST_F(SupervisorTest, GivesUpOnAChildThatEndsBeforeItWasReady) {
   Supervisor supervisor({Spec("one", "listen"), Spec("two", "fail")}, options_,
                         [](const std::map<std::string, pid_t>&, bool) { return absl::OkStatus(); });
