@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/text/unicode.h"
 #include "google/protobuf/descriptor.h"
 #include "yaml-cpp/yaml.h"
 
@@ -163,6 +164,7 @@ class Reader {
         return store(&Reflection::AddEnum, &Reflection::SetEnum, value);
       }
       case FieldDescriptor::CPPTYPE_STRING:
+        if (ValidUtf8Prefix(text) < text.size()) return Error(node, path, "must be UTF-8");
         field.is_repeated() ? reflection.AddString(message, &field, text)
                             : reflection.SetString(message, &field, text);
         return absl::OkStatus();
@@ -180,9 +182,14 @@ class Reader {
 absl::Status ReadYaml(absl::string_view name, absl::string_view yaml, Message* message) {
   const Reader reader(name);
   try {
-    const YAML::Node root = YAML::Load(std::string(yaml));
-    if (root.IsNull()) return absl::InvalidArgumentError(absl::StrCat(name, ":1: is empty"));
-    return reader.Fill(root, "", message);
+    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(yaml));
+    if (documents.empty() || documents[0].IsNull()) {
+      return absl::InvalidArgumentError(absl::StrCat(name, ":1: is empty"));
+    }
+    if (documents.size() > 1) {
+      return reader.Error(documents[1].Mark(), "", "a second document; there can be one");
+    }
+    return reader.Fill(documents[0], "", message);
   } catch (const YAML::Exception& error) {
     return reader.Error(error.mark, "", error.msg);
   }

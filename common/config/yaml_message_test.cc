@@ -95,6 +95,16 @@ TEST(ReadYamlTest, RefusesASecondMemberOfAOneof) {
   EXPECT_EQ(status.message(), "job.yaml:2: ppo: excludes sft");
 }
 
+TEST(ReadYamlTest, RefusesASecondDocumentWhichWouldBeIgnored) {
+  EXPECT_EQ(ErrorOf("seed: 1\n---\nseed: 2\n"), "recipe.yaml:3: a second document; there can be one");
+  Recipe recipe;
+  EXPECT_TRUE(Read("---\nseed: 1\n...\n", &recipe).ok());
+}
+
+TEST(ReadYamlTest, RefusesTextThatIsNotUtf8) {
+  EXPECT_EQ(ErrorOf("seed: 1\ndisplay_name: Gr\xf6\xdf\n"), "recipe.yaml:2: display_name: must be UTF-8");
+}
+
 TEST(ReadYamlTest, RefusesBrokenAndEmptyYaml) {
   EXPECT_THAT(ErrorOf("seed: 1\n  models: ["), HasSubstr("recipe.yaml:2: "));
   EXPECT_EQ(ErrorOf(""), "recipe.yaml:1: is empty");

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <iterator>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+
 namespace almost {
 
 CodePoint FirstCodePoint(absl::string_view text) {
@@ -32,6 +35,25 @@ size_t NumCodePoints(absl::string_view text) {
   size_t count = 0;
   for (; !text.empty(); ++count) text.remove_prefix(FirstCodePoint(text).size);
   return count;
+}
+
+size_t ValidUtf8Prefix(absl::string_view text) {
+  size_t size = 0;
+  while (size < text.size()) {
+    const CodePoint first = FirstCodePoint(text.substr(size));
+    if (first.value == 0xFFFD && first.size == 1) break;
+    size += first.size;
+  }
+  return size;
+}
+
+absl::StatusOr<absl::string_view> Utf8Text(absl::string_view name, absl::string_view bytes) {
+  const absl::string_view text = absl::StripPrefix(bytes, "\xEF\xBB\xBF");
+  const size_t valid = ValidUtf8Prefix(text);
+  if (valid == text.size()) return text;
+  const absl::string_view before = text.substr(0, valid);
+  const auto line = 1 + std::count(before.begin(), before.end(), '\n');
+  return absl::InvalidArgumentError(absl::StrCat(name, ": line ", line, " is not UTF-8"));
 }
 
 bool IsSpace(uint32_t c) {

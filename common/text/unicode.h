@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 // What the filters need of Unicode, as Python's str has it: lengths in code points and blanks of every kind.
@@ -19,6 +20,13 @@ CodePoint FirstCodePoint(absl::string_view text);
 
 // Python's len().
 size_t NumCodePoints(absl::string_view text);
+
+// How many bytes of `text` are UTF-8, up to the first that is not.
+size_t ValidUtf8Prefix(absl::string_view text);
+
+// The text of a file of `name` that holds `bytes`: without a byte order mark. kInvalidArgument: it is not
+// UTF-8; names the line.
+absl::StatusOr<absl::string_view> Utf8Text(absl::string_view name, absl::string_view bytes);
 
 // Python's str.isspace() for one character: what \s matches and split() splits at.
 bool IsSpace(uint32_t code_point);
