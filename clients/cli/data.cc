@@ -14,6 +14,7 @@
 #include "common/text/prompt_filter.h"
 #include "common/text/response_filter.h"
 #include "nlohmann/json.hpp"
+#include "common/text/unicode.h"
 
 namespace almost::cli {
 namespace {
@@ -45,10 +46,13 @@ absl::Status PrintCounts(const Cli& cli, const std::vector<std::pair<std::string
 }
 
 absl::Status Prompts(const Cli& cli, const DataFlags& flags) {
-  ALMOST_ASSIGN_OR_RETURN(const std::string text, Env::Posix()->Read(flags.input));
+  ALMOST_RETURN_IF_ERROR(CheckOutput(flags.output));
+  ALMOST_ASSIGN_OR_RETURN(const std::string bytes, Env::Posix()->Read(flags.input));
+  ALMOST_ASSIGN_OR_RETURN(const absl::string_view text, Utf8Text(flags.input, bytes));
   PromptSeeds seeds;
   if (!flags.seeds.empty()) {
-    ALMOST_ASSIGN_OR_RETURN(const std::string seed_text, Env::Posix()->Read(flags.seeds));
+    ALMOST_ASSIGN_OR_RETURN(const std::string seed_bytes, Env::Posix()->Read(flags.seeds));
+    ALMOST_ASSIGN_OR_RETURN(const absl::string_view seed_text, Utf8Text(flags.seeds, seed_bytes));
     absl::StatusOr<PromptSeeds> parsed = PromptSeeds::Parse(seed_text);
     if (!parsed.ok()) return Annotate(parsed.status(), flags.seeds);
     seeds = *std::move(parsed);

@@ -2,6 +2,7 @@
 
 #include <iostream>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "almost/generation/v1/generation.grpc.pb.h"
 #include "almost/reward/v1/reward.grpc.pb.h"
@@ -9,6 +10,7 @@
 #include "clients/cli/table.h"
 #include "clients/cli/verbs.h"
 #include "common/base/status_macros.h"
+#include "common/text/unicode.h"
 
 namespace almost::cli {
 namespace {
@@ -55,7 +57,15 @@ absl::Status Stream(const Endpoint& endpoint, const std::string& model,
   return ServiceError(endpoint, stream->Finish());
 }
 
+absl::Status CheckUtf8(absl::string_view flag, absl::string_view text) {
+  if (ValidUtf8Prefix(text) == text.size()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(flag, ": must be UTF-8"));
+}
+
 absl::Status Generate(const Cli& cli, const GenerateFlags& flags) {
+  ALMOST_RETURN_IF_ERROR(CheckUtf8("TEXT", flags.text));
+  ALMOST_RETURN_IF_ERROR(CheckUtf8("--user", flags.user));
+  for (const std::string& stop : flags.sampling.stop()) ALMOST_RETURN_IF_ERROR(CheckUtf8("--stop", stop));
   generation::GenerateItem item;
   if (!flags.user.empty()) {
     types::Message* message = item.mutable_input()->mutable_messages()->add_messages();
@@ -97,6 +107,8 @@ struct ScoreFlags {
 };
 
 absl::Status Score(const Cli& cli, const ScoreFlags& flags) {
+  ALMOST_RETURN_IF_ERROR(CheckUtf8("--prompt", flags.prompt));
+  ALMOST_RETURN_IF_ERROR(CheckUtf8("--response", flags.response));
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "reward"));
   ALMOST_ASSIGN_OR_RETURN(const std::string model, FindModel<reward::RewardService>(endpoint, flags.model));
   reward::ScoreRequest request;

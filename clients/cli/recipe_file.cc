@@ -2,10 +2,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "clients/cli/endpoints.h"
 #include "clients/cli/yaml_file.h"
 #include "common/base/status_macros.h"
 #include "common/storage/env.h"
+#include "common/text/unicode.h"
 
 namespace almost::cli {
 namespace {
@@ -18,10 +20,13 @@ class Files {
  public:
   explicit Files(fs::path folder) : folder_(std::move(folder)) {}
 
+  // Without a byte order mark. kInvalidArgument: it is not UTF-8; names the line.
   absl::StatusOr<std::string> Read(absl::string_view field, const std::string& path) const {
     absl::StatusOr<std::string> contents = Env::Posix()->Read(folder_ / path);
     if (!contents.ok()) return Annotate(contents.status(), field);
-    return contents;
+    const absl::StatusOr<absl::string_view> text = Utf8Text(path, *contents);
+    if (!text.ok()) return Annotate(text.status(), field);
+    return std::string(*text);
   }
 
   // Its lines that are not blank.

@@ -57,6 +57,23 @@ TEST_F(ReadRecipeTest, RefusesAFileWithoutPrompts) {
   EXPECT_EQ(Read("prompts: {prompts_path: empty.txt}").status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(ReadRecipeTest, TakesNoByteOrderMarkForText) {
+  Write("questions.txt", "\xEF\xBB\xBFOne?\r\nTwo?\r\n");
+  const auto recipe = Read("evaluation: {prompts_path: questions.txt}\n");
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  EXPECT_THAT(recipe->evaluation().prompts(), ElementsAre("One?", "Two?"));
+}
+
+TEST_F(ReadRecipeTest, NamesTheLineThatIsNotUtf8) {
+  Write("latin.txt", "One?\nCaf\xe9?\n");
+  for (const char* yaml : {"evaluation: {prompts_path: latin.txt}", "prompts: {seed_path: latin.txt}",
+                           "demonstrations: [{id: a, paths: [latin.txt]}]"}) {
+    const absl::Status status = Read(yaml).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("latin.txt: line 2 is not UTF-8"));
+  }
+}
+
 TEST_F(ReadRecipeTest, PutsTheAddressOfTheJudgeInPlaceOfItsName) {
   EXPECT_EQ(Read("evaluation: {judge_target: 'up:judge'}", "127.0.0.1:7")->evaluation().judge_target(),
             "127.0.0.1:7");

@@ -22,13 +22,16 @@ using nlohmann::ordered_json;
 constexpr absl::string_view kHuman = "\n\nHuman:";
 constexpr absl::string_view kAssistant = "\n\nAssistant:";
 
-// Everything `file` holds, unpacked where it begins as gzip does.
+// The text that `file` holds, unpacked where it begins as gzip does.
 absl::StatusOr<std::string> ReadPlain(const std::filesystem::path& file) {
   ALMOST_ASSIGN_OR_RETURN(std::string bytes, Env::Posix()->Read(file));
-  if (!absl::StartsWith(bytes, "\x1f\x8b")) return bytes;
-  absl::StatusOr<std::string> text = Gunzip(bytes);
-  if (!text.ok()) return Annotate(text.status(), file.string());
-  return text;
+  if (absl::StartsWith(bytes, "\x1f\x8b")) {
+    absl::StatusOr<std::string> unpacked = Gunzip(bytes);
+    if (!unpacked.ok()) return Annotate(unpacked.status(), file.string());
+    bytes = *std::move(unpacked);
+  }
+  ALMOST_ASSIGN_OR_RETURN(const absl::string_view text, Utf8Text(file.string(), bytes));
+  return std::string(text);
 }
 
 int64_t LineAt(absl::string_view text, size_t offset) {

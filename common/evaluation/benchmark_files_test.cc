@@ -124,6 +124,18 @@ TEST_F(BenchmarkFilesTest, PromptsComeFromVicunaRunsAndPlainText) {
       AllOf(HasSubstr("line 2"), HasSubstr("twice")));
 }
 
+TEST_F(BenchmarkFilesTest, TextMayHaveAByteOrderMarkAndIsUtf8) {
+  const auto prompts = ReadPromptFile(Write("prompts.txt", "\xEF\xBB\xBFOne?\r\nTwo?\r\n"));
+  ASSERT_TRUE(prompts.ok()) << prompts.status();
+  EXPECT_EQ(prompts->front().text, "One?");
+  EXPECT_TRUE(ReadDocuments(Write("bom.jsonl", "\xEF\xBB\xBF{\"text\": \"a\"}\n")).ok());
+  for (const char* name : {"latin.txt", "latin.jsonl"}) {
+    const absl::Status status = ReadDocuments(Write(name, "{\"text\": \"a\"}\nCaf\xE9\n")).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(), HasSubstr("line 2 is not UTF-8"));
+  }
+}
+
 TEST_F(BenchmarkFilesTest, TruthfulQaHasOneTrueChoiceAQuestion) {
   const auto questions = ReadTruthfulQa(Write("mc_task.json", R"([{"question": "Is it?",
     "mc1_targets": {"No.": 0, "Yes.": 1, "Maybe.": 0}, "mc2_targets": {"Yes.": 1}}])"));

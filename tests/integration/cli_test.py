@@ -108,6 +108,21 @@ class Cli(unittest.TestCase):
                                                "pairs.json", code=1))
         self.assertFalse((self.path / "pairs.json").exists())
 
+    def test_text_that_is_not_utf8_is_named(self):
+        for arguments, field in ((("generate", "--model", "m", b"Caf\xe9"), "TEXT"), (("generate", "--model", "m", "--user", b"\xff"), "--user"),
+                                 (("generate", "--model", "m", "a", "--stop", b"\xff"), "--stop"),
+                                 (("score", "--model", "m", "--prompt", b"\xff", "--response", "a"), "--prompt"),
+                                 (("score", "--model", "m", "--prompt", "a", "--response", b"\xff"), "--response")):
+            done = subprocess.run([BIN / "almost", *arguments], cwd=self.path, capture_output=True, text=True, timeout=60)
+            self.assertEqual((done.returncode, done.stderr), (1, f"almost: {field}: must be UTF-8\n"))
+
+    def test_prompts_have_no_byte_order_mark_and_are_utf8(self):
+        (self.path / "mined.txt").write_bytes(b"\xef\xbb\xbfHow do I bake bread at home?\r\n")
+        self.almost("data", "prompts", "--input", "mined.txt", "--output", "kept.txt")
+        self.assertEqual((self.path / "kept.txt").read_bytes(), b"How do I bake bread at home?\n")
+        (self.path / "mined.txt").write_bytes(b"How do I bake bread at home?\nCaf\xe9?\n")
+        self.assertIn("mined.txt: line 2 is not UTF-8", self.almost("data", "prompts", "--input", "mined.txt", "--output", "kept.txt", code=1))
+
     def test_the_world_is_a_function_of_its_seed(self):
         corpus = self.almost("world", "corpus", "--seed", 7, "--count", 3)
         self.assertEqual([list(json.loads(line)) for line in corpus.splitlines()], [["text"]] * 3)
