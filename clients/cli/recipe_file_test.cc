@@ -3,7 +3,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
+#include "clients/cli/yaml_file.h"
 #include "common/base/scratch_folder.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -72,6 +74,19 @@ TEST_F(ReadRecipeTest, NamesTheLineThatIsNotUtf8) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(status.message()), HasSubstr("latin.txt: line 2 is not UTF-8"));
   }
+}
+
+TEST(IdFromFileTest, DiffersWithinTheSameSecond) {
+  std::set<std::string> ids;
+  for (int i = 0; i < 5; ++i) ids.insert(IdFromFile("world.yaml"));
+  EXPECT_GT(ids.size(), 1u);
+}
+
+TEST(IdFromFileTest, HoldsOnlyWhatAnIdMay) {
+  EXPECT_THAT(IdFromFile("a/world-7.b.yaml"), testing::MatchesRegex("world-7.b-[0-9]+-[0-9]+-[0-9a-f]+"));
+  EXPECT_THAT(IdFromFile("My Räte.yaml"), testing::MatchesRegex("My-R--te-[0-9]+-[0-9]+-[0-9a-f]+"));
+  EXPECT_THAT(IdFromFile("..yaml.yaml"), testing::MatchesRegex("_.yaml-[0-9]+-[0-9]+-[0-9a-f]+"));
+  EXPECT_LE(IdFromFile(std::string(200, 'x')).size(), 128u);
 }
 
 TEST_F(ReadRecipeTest, PutsTheAddressOfTheJudgeInPlaceOfItsName) {

@@ -1,6 +1,9 @@
 #include "clients/cli/yaml_file.h"
 
-#include "absl/strings/str_cat.h"
+#include <random>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/config/yaml_message.h"
@@ -14,8 +17,16 @@ absl::Status ReadYamlFile(const std::filesystem::path& file, google::protobuf::M
 }
 
 std::string IdFromFile(const std::filesystem::path& file) {
-  return absl::StrCat(file.stem().string(), "-",
-                      absl::FormatTime("%Y%m%d-%H%M%S", absl::Now(), absl::UTCTimeZone()));
+  constexpr size_t kLongest = 100;
+  std::string id = file.stem().string().substr(0, kLongest);
+  for (char& c : id) {
+    if (!absl::ascii_isalnum(static_cast<unsigned char>(c)) && c != '_' && c != '.') c = '-';
+  }
+  if (id.starts_with('.')) id[0] = '_';
+  std::random_device random;
+  return absl::StrFormat("%s-%s-%04x", id,
+                         absl::FormatTime("%Y%m%d-%H%M%S", absl::Now(), absl::UTCTimeZone()),
+                         random() & 0xffffu);
 }
 
 }  // namespace almost::cli

@@ -12,7 +12,8 @@ namespace almost::cli {
 // kNotFound: no such file. kInvalidArgument: unknown field, wrong type or broken YAML; names file and line.
 absl::Status ReadYamlFile(const std::filesystem::path& file, google::protobuf::Message* message);
 
-// An id for what is started from `file`: its name and the time, for instance "world-20250131-142500".
+// An id for what is started from `file`: its name, the time, and four digits drawn for those started in the
+// same second, for instance "world-20250131-142500-07af". What no id may hold is replaced by '-'.
 std::string IdFromFile(const std::filesystem::path& file);
 
 }  // namespace almost::cli
