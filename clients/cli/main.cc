@@ -1,9 +1,26 @@
 // almost: the command line of the suite.
 
 #include <cstdio>
+#include <cstdlib>
+#include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "clients/cli/verbs.h"
+
+namespace {
+
+// gRPC sends calls to this machine's own services through a proxy that the environment names, too. Also for
+// the services that `almost up` starts.
+void AskNoProxyForThisMachine() {
+  const char* hosts = getenv("no_grpc_proxy");
+  if (hosts == nullptr) hosts = getenv("no_proxy");
+  std::string all = "127.0.0.1,localhost,::1";
+  if (hosts != nullptr) absl::StrAppend(&all, ",", hosts);
+  setenv("no_grpc_proxy", all.c_str(), /*overwrite=*/1);
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using almost::cli::Cli;
@@ -50,6 +67,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;  // 2: the command line itself is wrong
   }
+  AskNoProxyForThisMachine();
   const absl::Status status = cli.action();
   if (status.ok()) return 0;
   absl::FPrintF(stderr, "almost: %s\n", status.message());

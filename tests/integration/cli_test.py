@@ -1,6 +1,7 @@
 """The verbs of `almost` that need no service, and what it says when one is missing."""
 
 import json
+import os
 import pathlib
 import subprocess
 import tempfile
@@ -122,6 +123,13 @@ class Cli(unittest.TestCase):
         self.assertEqual((self.path / "kept.txt").read_bytes(), b"How do I bake bread at home?\n")
         (self.path / "mined.txt").write_bytes(b"How do I bake bread at home?\nCaf\xe9?\n")
         self.assertIn("mined.txt: line 2 is not UTF-8", self.almost("data", "prompts", "--input", "mined.txt", "--output", "kept.txt", code=1))
+
+    def test_no_proxy_is_asked_for_this_machine(self):
+        for variable in ("http_proxy", "https_proxy", "grpc_proxy"):
+            environment = {**os.environ, variable: "http://127.0.0.1:2", "no_proxy": "example.org"}
+            done = subprocess.run([BIN / "almost", "runs", "list", "--orchestrator", "127.0.0.1:1"], cwd=self.path, env=environment,
+                                  capture_output=True, text=True, timeout=60)
+            self.assertIn("ipv4:127.0.0.1:1:", done.stderr)
 
     def test_the_world_is_a_function_of_its_seed(self):
         corpus = self.almost("world", "corpus", "--seed", 7, "--count", 3)
