@@ -1,5 +1,8 @@
 #include "clients/cli/artifact_files.h"
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <fstream>
 #include <system_error>
 #include <thread>
@@ -37,6 +40,7 @@ absl::Status FetchFile(const Endpoint& orchestrator, const std::string& artifact
   const std::filesystem::path partial = to.string() + ".partial";
   std::error_code error;
   if (to.has_parent_path()) std::filesystem::create_directories(to.parent_path(), error);
+  ALMOST_RETURN_IF_ERROR(CheckOutput(to));
   std::ofstream file(partial, std::ios::binary | std::ios::trunc);
   const auto stub = pb::OrchestratorService::NewStub(orchestrator.channel);
   pb::ReadArtifactRequest request;
@@ -49,17 +53,18 @@ absl::Status FetchFile(const Endpoint& orchestrator, const std::string& artifact
     grpc::ClientContext context;
     const auto stream = stub->ReadArtifact(&context, request);
     pb::ReadArtifactResponse piece;
-    while (stream->Read(&piece)) {
+    while (file && stream->Read(&piece)) {
       file.write(piece.data().data(), static_cast<std::streamsize>(piece.data().size()));
       request.set_offset(piece.offset() + static_cast<int64_t>(piece.data().size()));
       sha256 = piece.sha256();
     }
+    if (!file) context.TryCancel();  // a full disk, say: the rest is of no use
     status = stream->Finish();
     if (status.error_code() != grpc::StatusCode::UNAVAILABLE) break;
   }
   file.close();
   absl::Status result = ServiceError(orchestrator, status);
-  if (result.ok() && !file) result = absl::UnavailableError(absl::StrCat("cannot write ", partial.string()));
+  if (!file) result = absl::ResourceExhaustedError(absl::StrCat("cannot write ", partial.string()));
   if (result.ok()) {
     ALMOST_ASSIGN_OR_RETURN(const std::string digest, Sha256File(partial));
     if (digest != sha256) {
@@ -74,6 +79,20 @@ absl::Status FetchFile(const Endpoint& orchestrator, const std::string& artifact
   }
   if (!result.ok()) std::filesystem::remove(partial, error);
   return result;
+}
+
+absl::Status CheckOutput(const std::filesystem::path& file) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(file, error);
+  if (std::filesystem::is_directory(status)) {
+    return absl::FailedPreconditionError(absl::StrCat(file.string(), ": is a folder"));
+  }
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    return absl::FailedPreconditionError(absl::StrCat(file.string(), ": is not a file"));
+  }
+  const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
+  if (access(folder.c_str(), W_OK) == 0) return absl::OkStatus();
+  return absl::ErrnoToStatus(errno, absl::StrCat(file.string(), ": cannot write to ", folder.string()));
 }
 
 }  // namespace almost::cli

@@ -20,4 +20,8 @@ absl::StatusOr<std::vector<almost::orchestrator::v1::Artifact>> ListArtifacts(co
 absl::Status FetchFile(const Endpoint& orchestrator, const std::string& artifact, const std::string& path,
                        const std::filesystem::path& to);
 
+// OK where `file` can be written whole or not at all: its folder is there and lets us, and it is no folder,
+// and no device or pipe, which the finished file would replace. Asked before what takes long to make.
+absl::Status CheckOutput(const std::filesystem::path& file);
+
 }  // namespace almost::cli

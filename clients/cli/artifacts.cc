@@ -65,7 +65,8 @@ absl::StatusOr<pb::Artifact> Find(const Endpoint& endpoint, const std::string& r
 absl::Status Get(const Cli& cli, const std::string& run, const std::string& which, const std::string& to) {
   ALMOST_ASSIGN_OR_RETURN(const Endpoint endpoint, FindEndpoint(cli, "orchestrator"));
   ALMOST_ASSIGN_OR_RETURN(const pb::Artifact artifact, Find(endpoint, run, which));
-  const fs::path folder = to.empty() ? absl::StrCat(run, "-", artifact.kind()) : to;
+  const fs::path folder =
+      to.empty() ? absl::StrCat(absl::StripPrefix(run, "runs/"), "-", artifact.kind()) : to;
   for (const pb::ArtifactFile& file : artifact.files()) {
     ALMOST_RETURN_IF_ERROR(FetchFile(endpoint, artifact.name(), file.path(), folder / file.path()));
     absl::PrintF("%s\n", (folder / file.path()).string());

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "clients/cli/artifact_files.h"
 #include "clients/cli/table.h"
 #include "clients/cli/verbs.h"
 #include "common/base/status_macros.h"
@@ -78,6 +79,7 @@ absl::Status Prompts(const Cli& cli, const DataFlags& flags) {
 }
 
 absl::Status Compare(const Cli& cli, const DataFlags& flags) {
+  ALMOST_RETURN_IF_ERROR(CheckOutput(flags.output));
   ALMOST_ASSIGN_OR_RETURN(const Rubric rubric, ReadRubric(flags.rubric));
   ALMOST_ASSIGN_OR_RETURN(const ResponseFolder folder, ResponseFolder::Read(flags.responses, rubric));
   PairRule rule = flags.preset == "paper" ? PairRule::Paper() : PairRule::World();

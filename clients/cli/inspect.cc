@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "clients/cli/artifact_files.h"
 #include "clients/cli/asked_model.h"
@@ -134,6 +135,13 @@ absl::Status Inspect(const Cli& cli, const InspectFlags& flags) {
   const bool is_file = IsJsonLines(flags.what);
   const std::string file = fs::path(flags.what).filename().string();
   const std::string name = is_file ? file.substr(0, file.rfind(".jsonl")) : flags.dataset;
+  if (!is_file && fs::is_regular_file(flags.what)) {
+    return absl::InvalidArgumentError(absl::StrCat(flags.what, ": must be JSON Lines, .jsonl or .jsonl.gz"));
+  }
+  const std::string to = !flags.to.empty() ? flags.to
+                         : is_file         ? absl::StrCat(name, ".html")
+                                   : absl::StrCat(absl::StripPrefix(flags.what, "runs/"), "-", name, ".html");
+  ALMOST_RETURN_IF_ERROR(CheckOutput(to));
   if (is_file) {
     ALMOST_RETURN_IF_ERROR(AddFile(name, flags.what, out));
   } else {
@@ -180,9 +188,6 @@ absl::Status Inspect(const Cli& cli, const InspectFlags& flags) {
       {"card", out.card},
       {"readme", out.readme},
       {"lineage", out.lineage}};
-  const std::string to = !flags.to.empty() ? flags.to
-                         : is_file         ? absl::StrCat(name, ".html")
-                                           : absl::StrCat(flags.what, "-", name, ".html");
   ALMOST_RETURN_IF_ERROR(Env::Posix()->WriteAtomically(to, RenderPage(kInspectScript, data, out.rows)));
   absl::PrintF("%s\n", fs::absolute(to).lexically_normal().string());
   return absl::OkStatus();

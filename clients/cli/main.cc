@@ -68,7 +68,10 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;  // 2: the command line itself is wrong
   }
   AskNoProxyForThisMachine();
-  const absl::Status status = cli.action();
+  absl::Status status = cli.action();
+  if ((fflush(stdout) != 0 || ferror(stdout) != 0) && status.ok()) {
+    status = absl::DataLossError("cannot write to the standard output; what it shows is not all");
+  }
   if (status.ok()) return 0;
   absl::FPrintF(stderr, "almost: %s\n", status.message());
   return 1;

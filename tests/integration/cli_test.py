@@ -109,6 +109,30 @@ class Cli(unittest.TestCase):
                                                "pairs.json", code=1))
         self.assertFalse((self.path / "pairs.json").exists())
 
+    def test_an_output_that_cannot_be_written_is_told_of(self):
+        with open("/dev/full", "w") as full:
+            for verb in ("doctor", "world questions --count 3 --output json", "data prompts --input mined.txt --output kept.txt"):
+                (self.path / "mined.txt").write_text("How do I bake bread at home?\n")
+                done = subprocess.run([BIN / "almost", *verb.split()], cwd=self.path, stdout=full, stderr=subprocess.PIPE,
+                                      text=True, timeout=60)
+                self.assertEqual((done.returncode, "standard output" in done.stderr), (1, True), (verb, done.stderr))
+        (self.path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+        for file, why in (("gone/page.html", "gone"), (".", "folder"), ("pipe", "not a file")):
+            if file == "pipe":
+                os.mkfifo(self.path / file)
+            for verb in (("inspect", "rows.jsonl", "--to"), ("data", "prompts", "--input", "mined.txt", "--output"),
+                         ("report", "run", "--orchestrator", "127.0.0.1:1", "--to")):
+                if verb[0] == "report" and file.startswith("gone"):
+                    continue  # which makes the folder
+                self.assertIn(why, self.almost(*verb, file, code=1))
+        self.assertTrue((self.path / "pipe").is_fifo())
+
+    def test_what_cannot_be_inspected_is_told(self):
+        (self.path / "pairs.json").write_text("[]")
+        self.assertIn("pairs.json: must be JSON Lines", self.almost("inspect", "pairs.json", code=1))
+        (self.path / "odd.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}], "turns": [{"candidates": ["x"]}]}\n')
+        self.almost("inspect", "odd.jsonl")
+
     def test_text_that_is_not_utf8_is_named(self):
         for arguments, field in ((("generate", "--model", "m", b"Caf\xe9"), "TEXT"), (("generate", "--model", "m", "--user", b"\xff"), "--user"),
                                  (("generate", "--model", "m", "a", "--stop", b"\xff"), "--stop"),
