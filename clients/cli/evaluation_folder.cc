@@ -4,6 +4,7 @@
 #include <atomic>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "clients/cli/progress.h"
@@ -40,7 +41,9 @@ absl::StatusOr<std::unique_ptr<EvaluationFolder>> EvaluationFolder::Open(const s
   std::unique_ptr<EvaluationFolder> out(new EvaluationFolder(folder));
   const std::filesystem::path file = folder / "items.jsonl";
   absl::StatusOr<std::string> lines = Env::Posix()->Read(file);
-  if (absl::IsNotFound(lines.status())) {
+  // What failed before its first item is not gone on with.
+  if (absl::IsNotFound(lines.status()) || (lines.ok() && absl::StartsWith(*lines, R"({"about":)") &&
+                                           std::count(lines->begin(), lines->end(), '\n') < 2)) {
     ALMOST_RETURN_IF_ERROR(Env::Posix()->CreateFolders(folder));
     std::string header;
     ALMOST_RETURN_IF_ERROR(AppendJsonLine({{"about", about}}, &header));

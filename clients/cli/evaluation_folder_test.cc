@@ -93,6 +93,13 @@ TEST_F(EvaluationFolderTest, AnotherEvaluationIsRefusedByWhatDiffers) {
   EXPECT_THAT(other.status().message(), HasSubstr(R"(model.digest was "d1", is "d2")"));
 }
 
+TEST_F(EvaluationFolderTest, OneThatFailedBeforeItsFirstItemIsReplaced) {
+  ASSERT_TRUE(EvaluationFolder::Open(path_, about_).ok());
+  about_["model"]["digest"] = "d2";
+  EXPECT_EQ(Evaluate(-1)->size(), 10u);
+  EXPECT_EQ(Evaluate(-1)->size(), 0u);
+}
+
 TEST_F(EvaluationFolderTest, ALineThatIsNoItemIsDataLoss) {
   ASSERT_TRUE(Evaluate(-1).ok());
   ASSERT_TRUE(Env::Posix()->Append(path_ / "items.jsonl", "{\"square\": 1}\n").ok());

@@ -58,6 +58,7 @@ class Eval(unittest.TestCase):
         self.assertAlmostEqual(all_figures["accuracy"]["value"], right / 3)
         self.assertAlmostEqual(all_figures["longer"]["value"], (0.5 + 0.5 + 1) / 3)  # two answers are as long as "Nothing."
         self.assertEqual(set(result["figures"]["types"]), {"honest", "other"})
+        self.assertEqual(self.eval(*arguments, "--limit", 2, to="hhh")[0]["items"], 2)
         with self.assertRaisesRegex(Failed, "another evaluation: reward_model.name"):
             self.eval("hhh", file, "--reward_model", "RM2=RM", to="hhh")
         with self.assertRaisesRegex(Failed, r"bad.json: line 1: .* number"):
