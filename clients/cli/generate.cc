@@ -66,6 +66,9 @@ absl::Status Generate(const Cli& cli, const GenerateFlags& flags) {
   ALMOST_RETURN_IF_ERROR(CheckUtf8("TEXT", flags.text));
   ALMOST_RETURN_IF_ERROR(CheckUtf8("--user", flags.user));
   for (const std::string& stop : flags.sampling.stop()) ALMOST_RETURN_IF_ERROR(CheckUtf8("--stop", stop));
+  if (flags.stream && flags.sampling.n() > 1) {
+    return absl::InvalidArgumentError("--stream: shows one completion, so -n must be 1");
+  }
   generation::GenerateItem item;
   if (!flags.user.empty()) {
     types::Message* message = item.mutable_input()->mutable_messages()->add_messages();

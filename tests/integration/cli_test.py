@@ -148,6 +148,9 @@ class Cli(unittest.TestCase):
         (self.path / "mined.txt").write_bytes(b"How do I bake bread at home?\nCaf\xe9?\n")
         self.assertIn("mined.txt: line 2 is not UTF-8", self.almost("data", "prompts", "--input", "mined.txt", "--output", "kept.txt", code=1))
 
+    def test_a_stream_shows_one_completion(self):
+        self.assertIn("-n", self.almost("generate", "--model", "m", "a", "--stream", "-n", "2", code=1))
+
     def test_no_proxy_is_asked_for_this_machine(self):
         for variable in ("http_proxy", "https_proxy", "grpc_proxy"):
             environment = {**os.environ, variable: "http://127.0.0.1:2", "no_proxy": "example.org"}
