@@ -14,8 +14,8 @@
 #include "common/text/comparison_files.h"
 #include "common/text/prompt_filter.h"
 #include "common/text/response_filter.h"
-#include "nlohmann/json.hpp"
 #include "common/text/unicode.h"
+#include "nlohmann/json.hpp"
 
 namespace almost::cli {
 namespace {
@@ -165,8 +165,9 @@ void AddData(CLI::App& app, Cli& cli) {
   prompts->add_option("--seeds", flags->seeds,
                       "Seed file: an instruction, then a prompt a line; near copies are dropped");
   prompts->add_option("--output", flags->output, "The kept prompts, one a line")->required();
-  prompts->add_option("--num_prompts", flags->num_prompts,
-                      "How many are wanted; by default all that are good");
+  prompts
+      ->add_option("--num_prompts", flags->num_prompts, "How many are wanted; by default all that are good")
+      ->check(CLI::PositiveNumber);
   prompts
       ->add_option("--max_rouge_l", flags->max_rouge_l,
                    "Drops at this ROUGE-L F1 with a kept one, in place of the preset's")
@@ -186,8 +187,10 @@ void AddData(CLI::App& app, Cli& cli) {
       ->add_option("--output", flags->output,
                    "The pairs: JSON as the official code writes it, or lines if .jsonl")
       ->required();
-  compare->add_option("--min_rank_gap", flags->min_rank_gap,
-                      "Least difference of rank, in place of the preset's");
+  compare
+      ->add_option("--min_rank_gap", flags->min_rank_gap,
+                   "Least difference of rank, in place of the preset's")
+      ->check(CLI::PositiveNumber);
 }
 
 }  // namespace almost::cli

@@ -499,6 +499,7 @@ void AddEval(CLI::App& app, Cli& cli) {
     added->add_option("--to", flags->to, "The folder; by default eval-BENCHMARK here");
     added->add_option("--limit", flags->limit, "The first so many items alone")->check(CLI::PositiveNumber);
     added->add_option("--bootstrap", flags->bootstrap.resamples, "Resamples of intervals")
+        ->check(CLI::PositiveNumber)
         ->capture_default_str();
     added->callback([&cli, run] { cli.action = run; });
     return added;
@@ -583,8 +584,10 @@ void AddEval(CLI::App& app, Cli& cli) {
     pairwise->add_option_function<int>(
         "--max_new_tokens", [&sampling](int value) { sampling.set_max_new_tokens(value); },
         "Of answers; default 1024");
-    pairwise->add_option_function<uint64_t>(
-        "--seed", [&sampling](uint64_t value) { sampling.set_seed(value); }, "Of answers; default 1");
+    pairwise
+        ->add_option_function<uint64_t>(
+            "--seed", [&sampling](uint64_t value) { sampling.set_seed(value); }, "Of answers; default 1")
+        ->check(CLI::NonNegativeNumber);
   }
 }
 

@@ -155,8 +155,10 @@ void AddGenerate(CLI::App& app, Cli& cli) {
   generate->add_option_function<int>(
       "--max_new_tokens", [&](int value) { sampling.set_max_new_tokens(value); },
       "Most tokens of a completion");
-  generate->add_option_function<uint64_t>(
-      "--seed", [&](uint64_t value) { sampling.set_seed(value); }, "Equal seeds, equal completions");
+  generate
+      ->add_option_function<uint64_t>(
+          "--seed", [&](uint64_t value) { sampling.set_seed(value); }, "Equal seeds, equal completions")
+      ->check(CLI::NonNegativeNumber);
   generate->add_option_function<std::vector<std::string>>(
       "--stop",
       [&](const std::vector<std::string>& stops) {

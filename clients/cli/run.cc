@@ -164,7 +164,7 @@ void AddRun(CLI::App& app, Cli& cli) {
   run->add_option("--with", flags->changes,
                   "YAML of what is different, such as deploy/recipes/ablations/*.yaml; repeatable");
   run->add_option("--id", flags->id, "The run's id; by default the file's name and the time");
-  run->add_option("--seed", flags->seed, "In place of the recipe's");
+  run->add_option("--seed", flags->seed, "In place of the recipe's")->check(CLI::NonNegativeNumber);
   run->add_option("--judge", flags->judge, "host:port of the JudgeService that a recipe calls up:judge");
   run->add_flag("--follow", flags->follow, "Shows the progress until the run ends");
   run->add_option("--priority", flags->priority, "Work of runs with a higher one goes first");

@@ -185,7 +185,7 @@ void AddTrain(CLI::App& app, Cli& cli) {
   train->add_option("--base_model", flags->base_model, "In place of the spec's");
   train->add_option("--model_output", flags->output,
                     "Folder for the finished model, in place of the spec's output");
-  train->add_option("--seed", flags->seed, "In place of the spec's");
+  train->add_option("--seed", flags->seed, "In place of the spec's")->check(CLI::NonNegativeNumber);
   train->add_flag("--follow", flags->follow, "Shows the progress until the job ends");
   train->add_flag("--validate_only", flags->validate_only,
                   "Checks the spec and the files it names, and trains nothing");

@@ -102,9 +102,15 @@ void AddWorld(CLI::App& app, Cli& cli) {
       world->add_subcommand("tokenizer", "A byte-level BPE learnt from the corpus, as a tokenizer.json");
   for (CLI::App* of_corpus : {corpus, tokenizer}) {
     add_name(of_corpus);
-    of_corpus->add_option("--seed", flags->seed, "Of the corpus")->capture_default_str();
-    of_corpus->add_option("--first", flags->first, "Number of the first document")->capture_default_str();
-    of_corpus->add_option("--count", flags->count, "How many documents")->required();
+    of_corpus->add_option("--seed", flags->seed, "Of the corpus")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
+    of_corpus->add_option("--first", flags->first, "Number of the first document")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
+    of_corpus->add_option("--count", flags->count, "How many documents")
+        ->required()
+        ->check(CLI::NonNegativeNumber);
   }
   tokenizer->add_option("--vocab_size", flags->vocab_size, "Most tokens, at least 257")->required();
   corpus->callback([&cli, flags] { cli.action = [flags] { return Corpus(*flags); }; });
@@ -112,7 +118,9 @@ void AddWorld(CLI::App& app, Cli& cli) {
 
   CLI::App* questions = world->add_subcommand("questions", "Held-out questions, one a line");
   add_name(questions);
-  questions->add_option("--seed", flags->seed, "Of the draw")->capture_default_str();
+  questions->add_option("--seed", flags->seed, "Of the draw")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   questions->add_option("--count", flags->count, "How many questions")
       ->required()
       ->check(CLI::Range(1, 100000));

@@ -39,6 +39,13 @@ class Cli(unittest.TestCase):
         self.assertIn("--nonsense", self.almost("runs", "list", "--nonsense", code=2))
         self.assertIn("xml", self.almost("--output", "xml", "doctor", code=2))
 
+    def test_numbers_below_zero_are_no_large_ones(self):
+        for arguments in (("world", "questions", "--count", 1, "--seed", -1), ("world", "corpus", "--count", -1),
+                          ("generate", "--model", "m", "a", "--seed", -1), ("run", "r.yaml", "--seed", -1), ("train", "j.yaml", "--seed", -1),
+                          ("eval", "perplexity", "f", "--model", "m", "--bootstrap", 0), ("eval", "perplexity", "f", "--model", "m", "--limit", -1),
+                          ("data", "prompts", "--input", "a", "--output", "b", "--num_prompts", -1)):
+            self.assertIn("-1" if -1 in arguments else "0", self.almost(*arguments, code=2))
+
     def test_a_service_that_is_away_is_named_with_its_address_and_a_hint(self):
         for arguments, service in ((("runs", "list"), "orchestrator"), (("artifacts", "ls", "x"), "orchestrator"),
                                    (("generate", "--model", "m", "x"), "generation"),
