@@ -25,6 +25,10 @@ const size = b => b >= 1e6 ? (b / 1e6).toFixed(1) + "\u00a0MB" : b >= 1e3 ? (b /
 const words = name => name.replace(/_/g, " ");
 const colour = i => `var(--c${i % 5})`;
 
+// Of any number of values: Math.min(...values) takes some hundred thousand arguments and no more.
+const least = values => values.reduce((low, value) => value < low ? value : low, Infinity);
+const greatest = values => values.reduce((high, value) => value > high ? value : high, -Infinity);
+
 // ---- tables and figures ----
 function table(head, rows) {
   const numeric = head.map((_, i) => rows.length > 0 && rows.every(row => typeof row[i] === "number" || row[i] === "–"));
@@ -61,8 +65,8 @@ function lines({title, note, x, y, series, xs, width}) {
   series = series.filter(one => one.points.length > 0);
   const all = series.flatMap(one => one.points);
   const W = width, H = Math.min(270, Math.max(190, W * 0.56)), L = 50, R = 12, T = 10, B = 40;
-  const yt = ticks(Math.min(...all.map(p => p.low ?? p.y)), Math.max(...all.map(p => p.high ?? p.y)), 4);
-  const xLow = Math.min(...all.map(p => p.x)), xHigh = Math.max(...all.map(p => p.x));
+  const yt = ticks(least(all.map(p => p.low ?? p.y)), greatest(all.map(p => p.high ?? p.y)), 4);
+  const xLow = least(all.map(p => p.x)), xHigh = greatest(all.map(p => p.x));
   const place = xs ? v => xs.indexOf(v) / Math.max(1, xs.length - 1) : v => (v - xLow) / (xHigh - xLow || 1);
   const X = v => L + (xs ? 14 : 0) + place(v) * (W - L - R - (xs ? 28 : 0));
   const Y = v => H - B - (v - yt[0]) / (yt[yt.length - 1] - yt[0]) * (H - T - B);
