@@ -56,6 +56,16 @@ auto WhileStoreIsAway(absl::string_view job, const std::stop_token& stop, const 
   }
 }
 
+// The spec of a job that was accepted when it was asked for: files that have gone since may come back.
+absl::StatusOr<JobSpec> ReadAccepted(const v1::JobSpec& proto, absl::string_view job,
+                                     const std::stop_token& stop, ArtifactStore& store,
+                                     const Options& options) {
+  absl::StatusOr<JobSpec> spec =
+      WhileStoreIsAway(job, stop, [&] { return ReadJobSpec(proto, &store, options.model_root); });
+  if (absl::IsInvalidArgument(spec.status())) return absl::FailedPreconditionError(spec.status().message());
+  return spec;
+}
+
 // Calls all ranks to the job, again whenever one is lost: it goes on from its last checkpoint. An error of
 // any rank's own is the job's, and so is a rank that is lost time after time without a step done.
 absl::StatusOr<TrainedModel> TrainOnAllRanks(const JobContext& job, const JobSpec& spec, TrainContext context,
@@ -97,9 +107,7 @@ absl::StatusOr<TrainedModel> RunJob(const JobContext& job, const Options& option
   v1::JobSpec proto;
   if (!proto.ParseFromString(job.spec))
     return absl::DataLossError(absl::StrCat("job ", job.id, ": spec is damaged"));
-  ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, WhileStoreIsAway(job.id, job.stop, [&] {
-                            return ReadJobSpec(proto, &store, options.model_root);
-                          }));
+  ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, ReadAccepted(proto, job.id, job.stop, store, options));
   TrainContext context;
   context.device = options.ranks.device;
   context.work_folder = job.work_folder;
@@ -155,9 +163,7 @@ void FollowJobs(const Options& options, ArtifactStore& store, Rendezvous& rendez
       if (!proto.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
         return absl::DataLossError("the job's spec is damaged");
       }
-      ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, WhileStoreIsAway("of rank 0", stop, [&] {
-                                return ReadJobSpec(proto, &store, options.model_root);
-                              }));
+      ALMOST_ASSIGN_OR_RETURN(const JobSpec spec, ReadAccepted(proto, "of rank 0", stop, store, options));
       TrainContext context;
       context.device = options.ranks.device;
       context.stop = stop;

@@ -168,6 +168,38 @@ class TrainerKill(unittest.TestCase):
             finally:
                 trainer.stop()
 
+    def test_a_job_whose_files_are_away_keeps_its_checkpoints(self):
+        """As when a volume is mounted after the trainer has started."""
+        with tempfile.TemporaryDirectory(prefix="almost-kill-") as name:
+            folder = pathlib.Path(name)
+            write_data(folder)
+            shutil.copytree(SOURCE / "common/world/models/S", folder / "base")
+            trainer = Trainer(folder)
+            try:
+                trainer.start()
+                trainer.submit("sft", {"base_model": "base", "seed": 3, "checkpoint_steps": 2, "optimizer": OPTIMIZER, "sft": {
+                    "dataset": "dialogues.jsonl", "epochs": 50, "batch_size": 8}})
+                checkpoints = trainer.store / "jobs/sft/work/checkpoints"
+                self.wait(lambda: checkpoints.is_dir() and any(checkpoints.glob("step-*[0-9]")))
+                trainer.kill()
+                (folder / "base").rename(folder / "away")
+                trainer.start()
+                self.wait(lambda: trainer.state("sft")["state"] == "failed")
+                self.assertIn("base_model: ", trainer.state("sft")["error"]["message"])
+                (folder / "away").rename(folder / "base")
+                self.assertTrue(any(checkpoints.glob("step-*[0-9]")))
+                subprocess.run([BIN / "almost", "jobs", "resume", "sft", "--trainer", f"127.0.0.1:{trainer.trainer_port}"],
+                               check=True, stdout=subprocess.DEVNULL)
+                self.wait(lambda: trainer.state("sft")["state"] == "running")
+            finally:
+                trainer.stop()
+
+    def wait(self, condition):
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+
     def test_models_are_those_of_undisturbed_jobs(self):
         undisturbed, trainer = self.digests(Trainer)
         left = {job: OPTIONS.kills // 3 + (place < OPTIONS.kills % 3) for place, job in enumerate(undisturbed)}

@@ -103,7 +103,7 @@ bool MayGoOn(const absl::Status& error) {
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kUnauthenticated:
     case absl::StatusCode::kUnknown:             // the device failed
-    case absl::StatusCode::kFailedPrecondition:  // another machine
+    case absl::StatusCode::kFailedPrecondition:  // another machine; files that have gone
       return true;
     default:
       return false;
