@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 #include "common/rpc/status.h"
 #include "common/storage/env.h"
 
@@ -57,7 +58,8 @@ pb::Comparison Of(const std::string& a, const std::string& b) {
 
 // An editor ends a file in a newline; between the wording and a model's answer it would cost every figure.
 TEST(ReadTemplateTest, ANewlineAtItsEndIsTheFilesOwn) {
-  const std::string file = testing::TempDir() + "template.txt";
+  const ScratchFolder folder;
+  const std::string file = folder / "template.txt";
   for (const char* end : {"", "\n", "\r\n"}) {
     ASSERT_TRUE(Env::Posix()->Write(file, absl::StrCat("Q: {question}\nA:", end)).ok());
     EXPECT_EQ(*ReadTemplate(file, "", {"question"}), "Q: {question}\nA:");

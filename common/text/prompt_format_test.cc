@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/scratch_folder.h"
 
 namespace almost {
 namespace {
@@ -141,8 +142,7 @@ TEST_F(EncodeDialogueTest, MarksTheAssistantsTokensAndEndsItsTurns) {
 TEST_F(EncodeDialogueTest, EqualsTheChatTemplatesTextWithEveryTokenizer) {
   const std::filesystem::path goldens =
       std::filesystem::path(std::getenv("ALMOST_SOURCE_DIR")) / "tests/parity/goldens/tokenizers";
-  const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / "encode_dialogue_test";
-  std::filesystem::create_directories(folder);
+  const ScratchFolder folder;
   std::ifstream llama2(goldens / "llama2/tokenizer.json");
   // As Mistral's and newer Llama tokenizers have it: a blank in front of a text, but none after a special
   // token.
