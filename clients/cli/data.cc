@@ -10,11 +10,11 @@
 #include "clients/cli/table.h"
 #include "clients/cli/verbs.h"
 #include "common/base/status_macros.h"
+#include "common/base/unicode.h"
 #include "common/storage/env.h"
 #include "common/text/comparison_files.h"
 #include "common/text/prompt_filter.h"
 #include "common/text/response_filter.h"
-#include "common/text/unicode.h"
 #include "nlohmann/json.hpp"
 
 namespace almost::cli {

@@ -4,8 +4,8 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/unicode.h"
 #include "common/text/rouge_l.h"
-#include "common/text/unicode.h"
 
 namespace almost::cli {
 namespace {

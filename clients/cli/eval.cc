@@ -15,11 +15,11 @@
 #include "common/base/random.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
+#include "common/base/unicode.h"
 #include "common/evaluation/benchmark_files.h"
 #include "common/evaluation/benchmarks.h"
 #include "common/page/page.h"
 #include "common/storage/env.h"
-#include "common/text/unicode.h"
 
 namespace almost::cli {
 namespace {

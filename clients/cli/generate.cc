@@ -10,7 +10,7 @@
 #include "clients/cli/table.h"
 #include "clients/cli/verbs.h"
 #include "common/base/status_macros.h"
-#include "common/text/unicode.h"
+#include "common/base/unicode.h"
 
 namespace almost::cli {
 namespace {

@@ -7,10 +7,10 @@
 #include "clients/cli/endpoints.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
+#include "common/base/unicode.h"
 #include "common/evaluation/benchmarks.h"
 #include "common/rpc/status.h"
 #include "common/storage/env.h"
-#include "common/text/unicode.h"
 
 namespace almost::cli {
 

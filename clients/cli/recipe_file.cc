@@ -6,8 +6,8 @@
 #include "clients/cli/endpoints.h"
 #include "clients/cli/yaml_file.h"
 #include "common/base/status_macros.h"
+#include "common/base/unicode.h"
 #include "common/storage/env.h"
-#include "common/text/unicode.h"
 
 namespace almost::cli {
 namespace {

@@ -9,7 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "common/text/unicode.h"
+#include "common/base/unicode.h"
 #include "google/protobuf/descriptor.h"
 #include "yaml-cpp/yaml.h"
 

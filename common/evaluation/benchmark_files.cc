@@ -9,9 +9,9 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
+#include "common/base/unicode.h"
 #include "common/storage/env.h"
 #include "common/storage/gzip.h"
-#include "common/text/unicode.h"
 #include "nlohmann/json.hpp"
 
 namespace almost {

@@ -1,10 +1,10 @@
 #include "common/rpc/status.h"
 
-#include <algorithm>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/unicode.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace almost {
@@ -19,30 +19,16 @@ constexpr absl::Duration kDefaultRetryDelay = absl::Milliseconds(200);
 // Clients take 8 KiB of trailers, in which a message stands up to three times, its characters written out.
 constexpr size_t kMaxMessageBytes = 1024;
 
-// How many bytes the first character of `text` has; 0: it is not UTF-8.
-size_t CharacterBytes(absl::string_view text) {
-  const auto byte = [text](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const size_t bytes = byte(0) < 0x80 ? 1 : byte(0) < 0xc2 ? 0 : byte(0) < 0xe0 ? 2 : byte(0) < 0xf0 ? 3 : 4;
-  if (byte(0) > 0xf4 || bytes > text.size()) return 0;
-  for (size_t i = 1; i < bytes; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-  }
-  // Written longer than it is, a surrogate, or beyond the last character.
-  const bool none =
-      bytes > 2 && ((byte(0) == 0xe0 && byte(1) < 0xa0) || (byte(0) == 0xed && byte(1) > 0x9f) ||
-                    (byte(0) == 0xf0 && byte(1) < 0x90) || (byte(0) == 0xf4 && byte(1) > 0x8f));
-  return none ? 0 : bytes;
-}
-
 // UTF-8 of at most so many bytes and the sign that it goes on.
 std::string Shown(absl::string_view message, size_t max_bytes) {
   std::string shown;
   while (!message.empty()) {
-    const size_t bytes = CharacterBytes(message);
-    const absl::string_view character = bytes == 0 ? kReplacement : message.substr(0, bytes);
+    const CodePoint first = FirstCodePoint(message);
+    const bool is_none = first.value == 0xFFFD && first.size == 1;
+    const absl::string_view character = is_none ? kReplacement : message.substr(0, first.size);
     if (shown.size() + character.size() > max_bytes) return absl::StrCat(shown, "…");
     absl::StrAppend(&shown, character);
-    message.remove_prefix(std::max<size_t>(bytes, 1));
+    message.remove_prefix(first.size);
   }
   return shown;
 }

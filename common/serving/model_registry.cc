@@ -11,6 +11,7 @@
 #include "common/base/ids.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
+#include "common/base/unicode.h"
 #include "common/engine/weights.h"
 #include "common/kernels/thread_team.h"
 #include "common/metrics/metrics_server.h"
@@ -80,26 +81,9 @@ absl::StatusOr<std::string> DigestWithText(const ModelFolder& weights) {
 }  // namespace
 
 absl::Status CheckUtf8(absl::string_view field, absl::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const auto byte = static_cast<uint8_t>(text[i]);
-    const size_t length = byte < 0x80       ? 1
-                          : byte >> 5 == 6  ? 2
-                          : byte >> 4 == 14 ? 3
-                          : byte >> 3 == 30 ? 4
-                                            : 0;
-    bool valid = length > 0 && i + length <= text.size();
-    uint32_t code = length == 1 ? byte : byte & (0x7f >> length);
-    for (size_t k = 1; valid && k < length; ++k) {
-      const auto next = static_cast<uint8_t>(text[i + k]);
-      valid = next >> 6 == 2;
-      code = code << 6 | (next & 0x3f);
-    }
-    constexpr uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};
-    valid = valid && code >= kLeast[length] && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff);
-    if (!valid) return InvalidField(field, "valid UTF-8", absl::StrCat("an invalid byte at position ", i));
-    i += length;
-  }
-  return absl::OkStatus();
+  const size_t valid = ValidUtf8Prefix(text);
+  if (valid == text.size()) return absl::OkStatus();
+  return InvalidField(field, "valid UTF-8", absl::StrCat("an invalid byte at position ", valid));
 }
 
 engine::ScoringLimits LimitsOf(const grpc::ServerContext& context, const LoadGate::Ticket& ticket) {

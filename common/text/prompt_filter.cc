@@ -9,7 +9,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "common/text/unicode.h"
+#include "common/base/unicode.h"
 
 namespace almost {
 namespace {

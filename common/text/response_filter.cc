@@ -5,7 +5,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
-#include "common/text/unicode.h"
+#include "common/base/unicode.h"
 
 namespace almost {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "common/text/unicode.h"
+#include "common/base/unicode.h"
 
 namespace almost {
 namespace {

@@ -11,7 +11,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
-#include "common/text/unicode.h"
+#include "common/base/unicode.h"
 
 namespace almost {
 namespace {

@@ -1,4 +1,4 @@
-#include "common/text/unicode.h"
+#include "common/base/unicode.h"
 
 #include <algorithm>
 #include <iterator>

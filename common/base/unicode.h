@@ -7,7 +7,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
-// What the filters need of Unicode, as Python's str has it: lengths in code points and blanks of every kind.
+// UTF-8, and of Unicode what filters and files need, as Python's str has it: lengths in code points, blanks
+// of every kind.
 namespace almost {
 
 // The first code point of `text` (not empty) and its size in bytes. Bytes that are no character count as one
